@@ -1,0 +1,85 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What a host hands to a method: one batch of patches with all that a learned augmentation needs to know of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["Batch", "centre_crop"]
+
+
+def centre_crop(x: Tensor, margin: tuple[int, ...]) -> Tensor:
+    """Cut ``margin`` voxels off both ends of every spatial axis of ``x`` (B, C, D, H, W).
+
+    >>> centre_crop(torch.zeros(1, 1, 8, 8, 8), (1, 2, 0)).shape
+    torch.Size([1, 1, 6, 4, 8])
+    """
+    if not any(margin):
+        return x
+    window = [slice(m, x.shape[2 + i] - m) for i, m in enumerate(margin)]
+    return x[(slice(None), slice(None), *window)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """A batch of patches, normalised, on one device.
+
+    Args:
+        image: (B, C, D, H, W), in standard deviations after normalisation; 2D is (B, C, H, W) throughout. Its spatial
+            size is the patch plus twice ``margin``, so that a spatial method can warp first and crop afterwards.
+        label: (B, K, D, H, W) float, one channel a class with the background first (sums to 1), or one a region.
+        valid: (B, 1, D, H, W) float, 0 where the label is unknown (an ignore label), 1 elsewhere; None: all known.
+        extra: (B, E, D, H, W) channels that move with the image but that no intensity operation touches (a cascade's
+            previous segmentation), or None.
+        mask: (B, C, D, H, W) float, 0 where the image must stay 0 (nnU-Net's non-zero mask), or None.
+        classes: (B,) int64, the label value at the patch's centre.
+        case: B names.
+        spacing: (B, 3) voxel size in mm, order D, H, W.
+        margin: voxels by which the patch is enlarged at each end of each axis.
+        target: the label in the host's own form (what its own loss takes), on any device; used by the plain step only.
+
+    >>> b = Batch(torch.zeros(2, 1, 8, 8, 8), torch.zeros(2, 3, 8, 8, 8), classes=torch.zeros(2, dtype=torch.long),
+    ...           case=("a", "b"), spacing=torch.ones(2, 3), margin=(1, 1, 1))
+    >>> b.cropped().image.shape, b.rows(slice(0, 1)).case
+    (torch.Size([2, 1, 6, 6, 6]), ('a',))
+    """
+
+    image: Tensor
+    label: Tensor
+    valid: Tensor | None = None
+    extra: Tensor | None = None
+    mask: Tensor | None = None
+    classes: Tensor | None = None
+    case: tuple[str, ...] = ()
+    spacing: Tensor | None = None
+    margin: tuple[int, ...] = (0, 0, 0)
+    target: Any = None
+
+    def _map(self, function: Callable[[Tensor], Tensor], *names: str) -> Batch:
+        """Apply ``function`` to the named tensors that are there."""
+        changed = {n: function(getattr(self, n)) for n in names if getattr(self, n) is not None}
+        return replace(self, **changed)
+
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
+        """Move every tensor to ``device``."""
+        names = [f.name for f in fields(self) if f.name != "target" and isinstance(getattr(self, f.name), Tensor)]
+        return self._map(lambda t: t.to(device, non_blocking=non_blocking), *names)
+
+    def cropped(self) -> Batch:
+        """The patch without its margin."""
+        crop = self._map(lambda t: centre_crop(t, self.margin), "image", "label", "valid", "extra", "mask")
+        return replace(crop, margin=tuple(0 for _ in self.margin))
+
+    def rows(self, index: slice | Tensor) -> Batch:
+        """The samples that ``index`` selects (without the host's own target)."""
+        part = self._map(
+            lambda t: t[index], "image", "label", "valid", "extra", "mask", "classes", "spacing"
+        )
+        order = range(len(self.case))[index] if isinstance(index, slice) else index.tolist()
+        return replace(part, target=None, case=tuple(self.case[i] for i in order) if self.case else ())

@@ -1,0 +1,67 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The errors a user meets: one class for each kind of fault, one sentence pattern for all of them."""
+
+from __future__ import annotations
+
+__all__ = ["AutoAugError", "CheckpointError", "ConfigError", "DataError", "PolicyError"]
+
+
+class AutoAugError(Exception):
+    """Base of every error that this package raises on purpose; the command line prints it without a traceback.
+
+    >>> issubclass(DataError, AutoAugError)
+    True
+    """
+
+
+class DataError(AutoAugError):
+    """A file or data set that can't be used as it is.
+
+    Args:
+        message: what is wrong, in one sentence.
+        file: the file or case it is about.
+        expected: what was expected.
+        came: what came instead.
+        remedy: what the user can do.
+
+    >>> print(DataError("label and image differ in shape", file="case_03", expected=(3, 4, 5), came=(3, 4, 4),
+    ...                 remedy="resample the label onto the image"))
+    case_03: label and image differ in shape; expected (3, 4, 5), came (3, 4, 4). To do: resample the label onto the image
+    """
+
+    def __init__(
+        self, message: str, *, file: object = None, expected: object = None, came: object = None, remedy: str = ""
+    ) -> None:
+        text = message if file is None else f"{file}: {message}"
+        if expected is not None or came is not None:
+            text += f"; expected {expected}, came {came}"
+        if remedy:
+            text += f". To do: {remedy}"
+        super().__init__(text)
+        self.file, self.expected, self.came, self.remedy = file, expected, came, remedy
+
+
+class ConfigError(AutoAugError):
+    """An option or a combination of options that can't work, said before training starts.
+
+    >>> raise ConfigError("accumulation_steps must be at least 1, got 0")
+    Traceback (most recent call last):
+    monai_autoaug.errors.ConfigError: accumulation_steps must be at least 1, got 0
+    """
+
+
+class PolicyError(AutoAugError):
+    """A policy or augmenter file that can't be read, or does not fit what it is applied to.
+
+    >>> issubclass(PolicyError, AutoAugError)
+    True
+    """
+
+
+class CheckpointError(AutoAugError):
+    """A checkpoint that is incomplete, of another configuration, or can't be written.
+
+    >>> issubclass(CheckpointError, AutoAugError)
+    True
+    """

@@ -1,0 +1,88 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""One file a paper; `build` finds a method by name."""
+
+from __future__ import annotations
+
+import inspect
+from importlib import import_module
+from typing import Any
+
+from torch import nn
+
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.base import Batches, Losses, Method, Player, Task
+
+__all__ = ["METHODS", "Batches", "Losses", "Method", "Player", "Task", "build", "find", "options", "prepare"]
+
+METHODS = {
+    "none": "monai_autoaug.methods.none:NoAugmentation",
+    "random": "monai_autoaug.methods.random:RandomAugmentation",
+    "adversarial": "monai_autoaug.methods.adversarial:Adversarial",
+}
+
+
+def find(name: str) -> type[Method]:
+    """The class of a method.
+
+    Raises:
+        ConfigError: there is no such method; the message lists those there are.
+
+    >>> find("none").__name__
+    'NoAugmentation'
+    """
+    if name not in METHODS:
+        raise ConfigError(f"there is no method {name!r}; choose one of {', '.join(sorted(METHODS))}")
+    module, _, attribute = METHODS[name].partition(":")
+    method: type[Method] = getattr(import_module(module), attribute)
+    return method
+
+
+def options(name: str) -> dict[str, inspect.Parameter]:
+    """The options of a method with their defaults.
+
+    >>> sorted(options("none"))
+    ['seed']
+    """
+    parameters = inspect.signature(find(name)).parameters
+    return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
+
+
+def _check(name: str, given: dict[str, Any]) -> None:
+    known = options(name)
+    for option in given:
+        if option not in known:
+            raise ConfigError(f"method {name!r} has no option {option!r}; it has {', '.join(sorted(known))}")
+
+
+def prepare(name: str, network: nn.Module, **given: Any) -> nn.Module:
+    """Give ``network`` what the method needs in it (auxiliary norms), before its optimiser and DDP are made.
+
+    >>> prepare("none", nn.Conv3d(1, 2, 1))
+    Conv3d(1, 2, kernel_size=(1, 1, 1), stride=(1, 1, 1))
+    """
+    _check(name, given)
+    return find(name).prepare(network, **given)
+
+
+def build(name: str, task: Task, **given: Any) -> Method:
+    """A method by name, ready to step.
+
+    Args:
+        name: one of ``METHODS``.
+        task: what the host owns; its network has been through `prepare`.
+        given: the method's options.
+
+    Raises:
+        ConfigError: unknown method or option.
+
+    >>> import torch
+    >>> from monai_autoaug.precision import Precision
+    >>> net = nn.Conv3d(1, 2, 1)
+    >>> task = Task(net, torch.optim.SGD(net.parameters(), 0.1), losses=lambda o, y, v: o.mean((1, 2, 3, 4)),
+    ...             precision=Precision("cpu"))
+    >>> build("none", task).name
+    'none'
+    """
+    _check(name, given)
+    return find(name)(task, **given)

@@ -1,0 +1,233 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The spine: what a host owns (`Task`), what it hands over (`Batches`), and what a paper is (`Method`).
+
+A method knows no host and a host knows no paper: the MONAI engine and the nnU-Net trainers carry the same `Method.step`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.errors import CheckpointError
+from monai_autoaug.networks.auxiliary_norm import auxiliary_state, load_auxiliary_state, norm_groups
+from monai_autoaug.precision import Precision, rank
+
+__all__ = ["Batches", "Losses", "Method", "Player", "Task"]
+
+
+class Losses(Protocol):
+    """One loss a sample, whose mean has the value and the gradient of the host's own loss on hard labels."""
+
+    def __call__(self, output: Any, label: Tensor, valid: Tensor | None) -> Tensor:
+        """Loss of each sample.
+
+        Args:
+            output: what the network returned: logits (B, K, D, H, W), or a list of them, full resolution first.
+            label: (B, K, D, H, W), soft.
+            valid: (B, 1, D, H, W), or None.
+
+        Returns:
+            (B,) losses in float32.
+        """
+        ...
+
+
+class Batches(Protocol):
+    """Lazily drawn batches of the streams that a method needs."""
+
+    def next(self, stream: str) -> Batch:
+        """The next batch of "train" or "real" (a second training batch), on the device of the task."""
+        ...
+
+
+@dataclass
+class Player:
+    """A network of a method's own with its optimiser, updated in the same backward as the segmentation network."""
+
+    module: nn.Module
+    optimizer: torch.optim.Optimizer
+    clip: float | None = None
+
+
+def _ignore(event: str, values: Mapping[str, Any]) -> None:
+    """A host that doesn't want to hear of events."""
+
+
+class Task:
+    """What a host owns: the segmentation network, its optimiser, its loss and the precision they run in.
+
+    Args:
+        network: the segmentation network, unwrapped (no DDP, not compiled); auxiliary norm groups are already in it.
+        optimizer: its optimiser.
+        losses: the host's loss, one value a sample (see `Losses`).
+        precision: autocast, scaler, ranks.
+        spatial_dims: 2 or 3.
+        regions: whether the label's channels are overlapping regions (sigmoid) rather than classes (softmax).
+        clip: largest gradient norm of the segmentation network, or None.
+        call: how the host runs its network, for example compiled; default: ``network`` itself.
+        accumulation_steps: micro-batches whose gradients are added before an update.
+        listener: is told "forward", "loss", "backward" and "model" within each step, with what there is to know.
+
+    >>> net = nn.Conv3d(1, 2, 1)
+    >>> task = Task(net, torch.optim.SGD(net.parameters(), 0.1), losses=lambda o, y, v: (o - y).square().mean((1, 2, 3, 4)),
+    ...             precision=Precision("cpu"))
+    >>> task.probabilities(task.forward(torch.zeros(1, 1, 4, 4, 4))).shape
+    torch.Size([1, 2, 4, 4, 4])
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        losses: Losses,
+        precision: Precision,
+        *,
+        spatial_dims: int = 3,
+        regions: bool = False,
+        clip: float | None = None,
+        call: Callable[[Tensor], Any] | None = None,
+        accumulation_steps: int = 1,
+        listener: Callable[[str, Mapping[str, Any]], None] = _ignore,
+    ) -> None:
+        self.network, self.optimizer, self.losses, self.precision = network, optimizer, losses, precision
+        self.spatial_dims, self.regions, self.clip = spatial_dims, regions, clip
+        self.call: Callable[[Tensor], Any] = network if call is None else call
+        self.accumulation_steps = accumulation_steps
+        self.first_micro_batch = self.last_micro_batch = True  # a host that accumulates sets these before each step
+        self.notify = listener
+
+    @property
+    def device(self) -> torch.device:
+        """Where training runs."""
+        return self.precision.device
+
+    def forward(self, image: Tensor, extra: Tensor | None = None, group: Tensor | None = None) -> Any:
+        """Run the segmentation network under the host's precision.
+
+        Args:
+            image: (B, C, D, H, W).
+            extra: (B, E, D, H, W) channels appended to the image, or None.
+            group: (B,) int64 norm group of each sample, 0 the main one; None: all main.
+
+        Returns:
+            The network's output: logits, or a list of them with deep supervision.
+        """
+        x = image if extra is None else torch.cat([image, extra], dim=1)
+        with norm_groups(self.network, group), self.precision.autocast():
+            return self.call(x)
+
+    def probabilities(self, output: Any) -> Tensor:
+        """Class (softmax) or region (sigmoid) probabilities at full resolution, float32."""
+        logits = output[0] if isinstance(output, list | tuple) else output
+        logits = logits.float()
+        return logits.sigmoid() if self.regions else logits.softmax(dim=1)
+
+    def loss(self, output: Any, batch: Batch) -> Tensor:
+        """The host's own loss of an unaugmented batch, a scalar; hosts use their own target and loss here."""
+        return self.losses(output, batch.label, batch.valid).mean()
+
+
+class Method(ABC):
+    """What a paper is: the rule by which its augmentation gets a gradient.
+
+    Args:
+        task: what the host owns.
+        seed: seed of the method's own random numbers; ranks draw different ones.
+
+    A subclass fills ``players`` and implements ``step``. `Method.descend` is the one backward and the one update of all.
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[tuple[str, ...]] = ("train",)
+
+    def __init__(self, task: Task, *, seed: int = 0) -> None:
+        self.task = task
+        self.players: dict[str, Player] = {}
+        self.steps = 0
+        self.generator = torch.Generator(device=task.device)
+        self.generator.manual_seed(seed * 1009 + rank())
+
+    @classmethod
+    def prepare(cls, network: nn.Module, **options: Any) -> nn.Module:
+        """Change the segmentation network before its optimiser and DDP are made (auxiliary norms); default: nothing."""
+        return network
+
+    @abstractmethod
+    def step(self, batches: Batches) -> dict[str, float]:
+        """One training step of all players; returns the figures to log."""
+
+    def on_epoch(self, epoch: int) -> dict[str, float]:
+        """Figures of the epoch that has ended (what tells a collapse); ``warnings()`` puts them into words."""
+        return {}
+
+    def warnings(self) -> list[str]:
+        """What a user should know about the epoch that has ended; empty when all is well."""
+        return []
+
+    def augmenters(self) -> dict[str, nn.Module]:
+        """The learned augmenters that are worth keeping after training, by name."""
+        return {}
+
+    def descend(self, loss: Tensor) -> None:
+        """One backward of ``loss`` and one update of the segmentation network and of every player.
+
+        Args:
+            loss: scalar; players whose game is opposed see it through a gradient reversal.
+        """
+        task, precision = self.task, self.task.precision
+        optimizers = {"network": (task.optimizer, task.clip)} | {
+            name: (player.optimizer, player.clip) for name, player in self.players.items()
+        }
+        if task.first_micro_batch:
+            for optimizer, _ in optimizers.values():
+                optimizer.zero_grad(set_to_none=True)
+        precision.backward(loss / task.accumulation_steps if task.accumulation_steps > 1 else loss)
+        task.notify("backward", {})
+        if task.last_micro_batch:
+            for name, (optimizer, clip) in optimizers.items():
+                precision.step(name, optimizer, clip=clip)
+            precision.update()
+        self.steps += 1
+        task.notify("model", {})
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that the method adds to a checkpoint: tensors, numbers and strings only.
+
+        The segmentation network and its optimiser are the host's to save; its auxiliary norm groups are in here.
+        """
+        return {
+            "name": self.name,
+            "steps": self.steps,
+            "players": {n: {"module": p.module.state_dict(), "optimizer": p.optimizer.state_dict()}
+                        for n, p in self.players.items()},
+            "auxiliary": auxiliary_state(self.task.network),
+            "generator": self.generator.get_state(),
+            "precision": self.task.precision.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave.
+
+        Raises:
+            CheckpointError: it is another method's, or has other players.
+        """
+        if state["name"] != self.name or set(state["players"]) != set(self.players):
+            raise CheckpointError(
+                f"this checkpoint was written by method {state['name']!r} with players {sorted(state['players'])};"
+                f" this run is {self.name!r} with {sorted(self.players)}. Resume with the options it was started with"
+            )
+        self.steps = state["steps"]
+        for name, player in self.players.items():
+            player.module.load_state_dict(state["players"][name]["module"])
+            player.optimizer.load_state_dict(state["players"][name]["optimizer"])
+        load_auxiliary_state(self.task.network, state["auxiliary"])
+        self.generator.set_state(state["generator"].cpu())
+        self.task.precision.load_state_dict(state["precision"])

@@ -1,0 +1,23 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Small networks and layers that MONAI lacks."""
+
+from __future__ import annotations
+
+from monai_autoaug.networks.auxiliary_norm import (
+    AuxiliaryNorm,
+    add_auxiliary_norms,
+    auxiliary_state,
+    load_auxiliary_state,
+    norm_groups,
+)
+from monai_autoaug.networks.gradient_reversal import reverse_gradient
+
+__all__ = [
+    "AuxiliaryNorm",
+    "add_auxiliary_norms",
+    "auxiliary_state",
+    "load_auxiliary_state",
+    "norm_groups",
+    "reverse_gradient",
+]

@@ -1,0 +1,47 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Gradient reversal: one backward trains a player and its opponent."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["reverse_gradient"]
+
+
+class _Reverse(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch types it loosely
+        (scale,) = ctx.saved_tensors
+        return -scale.to(gradient.dtype) * gradient, None
+
+
+def reverse_gradient(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
+    """Return ``x`` unchanged; its gradient is multiplied by ``-scale`` on the way back.
+
+    Args:
+        x: any tensor.
+        scale: strength of the reversed game; a tensor broadcastable to ``x`` weights samples one by one; 0 cuts it off.
+
+    Note:
+        A second derivative through it flips the sign twice, so it has no place in a hypergradient.
+
+    Source: the reversal between target network and generator of Gao et al. 2021, Algorithm 1, step 4.
+
+    >>> x = torch.ones(2, requires_grad=True)
+    >>> reverse_gradient(3 * x, 0.5).sum().backward(); x.grad
+    tensor([-1.5000, -1.5000])
+    """
+    s = scale if isinstance(scale, Tensor) else torch.as_tensor(scale, device=x.device)
+    return _Reverse.apply(x, s.detach())

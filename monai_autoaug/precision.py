@@ -1,0 +1,197 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Mixed precision and ranks: autocast, the one scaler of the one backward, and an update that every player survives.
+
+The rules: one backward has one scaler; every optimiser is averaged over ranks, unscaled, checked for non-finite values,
+clipped and skipped on its own; a float32 region stays float32 whatever surrounds it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections import Counter
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from monai_autoaug.errors import AutoAugError, ConfigError
+
+__all__ = ["DTYPES", "Precision", "average_gradients", "average_over_ranks", "float32_region", "rank", "world_size"]
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+def world_size() -> int:
+    """Number of ranks that train together (1 without ``torch.distributed``).
+
+    >>> world_size()
+    1
+    """
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def rank() -> int:
+    """This process's rank (0 without ``torch.distributed``).
+
+    >>> rank()
+    0
+    """
+    return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
+
+
+def average_over_ranks(x: Tensor) -> Tensor:
+    """Mean of ``x`` over all ranks, detached.
+
+    >>> average_over_ranks(torch.tensor(2.0))
+    tensor(2.)
+    """
+    x = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(x)
+        x /= world_size()
+    return x
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Average the gradients of ``parameters`` over all ranks, in place, in one message.
+
+    A parameter without gradient on one rank counts as zero there, so that ranks can't wait for each other for ever.
+
+    >>> average_gradients([nn.Parameter(torch.zeros(2))])
+    """
+    if world_size() == 1:
+        return
+    wanted = [p for p in parameters if p.requires_grad]
+    if not wanted:
+        return
+    flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).float() for p in wanted])
+    dist.all_reduce(flat)
+    flat /= world_size()
+    for p, mean in zip(wanted, flat.split([p.numel() for p in wanted]), strict=True):
+        p.grad = mean.view_as(p).to(p.dtype)
+
+
+@contextlib.contextmanager
+def float32_region(device: torch.device | str) -> Any:
+    """Switch autocast off: grids are built and sampled in float32 (a bfloat16 grid is off by 0.8 voxel at 192 voxels).
+
+    >>> with torch.autocast("cpu", dtype=torch.bfloat16), float32_region("cpu"):
+    ...     (torch.ones(2, 2) @ torch.ones(2, 2)).dtype
+    torch.float32
+    """
+    with torch.autocast(torch.device(device).type, enabled=False):
+        yield
+
+
+class Precision:
+    """Autocast, scaler and the checked update of every player.
+
+    Args:
+        device: where training runs.
+        dtype: "float32" (no autocast), "bfloat16" or "float16" (with a gradient scaler; CUDA only).
+        scaler: a host's own scaler, used instead of a new one.
+        max_skipped: consecutive non-finite updates of one player after which training stops with an explanation.
+
+    Raises:
+        ConfigError: unknown dtype, or float16 on the CPU, where convolutions have no float16 kernel worth using.
+
+    >>> p = Precision("cpu")
+    >>> net = nn.Linear(1, 1); sgd = torch.optim.SGD(net.parameters(), lr=0.1)
+    >>> p.backward(net(torch.ones(1, 1)).sum()); p.step("net", sgd)
+    True
+    """
+
+    def __init__(
+        self,
+        device: torch.device | str,
+        dtype: str = "float32",
+        *,
+        scaler: torch.amp.GradScaler | None = None,
+        max_skipped: int = 50,
+    ) -> None:
+        if dtype not in DTYPES:
+            raise ConfigError(f"precision must be one of {', '.join(DTYPES)}, got {dtype!r}")
+        self.device = torch.device(device)
+        if dtype == "float16" and self.device.type == "cpu":
+            raise ConfigError("float16 training needs a GPU; use precision float32 or bfloat16 on the CPU")
+        self.dtype = DTYPES[dtype]
+        if scaler is None and dtype == "float16":
+            scaler = torch.amp.GradScaler(self.device.type)
+        self.scaler = scaler
+        self.max_skipped = max_skipped
+        self.skipped: Counter[str] = Counter()
+        self._in_a_row: Counter[str] = Counter()
+
+    def autocast(self) -> contextlib.AbstractContextManager[Any]:
+        """The context in which networks run; the identity for float32."""
+        if self.dtype is torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device.type, dtype=self.dtype)
+
+    def backward(self, loss: Tensor) -> None:
+        """One backward for all players."""
+        (loss if self.scaler is None else self.scaler.scale(loss)).backward()
+
+    def step(self, name: str, optimizer: torch.optim.Optimizer, *, clip: float | None = None) -> bool:
+        """Average over ranks, unscale, check, clip, update; a non-finite gradient skips this player only.
+
+        Args:
+            name: the player, as counted in ``skipped``.
+            optimizer: its optimiser.
+            clip: largest gradient norm, or None.
+
+        Returns:
+            Whether the update was made.
+
+        Raises:
+            AutoAugError: this player's gradient was non-finite ``max_skipped`` times in a row.
+        """
+        parameters = [p for g in optimizer.param_groups for p in g["params"]]
+        average_gradients(parameters)
+        if self.scaler is not None:
+            self.scaler.unscale_(optimizer)
+        given = [p for p in parameters if p.grad is not None]
+        norm = torch.nn.utils.clip_grad_norm_(given, float("inf") if clip is None else clip) if given else None
+        if norm is not None and not bool(torch.isfinite(norm)):
+            self._skip(name, optimizer)
+            return False
+        self._in_a_row[name] = 0
+        if self.scaler is None:
+            optimizer.step()
+        else:
+            self.scaler.step(optimizer)
+        return True
+
+    def _skip(self, name: str, optimizer: torch.optim.Optimizer) -> None:
+        """Drop a non-finite gradient and count it; a growing run of them is not float16's scale search any more."""
+        optimizer.zero_grad(set_to_none=True)
+        self.skipped[name] += 1
+        self._in_a_row[name] += 1
+        if self._in_a_row[name] > self.max_skipped:
+            raise AutoAugError(
+                f"the gradient of {name} was not finite in {self._in_a_row[name]} updates in a row; the last good state"
+                " is in the checkpoint. Lower the learning rate, clip the gradient or train in float32"
+            )
+
+    def update(self) -> None:
+        """Adapt the scale, once for all players."""
+        if self.scaler is not None:
+            self.scaler.update()
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only."""
+        return {
+            "scaler": {} if self.scaler is None else self.scaler.state_dict(),
+            "skipped": dict(self.skipped),
+            "in_a_row": dict(self._in_a_row),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        if self.scaler is not None and state["scaler"]:
+            self.scaler.load_state_dict(state["scaler"])
+        self.skipped = Counter(state["skipped"])
+        self._in_a_row = Counter(state["in_a_row"])
