@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["reverse_gradient"]
+__all__ = ["meter_gradient", "reverse_gradient"]
 
 
 class _Reverse(torch.autograd.Function):
@@ -45,3 +45,35 @@ def reverse_gradient(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     """
     s = scale if isinstance(scale, Tensor) else torch.as_tensor(scale, device=x.device)
     return _Reverse.apply(x, s.detach())
+
+
+class _Meter(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, scale: Tensor, norm: Tensor) -> Tensor:
+        return x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[1])
+        ctx.norm = inputs[2]
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # torch types it loosely
+        (scale,) = ctx.saved_tensors
+        ctx.norm.copy_(gradient.detach().float().norm())
+        return scale.to(gradient.dtype) * gradient, None, None
+
+
+def meter_gradient(x: Tensor, norm: Tensor, scale: Tensor) -> Tensor:
+    """Return ``x`` unchanged; on the way back write the gradient's norm into ``norm`` and multiply it by ``scale``.
+
+    Args:
+        x: any tensor.
+        norm: a scalar tensor that is overwritten during backward.
+        scale: a scalar tensor.
+
+    >>> x, norm = torch.ones(2, requires_grad=True), torch.zeros(())
+    >>> meter_gradient(x, norm, torch.tensor(0.5)).sum().backward(); x.grad, round(float(norm), 3)
+    (tensor([0.5000, 0.5000]), 1.414)
+    """
+    return _Meter.apply(x, scale.detach(), norm)

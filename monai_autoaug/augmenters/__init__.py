@@ -1,0 +1,13 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Learned augmenters: networks that predict transformations."""
+
+from __future__ import annotations
+
+from monai_autoaug.augmenters.affine import AffineAugmenter
+from monai_autoaug.augmenters.appearance import AppearanceAugmenter
+from monai_autoaug.augmenters.base import Augmenter
+from monai_autoaug.augmenters.deformation import DeformationAugmenter
+from monai_autoaug.augmenters.transformation import Transformation
+
+__all__ = ["AffineAugmenter", "AppearanceAugmenter", "Augmenter", "DeformationAugmenter", "Transformation"]

@@ -1,0 +1,155 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What the image-conditioned augmenters share: trunk, noise, bounds and the random policy that they shift."""
+
+from __future__ import annotations
+
+import math
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_autoaug.augmenters.transformation import Transformation
+from monai_autoaug.augmenters.trunk import PaperTrunk, QuarterTrunk
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.precision import float32_region
+
+__all__ = ["Augmenter"]
+
+
+class Augmenter(nn.Module):
+    """Base of the learned augmenters: ``forward(image, noise) -> Transformation``.
+
+    Two parametrisations, both bounded and both the identity when fresh:
+
+    - ``base="identity"``, the paper's: ``bound * tanh(G(x, z))`` with a zero-initialised last layer.
+    - ``base="random"``, the default: ``strength * bound * tanh(G(x, z) + atanh(u))``, a learned shift of the policy that
+      draws every parameter uniformly within its bounds (``u`` is a function of the noise). With G = 0 it is that random
+      policy; ``strength`` is a buffer that starts at 0 (identity) and that a method raises to 1 while it warms up.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: image channels.
+        fidelity: "default" (quarter-resolution trunk) or "paper" (the paper's full-resolution network).
+        base: "random", "identity"; None: "random", or "identity" with ``fidelity="paper"``.
+        noise_size: length of the noise vector that the trunk sees (128 in the paper).
+        width: channels of the trunk.
+        image_condition: whether the trunk looks at the image.
+        trunk: a trunk to share with other augmenters; None: one of its own.
+        parameters: how many uniform draws the random policy needs.
+
+    Raises:
+        ConfigError: unknown ``fidelity`` or ``base``.
+    """
+
+    kind: str
+    strength: Tensor
+
+    def __init__(
+        self,
+        spatial_dims: int,
+        in_channels: int,
+        *,
+        fidelity: str,
+        base: str | None,
+        noise_size: int,
+        width: int,
+        image_condition: bool,
+        trunk: nn.Module | None,
+        parameters: int,
+    ) -> None:
+        super().__init__()
+        if fidelity not in ("default", "paper"):
+            raise ConfigError(f"fidelity must be 'default' or 'paper', got {fidelity!r}")
+        base = base or ("identity" if fidelity == "paper" else "random")
+        if base not in ("random", "identity"):
+            raise ConfigError(f"base must be 'random' or 'identity', got {base!r}")
+        self.spatial_dims, self.in_channels, self.fidelity, self.base = spatial_dims, in_channels, fidelity, base
+        self.noise_size = noise_size
+        self.draws = parameters if base == "random" else 0
+        network = PaperTrunk if fidelity == "paper" else QuarterTrunk
+        self.trunk = trunk if trunk is not None else network(
+            spatial_dims, in_channels, noise_size=noise_size, width=width, image_condition=image_condition
+        )  # fmt: skip
+        self.tap: Callable[[Tensor], Tensor] = _untapped
+        self.register_buffer("strength", torch.tensor(1.0 if base == "identity" else 0.0))
+
+    def sample_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise (B, noise_size + draws): what the trunk sees, then what the random policy draws from.
+
+        Args:
+            batch_size: B.
+            generator: random numbers come from it, on its own device; None: torch's global one.
+        """
+        device = self.strength.device
+        source = device if generator is None else generator.device
+        return torch.randn(batch_size, self.noise_size + self.draws, generator=generator, device=source).to(device)
+
+    def forward(self, image: Tensor, noise: Tensor | None = None) -> Transformation:
+        """Predict one transformation a sample.
+
+        Args:
+            image: (B, C, D, H, W), normalised.
+            noise: from `sample_noise`; None: drawn.
+
+        Returns:
+            Transformations of volumes of the image's size; each depends on that sample and its noise alone
+            (batch norm in ``fidelity="paper"`` aside).
+        """
+        noise = self.sample_noise(len(image)) if noise is None else noise
+        return self.decode(self.trunk(image, noise[:, : self.noise_size]), noise, tuple(image.shape[2:]))
+
+    @abstractmethod
+    def decode(
+        self, features: Tensor, noise: Tensor, shape: tuple[int, ...], *, spacing: Tensor | None = None
+    ) -> Transformation:
+        """Features of the trunk -> transformation of volumes of size ``shape``."""
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON values."""
+
+    def common_options(self) -> dict[str, Any]:
+        """Those arguments that all augmenters have."""
+        trunk: Any = self.trunk
+        return {
+            "spatial_dims": self.spatial_dims, "in_channels": self.in_channels, "fidelity": self.fidelity,
+            "base": self.base, "noise_size": self.noise_size, "width": trunk.width,
+            "image_condition": trunk.image_condition,
+        }  # fmt: skip
+
+    def bounded(self, shift: Tensor, noise: Tensor) -> Tensor:
+        """Squash the head's output to (-1, 1) around the random policy's draw, in float32.
+
+        Args:
+            shift: (B, n, ...) the head's output, flattened to the same number of values a sample as there are draws.
+            noise: (B, noise_size + draws).
+        """
+        with float32_region(shift.device):
+            shift = shift if shift.dtype == torch.float64 else shift.float()
+            shift = self.tap(shift)
+            if self.base == "identity":
+                return self.strength * shift.tanh()
+            z = noise[:, self.noise_size :].to(shift.dtype).view(len(noise), *self.draw_shape())
+            return self.strength * (self.place(_prior(z), shift) + shift).tanh()
+
+    def draw_shape(self) -> tuple[int, ...]:
+        """Shape of the random policy's draws a sample."""
+        return (self.draws,)
+
+    def place(self, prior: Tensor, shift: Tensor) -> Tensor:
+        """Bring the random policy's pre-activations to the shape of ``shift``."""
+        return prior
+
+
+def _untapped(shift: Tensor) -> Tensor:
+    """Nobody listens at the head's output; a method may put something here that measures or scales the gradient."""
+    return shift
+
+
+def _prior(z: Tensor) -> Tensor:
+    """atanh of a uniform draw in (-1, 1) made from a standard normal one: tanh of it is uniform."""
+    return torch.erf(z / math.sqrt(2)).mul(0.999).atanh()
