@@ -131,6 +131,11 @@ class Precision:
             return contextlib.nullcontext()
         return torch.autocast(self.device.type, dtype=self.dtype)
 
+    @property
+    def scale(self) -> float:
+        """The factor by which gradients are scaled in the current backward."""
+        return 1.0 if self.scaler is None else float(self.scaler.get_scale())
+
     def backward(self, loss: Tensor) -> None:
         """One backward for all players."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()

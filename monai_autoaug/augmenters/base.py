@@ -75,6 +75,7 @@ class Augmenter(nn.Module):
             spatial_dims, in_channels, noise_size=noise_size, width=width, image_condition=image_condition
         )  # fmt: skip
         self.tap: Callable[[Tensor], Tensor] = _untapped
+        self._listeners: list[Callable[[Tensor], object]] = []
         self.register_buffer("strength", torch.tensor(1.0 if base == "identity" else 0.0))
 
     def sample_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
@@ -131,10 +132,18 @@ class Augmenter(nn.Module):
         with float32_region(shift.device):
             shift = shift if shift.dtype == torch.float64 else shift.float()
             shift = self.tap(shift)
-            if self.base == "identity":
-                return self.strength * shift.tanh()
-            z = noise[:, self.noise_size :].to(shift.dtype).view(len(noise), *self.draw_shape())
-            return self.strength * (self.place(_prior(z), shift) + shift).tanh()
+            if self.base == "random":
+                z = noise[:, self.noise_size :].to(shift.dtype).view(len(noise), *self.draw_shape())
+                shift = shift + self.place(_prior(z), shift)
+            unit = shift.tanh()
+            for listener in self._listeners:
+                listener(unit.detach())
+            return self.strength * unit
+
+    def register_squash_listener(self, listener: Callable[[Tensor], object]) -> Callable[[], None]:
+        """Tell ``listener`` the squashed parameters in (-1, 1) of every forward; returns what takes it off again."""
+        self._listeners.append(listener)
+        return lambda: self._listeners.remove(listener)
 
     def draw_shape(self) -> tuple[int, ...]:
         """Shape of the random policy's draws a sample."""

@@ -60,16 +60,16 @@ class _Meter(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # torch types it loosely
         (scale,) = ctx.saved_tensors
-        ctx.norm.copy_(gradient.detach().float().norm())
+        ctx.norm.copy_(torch.hypot(ctx.norm, gradient.detach().float().norm()))
         return scale.to(gradient.dtype) * gradient, None, None
 
 
 def meter_gradient(x: Tensor, norm: Tensor, scale: Tensor) -> Tensor:
-    """Return ``x`` unchanged; on the way back write the gradient's norm into ``norm`` and multiply it by ``scale``.
+    """Return ``x`` unchanged; on the way back add the gradient's norm to ``norm`` and multiply it by ``scale``.
 
     Args:
         x: any tensor.
-        norm: a scalar tensor that is overwritten during backward.
+        norm: a scalar tensor that is changed during backward: norms add in quadrature, as of one long vector.
         scale: a scalar tensor.
 
     >>> x, norm = torch.ones(2, requires_grad=True), torch.zeros(())

@@ -1,0 +1,241 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Regularised adversarial augmentation: generators against the segmentation network and a discriminator, one backward.
+
+Gao et al. 2021, "Enabling Data Diversity: Efficient Automatic Augmentation via Regularized Adversarial Training". What
+each player minimises (Eqs. 2-5): the segmentation network its loss on transformed patches; the generators minus that
+loss, plus ``lambda`` times the realism game, plus ``gamma`` times their magnitude; the discriminator the binary
+cross-entropy of real and transformed patches. Gradient reversal makes one loss and one backward of it (Algorithm 1).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from monai_autoaug.augmenters import Transformation
+from monai_autoaug.data.batch import centre_crop
+from monai_autoaug.methods.augmented import AugmentedMethod, Part
+from monai_autoaug.methods.balancer import Balancer
+from monai_autoaug.methods.base import Batches, Player, Task
+from monai_autoaug.methods.collapse import collapse_figures, collapse_warnings
+from monai_autoaug.networks.discriminators import Discriminator, adversarial_loss, discriminate_frozen
+from monai_autoaug.networks.gradient_reversal import reverse_gradient
+
+__all__ = ["Adversarial"]
+
+
+class Adversarial(AugmentedMethod):
+    """Regularised adversarial training of affine, deformation and appearance augmenters (see `AugmentedMethod` too).
+
+    ``fidelity="paper"`` is the paper's form: full-resolution generators, ``bound * tanh(G(x, z))``, the saturating loss,
+    fixed weights lambda = 1 and gamma = 0.1 on penalties in [-1, 1] coordinates. On small data it drifts to the identity or
+    to its bounds. The default learns a shift of a random policy instead, and its weights are ratios of gradients:
+
+    - the generators' gradient is scaled to unit root mean square at each head's output, so that ``prior`` alone sets how
+      far from the random policy a direction that is always harder can pull: to ``1 / prior`` in units of atanh;
+    - the realism game's gradient at the transformed image is ``weight_discriminator`` times the segmentation network's.
+
+    Args:
+        task: what the host owns; in combined mode its network has been through `prepare`.
+        seed: seed of partition, noise and initial weights.
+        image_channels: channels of the image.
+        mode: "combined", "affine", "deformation" or "appearance".
+        auxiliary_norms: norm groups for the augmented parts in combined mode.
+        fidelity: "default" or "paper".
+        base: "random" or "identity"; None: as ``fidelity`` has it.
+        noise_size: length of the noise vector.
+        width: channels of the generators.
+        image_condition: False is the paper's ablation without image condition.
+        bounds: options of single augmenters by kind.
+        warm_up: steps over which the augmentation grows from the identity.
+        discriminator: False is the paper's ablation without discriminator.
+        discriminator_resamples: real patches pass a resampling by less than a voxel, and of all patches only the interior
+            is looked at, so that neither blur nor corners give the transformed ones away. False is the paper's form.
+        saturating: the generators' realism loss is log(1 - D) (Eq. 4) or, False, -log D with D held fixed.
+            None: True with ``fidelity="paper"``.
+        weight_discriminator: lambda.
+        weight_magnitude: gamma.
+        weight_prior: pull towards the random policy (not in the paper, where it is 0).
+        balance: weights are gradient ratios as said above; None: False with ``fidelity="paper"``.
+        learning_rate_generator: of Adam with betas 0.5 and 0.999.
+        learning_rate_discriminator: likewise.
+
+    >>> Adversarial.name, Adversarial.needs
+    ('adversarial', ('train',))
+    """
+
+    name: ClassVar[str] = "adversarial"
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        seed: int = 0,
+        image_channels: int = 1,
+        mode: str = "combined",
+        auxiliary_norms: bool = True,
+        fidelity: str = "default",
+        base: str | None = None,
+        noise_size: int = 128,
+        width: int = 16,
+        image_condition: bool = True,
+        bounds: Mapping[str, Mapping[str, Any]] | None = None,
+        warm_up: int = 25,
+        discriminator: bool = True,
+        discriminator_resamples: bool = True,
+        saturating: bool | None = None,
+        weight_discriminator: float = 1.0,
+        weight_magnitude: float = 0.1,
+        weight_prior: float | None = None,
+        balance: bool | None = None,
+        learning_rate_generator: float = 2e-4,
+        learning_rate_discriminator: float = 2e-4,
+    ) -> None:
+        super().__init__(
+            task, seed=seed, image_channels=image_channels, mode=mode, auxiliary_norms=auxiliary_norms,
+            fidelity=fidelity, base=base, noise_size=noise_size, width=width, image_condition=image_condition,
+            bounds=bounds, warm_up=warm_up,
+        )  # fmt: skip
+        paper = fidelity == "paper"
+        self.saturating = paper if saturating is None else saturating
+        self.balance = not paper if balance is None else balance
+        self.weight_discriminator, self.weight_magnitude = weight_discriminator, weight_magnitude
+        self.weight_prior = (0.0 if paper else 1.0) if weight_prior is None else weight_prior
+        self.discriminator_resamples = discriminator_resamples
+        self.players["generators"] = Player(
+            self.generators, torch.optim.Adam(self.generators.parameters(), learning_rate_generator, betas=(0.5, 0.999))
+        )
+        self.discriminator: Discriminator | None = None
+        if discriminator:
+            self.discriminator = self._make_discriminator(image_channels, paper, seed)
+            self.players["discriminator"] = Player(
+                self.discriminator,
+                torch.optim.Adam(self.discriminator.parameters(), learning_rate_discriminator, betas=(0.5, 0.999)),
+            )
+            self.needs = ("train", "real")  # type: ignore[misc]  # this instance needs more than its class
+        self.balancer = Balancer((*self.kinds, "task", "realism"), task.device)
+        self._warnings: list[str] = []
+
+    def _make_discriminator(self, channels: int, paper: bool, seed: int) -> Discriminator:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed + 1)
+            network = Discriminator(
+                self.task.spatial_dims, channels, width=16 if paper else 8, norm="batch" if paper else "instance",
+                half=not paper,
+            )  # fmt: skip
+        return network.to(self.task.device)
+
+    def step(self, batches: Batches) -> dict[str, float]:
+        """One backward for segmentation network, generators and discriminator (Algorithm 1)."""
+        if self.balance:
+            for kind in self.kinds:
+                self.generators[kind].tap = self.balancer.unit(kind)
+        parts = self.generate(batches.next("train"))
+        moved = [p for p in parts if p.transformation is not None]
+        loss, losses = self._task_game(parts)
+        total, figures = loss, {}
+        if moved:
+            if self.discriminator is not None:
+                realism, figures = self._realism_game(moved, batches)
+                total = total + realism
+            total = total + self._penalties(moved)
+        scale = self.task.precision.scale  # of this backward; the update may change it
+        self.descend(total)
+        for kind in self.kinds:
+            self.generators[kind].tap = _untouched
+        self.balancer.update(scale)
+        return self.figures(parts, losses, **figures)
+
+    def _task_game(self, parts: list[Part]) -> tuple[Tensor, Tensor]:
+        """The segmentation network descends, the generators ascend (Eq. 2), through image and label alike."""
+        if self.balance:
+            tapped = self.balancer.metered("task")
+            parts = [
+                p if p.transformation is None else replace(p, batch=replace(p.batch, image=tapped(p.batch.image)))
+                for p in parts
+            ]
+        return self.segment(parts, reverse=1.0)
+
+    def _realism_game(self, moved: list[Part], batches: Batches) -> tuple[Tensor, dict[str, Tensor]]:
+        """The discriminator tells real from transformed; the generators make that hard (Eq. 4)."""
+        assert self.discriminator is not None  # noqa: S101  # for the type checker: the caller has asked
+        fake = torch.cat([p.batch.image for p in moved])
+        real = self._real(batches, len(fake))
+        fake = self._interior(fake)
+        weight = self.weight_discriminator
+        if self.balance:
+            fake, weight = self.balancer.ratio("realism", "task", self.weight_discriminator)(fake), 1.0
+        with self.task.precision.autocast():
+            score_real = self.discriminator(real)
+            if self.saturating:
+                score_fake = self.discriminator(reverse_gradient(fake, weight))
+                game = adversarial_loss(score_fake, real=False)
+            else:
+                score_fake = self.discriminator(fake.detach())
+                deceived = discriminate_frozen(self.discriminator, fake)
+                game = adversarial_loss(score_fake, real=False) + weight * adversarial_loss(deceived, real=True)
+        right = torch.cat([(score_real > 0).float(), (score_fake < 0).float()]).mean()
+        return game + adversarial_loss(score_real, real=True), {"discriminator_accuracy": right}
+
+    def _real(self, batches: Batches, count: int) -> Tensor:
+        """``count`` untransformed patches of a second batch, resampled and cropped as the transformed ones are."""
+        batch = batches.next("real")
+        batch = batch.rows(slice(0, count))
+        if not self.discriminator_resamples:
+            return batch.cropped().image
+        shape = tuple(batch.image.shape[2:])
+        d = len(shape)
+        shift = torch.rand(len(batch.image), d, 1, generator=self.generator, device=self.generator.device) - 0.5
+        matrix = torch.cat([torch.eye(d).to(shift).expand(len(shift), d, d), shift], dim=2)
+        with torch.no_grad():
+            return self._interior(Transformation(shape, matrix=matrix).apply(batch.image, margin=batch.margin))
+
+    def _interior(self, image: Tensor) -> Tensor:
+        """The patch without its outer eighth, where a transformed patch shows what lay outside."""
+        if not self.discriminator_resamples:
+            return image
+        return centre_crop(image, tuple(n // 8 for n in image.shape[2:]))
+
+    def _penalties(self, moved: list[Part]) -> Tensor:
+        """Magnitude (Eqs. 6-8) and, in the default form, distance from the random policy."""
+        total = moved[0].batch.image.new_zeros((), dtype=torch.float32)
+        for part in moved:
+            assert part.transformation is not None  # noqa: S101  # for the type checker: these parts have one
+            total = total + self.weight_magnitude * part.transformation.regularization()
+            if self.weight_prior and part.transformation.shift is not None:
+                total = total + self.weight_prior / 2 * part.transformation.shift.float().square().mean()
+        return total
+
+    def on_epoch(self, epoch: int) -> dict[str, float]:
+        """Mean figures of the epoch and what tells a collapse (see `methods.collapse`)."""
+        figures = self.epoch_means()
+        probe = torch.Generator(self.generator.device).manual_seed(epoch)  # looking must not change what comes next
+        for kind, image in self._probe.items():
+            figures |= collapse_figures(self.generators[kind], image, probe)
+        for kind in self.kinds:
+            if f"loss_{kind}" in figures and figures.get("loss_clean"):
+                figures[f"{kind}_loss_ratio"] = figures[f"loss_{kind}"] / figures["loss_clean"]
+        self._warnings = collapse_warnings(figures, self.kinds)
+        return figures
+
+    def warnings(self) -> list[str]:
+        """What the figures of the last epoch say of a collapse."""
+        return self._warnings
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Method.state_dict`; adds the gradient norms that balance the players."""
+        return super().state_dict() | {"balancer": self.balancer.means.cpu().clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Method.load_state_dict`."""
+        super().load_state_dict(state)
+        self.balancer.means.copy_(state["balancer"])
+
+
+def _untouched(x: Tensor) -> Tensor:
+    return x

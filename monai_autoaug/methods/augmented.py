@@ -1,0 +1,308 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Training on batches that augmenters transform: what the random control and the adversarial method share."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_autoaug.augmenters import AffineAugmenter, AppearanceAugmenter, Augmenter, DeformationAugmenter, Transformation
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.base import Method, Task
+from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm, add_auxiliary_norms
+from monai_autoaug.networks.gradient_reversal import reverse_gradient
+
+__all__ = ["KINDS", "AugmentedMethod", "Part", "transform"]
+
+KINDS: dict[str, type[Augmenter]] = {
+    "affine": AffineAugmenter,
+    "deformation": DeformationAugmenter,
+    "appearance": AppearanceAugmenter,
+}
+CLEAN = "clean"
+
+
+@dataclass(frozen=True)
+class Part:
+    """The samples of a batch that one augmenter has transformed.
+
+    Args:
+        kind: "clean" or a key of ``KINDS``.
+        group: norm group of the segmentation network, 0 the main one.
+        source: the patches before, with their margin.
+        batch: the patches after, without it.
+        transformation: what was applied; None for clean samples.
+    """
+
+    kind: str
+    group: int
+    source: Batch
+    batch: Batch
+    transformation: Transformation | None
+
+
+def transform(batch: Batch, transformation: Transformation, *, regions: bool = False) -> Batch:
+    """Apply ``transformation`` to everything in ``batch`` that moves, in one resampling, and cut off the margin.
+
+    Image and further channels, label, validity and non-zero mask share one grid; appearance touches the image alone;
+    where the mask is 0 the image is 0 again afterwards.
+
+    Args:
+        batch: patches with their margin.
+        transformation: one a sample.
+        regions: the label's channels are regions, not classes.
+
+    >>> b = Batch(torch.ones(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8), margin=(1, 1, 1))
+    >>> transform(b, Transformation.identity((8, 8, 8))).image.shape
+    torch.Size([1, 1, 6, 6, 6])
+    """
+    still = 0 if batch.extra is None else batch.extra.shape[1]
+    image = batch.image if batch.extra is None else torch.cat([batch.image, batch.extra], dim=1)
+    stack = [batch.label] + [t for t in (batch.valid, batch.mask) if t is not None]
+    widths = [t.shape[1] for t in stack]
+    outside = [0.0] * sum(widths)
+    if not regions:
+        outside[0] = 1.0
+    if batch.valid is not None:
+        outside[widths[0]] = 1.0  # outside the volume is background for certain
+    moved, soft = transformation.apply_pair(
+        image, torch.cat([t.float() for t in stack], dim=1), margin=batch.margin, outside=tuple(outside), still=still
+    )
+    assert soft is not None  # noqa: S101  # for the type checker: a label was given
+    pieces = list(soft.split(widths, dim=1))
+    label = pieces.pop(0)
+    valid = pieces.pop(0) if batch.valid is not None else None
+    mask = pieces.pop(0) if batch.mask is not None else None
+    image = moved[:, : moved.shape[1] - still]
+    if mask is not None:
+        image = image * mask.to(image.dtype)
+    extra = moved[:, moved.shape[1] - still :] if still else None
+    none = tuple(0 for _ in batch.margin)
+    return replace(batch, image=image, label=label, valid=valid, mask=mask, extra=extra, margin=none, target=None)
+
+
+def _concatenate(batches: list[Batch]) -> Batch:
+    """One batch of several parts, in their order."""
+
+    def joined(name: str) -> Tensor | None:
+        tensors = [getattr(b, name) for b in batches]
+        return None if tensors[0] is None else torch.cat([t.as_subclass(Tensor) for t in tensors])
+
+    image, label = joined("image"), joined("label")
+    assert image is not None and label is not None  # noqa: S101  # for the type checker: every batch has them
+    case = tuple(c for b in batches for c in b.case)
+    return Batch(image, label, joined("valid"), joined("extra"), joined("mask"), joined("classes"), case,
+                 joined("spacing"), batches[0].margin)  # fmt: skip
+
+
+class AugmentedMethod(Method):
+    """A method whose batches are transformed by augmenters, in the paper's single or combined arrangement.
+
+    Args:
+        task: what the host owns.
+        seed: seed of partition, noise and initial weights.
+        image_channels: channels of the image (without further channels such as a cascade's).
+        mode: "combined": every batch in four parts, clean and one a kind, each with its own norm group, or a single kind,
+            which then transforms the whole batch.
+        auxiliary_norms: norm groups for the augmented parts in combined mode; the clean part always uses the main one.
+        fidelity: "default" or "paper" (see `Augmenter`).
+        base: see `Augmenter`.
+        noise_size: length of the noise vector.
+        width: channels of the generators.
+        image_condition: whether the generators look at the image.
+        bounds: options of single augmenters by kind, for example ``{"affine": {"rotation": 30.0}}``.
+        warm_up: steps over which the strength of the augmentation grows from 0 (identity) to 1.
+
+    Raises:
+        ConfigError: unknown mode or kind.
+
+    Source: Gao et al. 2021, section 3.3.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        seed: int,
+        image_channels: int,
+        mode: str,
+        auxiliary_norms: bool,
+        fidelity: str,
+        base: str | None,
+        noise_size: int,
+        width: int,
+        image_condition: bool,
+        bounds: Mapping[str, Mapping[str, Any]] | None,
+        warm_up: int,
+    ) -> None:
+        super().__init__(task, seed=seed)
+        self.kinds = _kinds(mode)
+        self.mode, self.warm_up = mode, warm_up
+        if mode == "combined" and auxiliary_norms and not any(
+            isinstance(m, AuxiliaryNorm) for m in task.network.modules()
+        ):  # fmt: skip
+            raise ConfigError(
+                "combined mode gives each kind of augmentation a norm group of its own, but the network has none: call"
+                " methods.prepare(name, network) before making the optimiser, or set auxiliary_norms to False"
+            )
+        self.auxiliary_norms = auxiliary_norms and mode == "combined"
+        unknown = set(bounds or {}) - set(KINDS)
+        if unknown:
+            raise ConfigError(f"bounds are by kind ({', '.join(KINDS)}), got {', '.join(sorted(unknown))}")
+        self.generators = self._make_generators(
+            dict(fidelity=fidelity, base=base, noise_size=noise_size, width=width, image_condition=image_condition),
+            image_channels, bounds or {}, seed,
+        )  # fmt: skip
+        self._turns: list[int] = []
+        self._sums: dict[str, float] = defaultdict(float)
+        self._counts: dict[str, int] = defaultdict(int)
+        self._probe: dict[str, Tensor] = {}
+
+    @classmethod
+    def prepare(cls, network: nn.Module, **options: Any) -> nn.Module:
+        """Add the three auxiliary norm groups that combined mode needs."""
+        if options.get("mode", "combined") == "combined" and options.get("auxiliary_norms", True):
+            add_auxiliary_norms(network, groups=len(KINDS))
+        return network
+
+    def _make_generators(
+        self, common: dict[str, Any], channels: int, bounds: Mapping[str, Mapping[str, Any]], seed: int
+    ) -> nn.ModuleDict:
+        """The augmenters, initialised from ``seed`` alike on every rank; in the default design they share one trunk."""
+        generators = nn.ModuleDict()
+        trunk: nn.Module | None = None
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            for kind in self.kinds:
+                augmenter = KINDS[kind](
+                    self.task.spatial_dims, channels, trunk=trunk, **common, **bounds.get(kind, {})
+                )
+                trunk = augmenter.trunk if common["fidelity"] == "default" else None
+                generators[kind] = augmenter
+        return generators.to(self.task.device)
+
+    def partition(self, batch_size: int) -> Tensor:
+        """Part of each sample, 0 clean and 1, 2, 3 the kinds: whole seeded permutations one after the other.
+
+        A batch of four or more always holds every part; a smaller one goes through them over the iterations.
+        """
+        if self.mode != "combined":
+            return torch.ones(batch_size, dtype=torch.long)
+        while len(self._turns) < batch_size:
+            order = torch.randperm(4, generator=self.generator, device=self.generator.device)
+            self._turns += order.tolist()
+        turns, self._turns = self._turns[:batch_size], self._turns[batch_size:]
+        return torch.tensor(turns)
+
+    def generate(self, batch: Batch) -> list[Part]:
+        """Transform each part of ``batch`` by its augmenter."""
+        for augmenter in self.generators.values():
+            ramp = 1.0 if self.warm_up <= 0 else min(1.0, (self.steps + 1) / self.warm_up)
+            if augmenter.base == "random":
+                augmenter.strength.fill_(ramp)
+        assigned = self.partition(len(batch.image)).to(batch.image.device)
+        parts = []
+        clean = torch.nonzero(assigned == 0)[:, 0]
+        if len(clean):
+            source = batch.rows(clean)
+            parts.append(Part(CLEAN, 0, source, source.cropped(), None))
+        rows = [torch.nonzero(assigned == k + 1)[:, 0] for k in range(len(self.kinds))]
+        noises = [self.generators[k].sample_noise(len(r), self.generator) for k, r in zip(self.kinds, rows, strict=True)]
+        for number, (kind, row, noise, features) in enumerate(
+            zip(self.kinds, rows, noises, self._features(batch, rows, noises), strict=True)
+        ):
+            if len(row):
+                source = batch.rows(row)
+                shape = tuple(source.image.shape[2:])
+                move = self.generators[kind].decode(features, noise, shape, spacing=source.spacing)
+                moved = transform(source, move, regions=self.task.regions)
+                parts.append(Part(kind, number + 1 if self.auxiliary_norms else 0, source, moved, move))
+                self._probe[kind] = source.image[:1].detach()
+        return parts
+
+    def _features(self, batch: Batch, rows: list[Tensor], noises: list[Tensor]) -> list[Tensor]:
+        """Trunk features of each kind's samples, in one pass where the trunk is shared."""
+        augmenters = [self.generators[k] for k in self.kinds]
+        with self.task.precision.autocast():
+            if all(a.trunk is augmenters[0].trunk for a in augmenters):
+                size = augmenters[0].noise_size
+                image = batch.image[torch.cat(rows)]
+                features = augmenters[0].trunk(image, torch.cat([z[:, :size] for z in noises]))
+                return list(features.float().split([len(r) for r in rows]))
+            return [
+                a.trunk(batch.image[r], z[:, : a.noise_size]).float() if len(r) else z
+                for a, r, z in zip(augmenters, rows, noises, strict=True)
+            ]
+
+    def segment(self, parts: list[Part], *, reverse: float | None = None) -> tuple[Tensor, Tensor]:
+        """Losses of the segmentation network on all parts, in one forward.
+
+        Args:
+            parts: from `generate`.
+            reverse: strength of the reversed gradient that goes on into image and label; None: none goes.
+
+        Returns:
+            The mean loss and the loss of each sample (B,).
+        """
+        task = self.task
+        whole = _concatenate([p.batch for p in parts])
+        if reverse is not None:
+            whole = replace(whole, image=reverse_gradient(whole.image, reverse), label=reverse_gradient(whole.label, reverse))
+        group = None
+        if self.auxiliary_norms:
+            group = torch.cat([torch.full((len(p.batch.image),), p.group) for p in parts]).to(whole.image.device)
+        output = task.forward(whole.image, whole.extra, group)
+        task.notify("forward", {"batch": whole, "output": output})
+        losses = task.losses(output, whole.label, whole.valid)
+        mean = losses.mean()
+        task.notify("loss", {"loss": mean})
+        return mean, losses
+
+    def figures(self, parts: list[Part], losses: Tensor, **more: Tensor) -> dict[str, float]:
+        """Loss of every part and further scalars as floats, fetched from the device at once; adds to the epoch's means."""
+        sizes = [len(p.batch.image) for p in parts]
+        values = {"loss": losses.mean()}
+        values |= {f"loss_{p.kind}": x.mean() for p, x in zip(parts, losses.split(sizes), strict=True)}
+        values |= more
+        fetched = torch.stack([v.detach().float().cpu() if v.ndim == 0 else v.detach().float().mean().cpu()
+                               for v in values.values()]).tolist()  # fmt: skip
+        result = dict(zip(values, fetched, strict=True))
+        for name, value in result.items():
+            self._sums[name] += value
+            self._counts[name] += 1
+        return result
+
+    def epoch_means(self) -> dict[str, float]:
+        """Mean of each figure since the last call."""
+        means = {name: self._sums[name] / self._counts[name] for name in self._sums}
+        self._sums.clear()
+        self._counts.clear()
+        return means
+
+    def augmenters(self) -> dict[str, nn.Module]:
+        """The augmenters by kind."""
+        return dict(self.generators.items())
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Method.state_dict`; adds the partition's remaining turns."""
+        return super().state_dict() | {"turns": list(self._turns)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Method.load_state_dict`."""
+        super().load_state_dict(state)
+        self._turns = list(state["turns"])
+
+
+def _kinds(mode: str) -> tuple[str, ...]:
+    if mode == "combined":
+        return tuple(KINDS)
+    if mode not in KINDS:
+        raise ConfigError(f"mode must be 'combined' or one of {', '.join(KINDS)}, got {mode!r}")
+    return (mode,)
