@@ -23,7 +23,7 @@ def centre_crop(x: Tensor, margin: tuple[int, ...]) -> Tensor:
     if not any(margin):
         return x
     window = [slice(m, x.shape[2 + i] - m) for i, m in enumerate(margin)]
-    return x[(slice(None), slice(None), *window)]
+    return x[tuple([slice(None), slice(None), *window])]
 
 
 @dataclass(frozen=True)
@@ -63,13 +63,18 @@ class Batch:
 
     def _map(self, function: Callable[[Tensor], Tensor], *names: str) -> Batch:
         """Apply ``function`` to the named tensors that are there."""
-        changed = {n: function(getattr(self, n)) for n in names if getattr(self, n) is not None}
+        changed: dict[str, Any] = {n: function(getattr(self, n)) for n in names if getattr(self, n) is not None}
         return replace(self, **changed)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Move every tensor to ``device``."""
         names = [f.name for f in fields(self) if f.name != "target" and isinstance(getattr(self, f.name), Tensor)]
         return self._map(lambda t: t.to(device, non_blocking=non_blocking), *names)
+
+    def pin_memory(self) -> Batch:
+        """Copy every tensor to page-locked memory (a DataLoader with ``pin_memory=True`` calls this)."""
+        names = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
+        return self._map(lambda t: t.pin_memory(), *names)
 
     def cropped(self) -> Batch:
         """The patch without its margin."""

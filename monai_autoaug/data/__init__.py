@@ -1,0 +1,26 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Data: NIfTI folders -> audited cases -> preprocessed volumes -> batches of patches."""
+
+from __future__ import annotations
+
+from monai_autoaug.data.batch import Batch, centre_crop
+from monai_autoaug.data.datalist import Case, DataList, Split, split
+from monai_autoaug.data.layouts import read_datalist, read_images
+from monai_autoaug.data.loading import loader
+from monai_autoaug.data.patches import PatchBatches
+from monai_autoaug.data.phantom import write_phantom
+
+__all__ = [
+    "Batch",
+    "Case",
+    "DataList",
+    "PatchBatches",
+    "Split",
+    "centre_crop",
+    "loader",
+    "read_datalist",
+    "read_images",
+    "split",
+    "write_phantom",
+]

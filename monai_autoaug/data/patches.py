@@ -1,0 +1,293 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Preprocessed volumes -> batches of patches: every batch is a function of (seed, rank, stream, batch number) alone."""
+
+from __future__ import annotations
+
+import random
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from monai.transforms.transform import Randomizable
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional
+from torch.utils.data import Dataset as TorchDataset
+
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.data.locations import Locations, find_locations
+from monai_autoaug.errors import ConfigError, DataError
+
+__all__ = ["Items", "PatchBatches"]
+
+
+class Items(Protocol):
+    """Preprocessed cases: a list, or a MONAI ``Dataset``, ``CacheDataset`` or ``PersistentDataset``.
+
+    Each item is a dictionary with ``image`` (C, D, H, W) float and ``label`` (1, D, H, W) integer, and optionally
+    ``case`` (a name) and ``spacing`` (mm; read from a MetaTensor's affine otherwise).
+    """
+
+    def __len__(self) -> int:
+        """The number of cases."""
+        ...
+
+    def __getitem__(self, index: int, /) -> Any:
+        """One case."""
+        ...
+
+
+@contextmanager
+def _seeded(sequence: np.random.SeedSequence) -> Iterator[None]:
+    """Seed the global streams of Python, numpy and torch for the block, and put them back as they were afterwards."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()  # noqa: NPY002
+    seed = int(sequence.generate_state(1)[0])
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.set_rng_state(states[2])
+
+
+class PatchBatches(TorchDataset[Batch]):
+    """A stream of batches of patches, map-style: item ``n`` is batch number ``n``, whole, on the CPU.
+
+    The random numbers of batch ``n`` come from ``(seed, rank, stream, n)`` only, so any number of worker processes
+    gives the same batches, and a resumed run goes on at ``n``. Random MONAI transforms of the data set are reseeded
+    for each batch in the same way.
+
+    As in nnU-Net (Isensee et al., Nature Methods 18, 203-211, 2021) cases are drawn at random and the last
+    ``round(foreground * batch_size)`` patches of a batch are centred on a voxel of a random class; the others lie
+    anywhere. With an ignore label these are centred on voxels whose label is known. A patch that is larger than its
+    volume, or hangs over its border by the margin, continues the image by its border value and the label by
+    background, both of which count as known (``valid`` is 1 there): prediction has to pad in the same way.
+
+    Args:
+        items: preprocessed cases; `Items`.
+        patch_size: voxels a side, D, H, W (or H, W).
+        batch_size: patches a batch.
+        margin: voxels by which patches are enlarged at each end of each axis, one number or one an axis.
+        seed: of the whole stream.
+        rank: of this process in distributed training; ranks see different batches.
+        stream: a name; streams of different names are independent.
+        num_classes: label values, the background included; the label channels unless ``regions`` is given.
+        regions: the label values of each region; the label then has one channel a region and no background.
+        ignore_label: the label value of voxels whose label is unknown, or None.
+        foreground: share of the patches that are centred on foreground. Where it amounts to less than half a patch
+            a batch, batches take turns.
+        replacement: draw cases independently of each other (as nnU-Net does), or run through all cases in random
+            order before any comes again.
+        length: the number of batches; numbers from it on are refused.
+
+    Raises:
+        ConfigError: an argument is out of range.
+        DataError: an item does not fit the arguments.
+
+    >>> items = [{"image": torch.rand(1, 9, 8, 7), "label": torch.ones(1, 9, 8, 7, dtype=torch.uint8), "case": "a"}]
+    >>> batches = PatchBatches(items, patch_size=(8, 8, 8), batch_size=2, seed=0, num_classes=2, length=10)
+    >>> batches[3].image.shape, batches[3].label.shape, bool(batches[3].image.equal(batches[3].image))
+    (torch.Size([2, 1, 8, 8, 8]), torch.Size([2, 2, 8, 8, 8]), True)
+    """
+
+    def __init__(
+        self,
+        items: Items,
+        *,
+        patch_size: Sequence[int],
+        batch_size: int,
+        seed: int,
+        num_classes: int,
+        length: int,
+        margin: int | Sequence[int] = 0,
+        rank: int = 0,
+        stream: str = "train",
+        regions: Sequence[Sequence[int]] | None = None,
+        ignore_label: int | None = None,
+        foreground: float = 1 / 3,
+        replacement: bool = True,
+    ) -> None:
+        self.items = items
+        self.patch_size = tuple(int(n) for n in patch_size)
+        dims = len(self.patch_size)
+        self.margin = (margin,) * dims if isinstance(margin, int) else tuple(int(m) for m in margin)
+        self.batch_size, self.length = batch_size, length
+        self.seed, self.rank, self.stream = seed, rank, stream
+        self.num_classes, self.ignore_label = num_classes, ignore_label
+        self.regions = None if regions is None else tuple(tuple(int(v) for v in r) for r in regions)
+        self.foreground, self.replacement = foreground, replacement
+        self._validate()
+        self._locations: dict[int, Locations] = {}
+
+    def _validate(self) -> None:
+        """Refuse arguments that can't work."""
+        dims = len(self.patch_size)
+        if dims not in (2, 3) or min(self.patch_size) < 1:
+            raise ConfigError(f"patch_size must be 2 or 3 positive numbers, got {self.patch_size}")
+        if len(self.margin) != dims or min(self.margin) < 0:
+            raise ConfigError(f"margin must be {dims} numbers >= 0, got {self.margin}")
+        if len(self.items) < 1:
+            raise ConfigError(f"the stream {self.stream!r} has no cases")
+        if self.batch_size < 1 or self.length < 0 or self.num_classes < 2 or self.seed < 0 or self.rank < 0:
+            raise ConfigError(
+                "batch_size >= 1, length >= 0, num_classes >= 2, seed >= 0 and rank >= 0 are needed, got "
+                f"{self.batch_size}, {self.length}, {self.num_classes}, {self.seed}, {self.rank}"
+            )
+        if not 0 <= self.foreground <= 1:
+            raise ConfigError(f"foreground must be a share in [0, 1], got {self.foreground}")
+        values = {v for region in self.regions or () for v in region}
+        if values and not values <= set(range(self.num_classes)):
+            raise ConfigError(f"regions hold label values outside 0..{self.num_classes - 1}: {self.regions}")
+        if self.ignore_label is not None and 0 <= self.ignore_label < self.num_classes:
+            raise ConfigError(f"ignore_label {self.ignore_label} is one of the {self.num_classes} classes")
+
+    def __len__(self) -> int:
+        return self.length
+
+    def _sequence(self, *key: int) -> np.random.SeedSequence:
+        """The seed of one purpose of this stream."""
+        name = zlib.crc32(self.stream.encode())
+        return np.random.SeedSequence(self.seed, spawn_key=(self.rank, name, *key))
+
+    def __getitem__(self, number: int) -> Batch:
+        """Batch ``number``."""
+        if not 0 <= number < self.length:
+            raise IndexError(f"batch {number} of a stream of {self.length}")
+        choice, transforms = self._sequence(0, number).spawn(2)
+        rng = np.random.default_rng(choice)
+        with _seeded(transforms):
+            self._reseed_transforms(transforms)
+            return _collate([self._patch(number, slot, rng) for slot in range(self.batch_size)], self.margin)
+
+    def _reseed_transforms(self, sequence: np.random.SeedSequence) -> None:
+        """Give the data set's random transforms the seed of this batch."""
+        transform = getattr(self.items, "transform", None)
+        if isinstance(transform, Randomizable):
+            transform.set_random_state(seed=int(sequence.generate_state(2)[1]))
+
+    def _case(self, number: int, slot: int, rng: np.random.Generator) -> int:
+        """Which case a patch is cut from."""
+        if self.replacement:
+            return int(rng.integers(len(self.items)))
+        lap, place = divmod(number * self.batch_size + slot, len(self.items))
+        return int(np.random.default_rng(self._sequence(1, lap)).permutation(len(self.items))[place])
+
+    def _forced(self, number: int, slot: int) -> bool:
+        """Whether a patch is centred on foreground."""
+        forced = self.batch_size - round(self.batch_size * (1 - self.foreground))
+        if forced == 0:  # the last patch of every so many batches
+            share = self.foreground * self.batch_size
+            return slot == self.batch_size - 1 and int((number + 1) * share) > int(number * share)
+        return slot >= self.batch_size - forced
+
+    def _patch(self, number: int, slot: int, rng: np.random.Generator) -> dict[str, Any]:
+        """One patch, as the fields of a batch of one without the batch axis."""
+        index = self._case(number, slot, rng)
+        image, label, name, spacing = self._load(index)
+        shape = tuple(image.shape[1:])
+        centre = self._centre(index, label, self._forced(number, slot), rng)
+        corner = [self._corner(axis, shape[axis], centre, rng) for axis in range(len(shape))]
+        corner = [c - m for c, m in zip(corner, self.margin, strict=True)]
+        size = [p + 2 * m for p, m in zip(self.patch_size, self.margin, strict=True)]
+        patch = _cut(image, corner, size, "replicate")
+        values = _cut(label, corner, size, "constant")[0].long()
+        known = None
+        if self.ignore_label is not None:
+            known = values != self.ignore_label
+            values = values.masked_fill(~known, 0)
+        middle = tuple(p // 2 + m for p, m in zip(self.patch_size, self.margin, strict=True))
+        return {
+            "image": patch,
+            "label": self._channels(values, name),
+            "valid": None if known is None else known[None].float(),
+            "classes": values[middle],
+            "case": name,
+            "spacing": spacing,
+        }
+
+    def _load(self, index: int) -> tuple[Tensor, Tensor, str, Tensor]:
+        """Image, label, name and spacing of a case, as plain tensors."""
+        item = self.items[index]
+        if not isinstance(item, Mapping) or "image" not in item or "label" not in item:
+            came = type(item).__name__
+            raise DataError("is not a preprocessed case", file=f"item {index}", expected="image and label", came=came)
+        image, label = item["image"], item["label"]
+        dims = len(self.patch_size)
+        name = str(item.get("case", index))
+        if image.ndim != dims + 1 or label.shape != (1, *image.shape[1:]):
+            raise DataError(
+                "does not fit the patches", file=name, expected=f"image (C, {dims} axes) and label (1, same axes)",
+                came=f"{tuple(image.shape)} and {tuple(label.shape)}",
+            )  # fmt: skip
+        spacing = item.get("spacing", getattr(image, "pixdim", None))
+        if spacing is None:
+            spacing = torch.ones(dims)
+        image, label = (t.as_tensor() if hasattr(t, "as_tensor") else torch.as_tensor(t) for t in (image, label))
+        return image.float(), label, name, torch.as_tensor(spacing, dtype=torch.float32)[:dims]
+
+    def _centre(self, index: int, label: Tensor, forced: bool, rng: np.random.Generator) -> NDArray[np.int64] | None:
+        """The voxel that the patch is centred on, or None if it may lie anywhere."""
+        if not forced and self.ignore_label is None:
+            return None
+        if index not in self._locations:
+            # seeded by the case alone: every worker process finds the same
+            seed = np.random.SeedSequence(self.seed, spawn_key=(index,))
+            groups = self.regions or [(v,) for v in range(1, self.num_classes)]
+            self._locations[index] = find_locations(label[0].numpy(), groups, self.ignore_label, seed)
+        return self._locations[index].draw(forced, rng)
+
+    def _corner(self, axis: int, size: int, centre: NDArray[np.int64] | None, rng: np.random.Generator) -> int:
+        """Where the patch (without margin) begins on an axis; negative if it is larger than the volume."""
+        patch = self.patch_size[axis]
+        lack = max(patch - size, 0)
+        low, high = -(lack // 2), size + lack - lack // 2 - patch
+        if centre is None:
+            return int(rng.integers(low, high + 1))
+        return int(np.clip(centre[axis] - patch // 2, low, high))
+
+    def _channels(self, values: Tensor, name: str) -> Tensor:
+        """Label values (D, H, W) -> one channel a class, or one a region, float."""
+        if int(values.max()) >= self.num_classes or int(values.min()) < 0:
+            raise DataError(
+                "holds an undeclared label", file=name, expected=f"0..{self.num_classes - 1}",
+                came=sorted(set(values.unique().tolist()) - set(range(self.num_classes))),
+            )  # fmt: skip
+        classes = torch.arange(self.num_classes).reshape(-1, *[1] * values.ndim)
+        one_hot = (values == classes).float()
+        if self.regions is None:
+            return one_hot
+        return torch.stack([one_hot[list(region)].amax(0) for region in self.regions])
+
+
+def _cut(volume: Tensor, corner: Sequence[int], size: Sequence[int], mode: str) -> Tensor:
+    """A window of a volume (C, D, H, W), continued outside by the border value or (mode "constant") by 0."""
+    window, padding = [slice(None)], []
+    for first, length, extent in zip(corner, size, volume.shape[1:], strict=True):
+        window.append(slice(max(first, 0), min(first + length, extent)))
+        padding.append((max(-first, 0), max(first + length - extent, 0)))
+    pad = [n for pair in reversed(padding) for n in pair]
+    return functional.pad(volume[tuple(window)][None], pad, mode=mode)[0]
+
+
+def _collate(patches: list[dict[str, Any]], margin: tuple[int, ...]) -> Batch:
+    """Stack patches to a batch."""
+
+    def stack(key: str) -> Tensor | None:
+        return None if patches[0][key] is None else torch.stack([p[key] for p in patches])
+
+    return Batch(
+        image=cast(Tensor, stack("image")),
+        label=cast(Tensor, stack("label")),
+        valid=stack("valid"),
+        classes=stack("classes"),
+        case=tuple(p["case"] for p in patches),
+        spacing=stack("spacing"),
+        margin=margin,
+    )
