@@ -1,0 +1,11 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Predictions against reference labels: figures a case and class, with intervals."""
+
+from __future__ import annotations
+
+from monai_autoaug.evaluation.evaluator import evaluate
+from monai_autoaug.evaluation.metrics import METRICS, Metric, dice
+from monai_autoaug.evaluation.result import Evaluation, Interval
+
+__all__ = ["METRICS", "Evaluation", "Interval", "Metric", "dice", "evaluate"]
