@@ -1,0 +1,18 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Pictures of what was learned and of what it did."""
+
+from __future__ import annotations
+
+from monai_autoaug.report.curves import training_curves
+from monai_autoaug.report.figures import Panel, PredictionRow, augmentation_figure, prediction_figure
+from monai_autoaug.report.panels import augmentation_panels
+
+__all__ = [
+    "Panel",
+    "PredictionRow",
+    "augmentation_figure",
+    "augmentation_panels",
+    "prediction_figure",
+    "training_curves",
+]
