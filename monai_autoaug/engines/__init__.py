@@ -1,0 +1,13 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The MONAI host: a trainer that takes any method, checkpoints, handlers, and losses one a sample."""
+
+from __future__ import annotations
+
+from monai_autoaug.engines.checkpoints import AtomicCheckpointSaver, AutoAugState
+from monai_autoaug.engines.handlers import figures
+from monai_autoaug.engines.losses import per_sample
+from monai_autoaug.engines.task import EngineTask
+from monai_autoaug.engines.trainer import AutoAugTrainer
+
+__all__ = ["AtomicCheckpointSaver", "AutoAugState", "AutoAugTrainer", "EngineTask", "figures", "per_sample"]

@@ -1,0 +1,284 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What a MONAI data loader yields -> `Batch`, and the streams of them that a method asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from monai.data import MetaTensor
+from torch import Tensor, nn
+
+from monai_autoaug.data.batch import Batch, centre_crop
+from monai_autoaug.engines.losses import TargetForm, hard_target
+from monai_autoaug.errors import ConfigError, DataError
+
+__all__ = ["Converter", "EngineBatches", "Prepared", "count_classes", "plain", "target_form"]
+
+
+def plain(x: Any) -> Any:
+    """A MetaTensor without its metadata (the same memory); anything else as it is.
+
+    >>> type(plain(MetaTensor(torch.zeros(2))))
+    <class 'torch.Tensor'>
+    """
+    return x.as_tensor() if isinstance(x, MetaTensor) else x
+
+
+def target_form(target: Tensor, num_classes: int, spatial_dims: int) -> TargetForm:
+    """How a host writes its labels.
+
+    Raises:
+        ConfigError: the label's channels are neither one nor the network's.
+
+    >>> target_form(torch.zeros(2, 1, 8, 8, 8), 3, 3), target_form(torch.zeros(2, 8, 8, 8), 3, 3)
+    ('index', 'bare_index')
+    """
+    if target.ndim == spatial_dims + 1:
+        return "bare_index"
+    if target.ndim == spatial_dims + 2 and target.shape[1] == num_classes:
+        return "channels"
+    if target.ndim == spatial_dims + 2 and target.shape[1] == 1:
+        return "index"
+    raise ConfigError(
+        f"labels must be (B, 1, ...) or (B, ...) class indices or (B, {num_classes}, ...) channels, as many as the"
+        f" network gives, with {spatial_dims} spatial axes; got {tuple(target.shape)}"
+    )
+
+
+def count_classes(network: nn.Module, image: Tensor, spatial_dims: int) -> int:
+    """Channels of the network's output, found by a forward of one sample in evaluation mode, without side effects.
+
+    >>> count_classes(nn.Conv3d(1, 3, 1), torch.zeros(2, 1, 4, 4, 4), 3)
+    3
+    """
+    training = [m for m in network.modules() if m.training]
+    network.eval()
+    try:
+        with torch.no_grad(), torch.random.fork_rng(devices=[image.device] if image.is_cuda else []):
+            output = network(image[:1].float())
+    finally:
+        for module in training:
+            module.training = True
+    output = output[0] if isinstance(output, list | tuple) else output
+    # DynUNet stacks its levels along an axis of their own: (B, levels, K, ...)
+    return int(output.shape[-spatial_dims - 1])
+
+
+def spacing_of(image: Tensor, spatial_dims: int) -> Tensor | None:
+    """Voxel size (B, spatial_dims) in mm from a MetaTensor's affine, or None.
+
+    >>> affine = torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0]))[None]
+    >>> spacing_of(MetaTensor(torch.zeros(1, 1, 4, 4, 4), meta={"affine": affine}), 3)
+    tensor([[2., 1., 3.]])
+    """
+    affine = image.meta.get("affine") if isinstance(image, MetaTensor) else None
+    if affine is None:
+        return None
+    affine = torch.as_tensor(affine).float()
+    affine = affine.expand(len(image), *affine.shape) if affine.ndim == 2 else affine
+    return affine[:, :-1, :spatial_dims].square().sum(1).sqrt().to(image.device)
+
+
+def cases_of(image: Tensor, data: Any) -> tuple[str, ...]:
+    """The samples' names: the loader's ``case`` entry, or the files that a MetaTensor was read from; () if unknown."""
+    names = data.get("case") if isinstance(data, Mapping) else None
+    if names is None and isinstance(image, MetaTensor):
+        names = image.meta.get("filename_or_obj")
+    if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != len(image):
+        return ()
+    return tuple(str(n) for n in names)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """One batch of the loader, as the host knows it and as a method sees it.
+
+    Args:
+        inputs: what the network gets, on the device; a MetaTensor stays one.
+        targets: what the host's own loss gets.
+        args: further positional arguments of the network.
+        kwargs: further keyword arguments of the network.
+        batch: the same for a method.
+    """
+
+    inputs: Any
+    targets: Any
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    batch: Batch
+
+
+class Converter:
+    """Turns what a loader yields into `Prepared`; learns the number of classes and the labels' form from the first.
+
+    Args:
+        prepare: the host's ``prepare_batch`` with everything but the data bound.
+        network: the plain network, asked once for the number of classes.
+        device: where training runs.
+        spatial_dims: 2 or 3.
+        margin: voxels by which the loader's patches are enlarged at each end of each axis.
+        soft: whether the method needs labels as channels; False hands them on as they are.
+        image_channels: what the method's networks were built for, or None.
+        regions: whether label channels may overlap.
+        ignore: the label value of unknown voxels, or None.
+        num_classes: classes or regions, the background included; None: what the network gives.
+        own_form: how labels of a loader of this package, which yields `Batch`, are given to the host's loss.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[Any], Any],
+        network: nn.Module,
+        device: torch.device,
+        *,
+        spatial_dims: int,
+        margin: tuple[int, ...],
+        soft: bool,
+        image_channels: int | None = None,
+        regions: bool = False,
+        ignore: int | None = None,
+        num_classes: int | None = None,
+        own_form: TargetForm = "index",
+    ) -> None:
+        self.prepare, self.network, self.device = prepare, network, device
+        self.spatial_dims, self.margin, self.soft, self.image_channels = spatial_dims, margin, soft, image_channels
+        self.regions, self.ignore, self.num_classes = regions, ignore, num_classes
+        self.own_form: TargetForm = own_form
+        self.form: TargetForm | None = None
+
+    def __call__(self, data: Any) -> Prepared:
+        """Prepare one batch.
+
+        Raises:
+            ConfigError: what the loader yields can't be used with this method.
+            DataError: a label value that isn't one of the classes.
+        """
+        if isinstance(data, Batch):
+            return self._own(data.to(self.device, non_blocking=True))
+        made = self.prepare(data)
+        if not isinstance(made, list | tuple) or len(made) not in (2, 4):
+            raise ConfigError("prepare_batch must return (image, label) or (image, label, args, kwargs)")
+        inputs, targets, args, kwargs = made if len(made) == 4 else (*made, (), {})
+        image, target = plain(inputs), plain(targets)
+        if not self.soft:
+            if any(self.margin):
+                inputs, targets = image, target = centre_crop(image, self.margin), self._crop_target(target)
+            batch = Batch(image, image, margin=(0,) * self.spatial_dims, target=target)
+            return Prepared(inputs, targets, tuple(args), kwargs, batch)
+        self._check(image, target, args, kwargs)
+        label, valid = self._channels(image, target, cases_of(inputs, data))
+        batch = Batch(
+            image.float(), label, valid, classes=self._centre_classes(label), case=cases_of(inputs, data),
+            spacing=spacing_of(inputs, self.spatial_dims), margin=self.margin, target=self._crop_target(target),
+        )  # fmt: skip
+        return Prepared(inputs, targets, tuple(args), kwargs, batch)
+
+    def _own(self, batch: Batch) -> Prepared:
+        """A loader of this package yields whole batches; the target is the label without its margin."""
+        if self.form is None:
+            self.num_classes = batch.label.shape[1]
+            # one channel is a region by necessity
+            self.form = "channels" if self.regions or self.num_classes == 1 else self.own_form
+        crop = batch.cropped()
+        label = crop.label if crop.valid is None else crop.label * crop.valid
+        target = batch.target if batch.target is not None else hard_target(label, self.form, self.ignore)
+        return Prepared(crop.image, target, (), {}, replace(batch, target=target))
+
+    def _check(self, image: Tensor, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
+        """Refuse, before anything has been trained, what a learned augmentation can't work with."""
+        if any(isinstance(x, Tensor) for x in (*args, *kwargs.values())):
+            raise ConfigError(
+                "prepare_batch gives the network further tensors besides the image, which a learned augmentation can't"
+                " transform with it; append them to the image as channels, or use method 'none'"
+            )
+        if not isinstance(target, Tensor):
+            raise ConfigError("a learned augmentation needs labels, but prepare_batch returns none")
+        if image.ndim != self.spatial_dims + 2:
+            raise ConfigError(f"images must be (B, C, {self.spatial_dims} spatial axes), got {tuple(image.shape)}")
+        if self.image_channels is not None and image.shape[1] != self.image_channels:
+            raise ConfigError(
+                f"the method was built for {self.image_channels} image channels, but images have {image.shape[1]};"
+                " set image_channels in method_options"
+            )
+
+    def _channels(self, image: Tensor, target: Tensor, cases: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
+        """The label as (B, K, ...) channels, zero where unknown, and where it is known (None: everywhere)."""
+        if self.form is None:
+            self._learn(image, target)
+        assert self.num_classes is not None  # noqa: S101  # for the type checker: `_learn` has set it
+        if self.form == "channels":
+            return target.float(), None
+        index = target if self.form == "bare_index" else target[:, 0]
+        valid = None
+        if self.ignore is not None and not 0 <= self.ignore < self.num_classes:
+            known = index != self.ignore
+            if not bool(known.all()):
+                valid, index = known.unsqueeze(1).float(), torch.where(known, index, 0)
+        low, high = (int(v) for v in torch.aminmax(index))
+        if low < 0 or high >= self.num_classes:
+            raise DataError(
+                "undeclared label value", file=", ".join(cases) or None, expected=f"0 to {self.num_classes - 1}",
+                came=low if low < 0 else high, remedy="correct the label, or give the loss an ignore_index",
+            )  # fmt: skip
+        label = nn.functional.one_hot(index.long(), self.num_classes).movedim(-1, 1).float()
+        return (label if valid is None else label * valid), valid
+
+    def _learn(self, image: Tensor, target: Tensor) -> None:
+        """Number of classes and form of the labels, from the first batch."""
+        if self.num_classes is None:
+            self.num_classes = count_classes(self.network, centre_crop(image, self.margin), self.spatial_dims)
+        self.form = target_form(target, self.num_classes, self.spatial_dims)
+        if self.form == "channels" and not self.regions and not bool((target.sum(1) == 1).all()):
+            raise ConfigError(
+                "the label's channels overlap or leave voxels to none of them, so they are regions, not classes:"
+                " set regions to True (and a loss with sigmoid=True)"
+            )
+
+    def _crop_target(self, target: Any) -> Any:
+        if not any(self.margin) or not isinstance(target, Tensor):
+            return target
+        if target.ndim == self.spatial_dims + 1:
+            return centre_crop(target[:, None], self.margin)[:, 0]
+        return centre_crop(target, self.margin)
+
+    def _centre_classes(self, label: Tensor) -> Tensor:
+        """The label value at each patch's centre; of regions the last one there, counted from 1, 0 for none."""
+        centre = label
+        for size in label.shape[2:]:
+            centre = centre[:, :, size // 2]
+        if not self.regions:
+            return centre.argmax(1)
+        numbers = torch.arange(1, label.shape[1] + 1, device=label.device)
+        return (numbers * (centre > 0)).amax(1)
+
+
+class EngineBatches:
+    """The streams of a MONAI engine (`monai_autoaug.methods.Batches`): "train" is this iteration's batch.
+
+    Args:
+        real: draws the next batch of the second training stream; called only when a method asks.
+
+    >>> EngineBatches(real=lambda: None).next("meta")
+    Traceback (most recent call last):
+    monai_autoaug.errors.ConfigError: this engine has no stream 'meta'; it has train and real
+    """
+
+    def __init__(self, real: Callable[[], Batch]) -> None:
+        self.current: Batch | None = None
+        self._real = real
+
+    def next(self, stream: str) -> Batch:
+        """The next batch of a stream.
+
+        Raises:
+            ConfigError: there is no such stream.
+        """
+        if stream == "real":
+            return self._real()
+        if stream != "train" or self.current is None:
+            raise ConfigError(f"this engine has no stream {stream!r}; it has train and real")
+        return self.current

@@ -1,0 +1,221 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Checkpoints from which a run goes on as if it had never stopped: players, scaler, random states, stream positions."""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from ignite.handlers import DiskSaver
+from monai.handlers import CheckpointSaver
+from monai.transforms import Randomizable
+from torch import nn
+from torch.utils.data import DataLoader
+
+from monai_autoaug.errors import CheckpointError
+from monai_autoaug.precision import rank, world_size
+
+if TYPE_CHECKING:
+    from monai_autoaug.engines.trainer import AutoAugTrainer
+
+__all__ = ["AtomicCheckpointSaver", "AutoAugState", "random_states", "restore_random_states", "transform_states"]
+
+_VERSION = 1
+
+
+def _pack(state: Any) -> dict[str, Any]:
+    """A numpy ``RandomState``'s state as a tensor and numbers."""
+    name, keys, position, has_gauss, gauss = state
+    return {"name": str(name), "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)), "position": int(position),
+            "has_gauss": int(has_gauss), "gauss": float(gauss)}  # fmt: skip
+
+
+def _unpack(state: Mapping[str, Any]) -> tuple[Any, ...]:
+    keys = state["keys"].cpu().numpy().astype(np.uint32)
+    return state["name"], keys, state["position"], state["has_gauss"], state["gauss"]
+
+
+def random_states() -> dict[str, Any]:
+    """The global random states of Python, numpy, torch and every GPU, as tensors and numbers.
+
+    >>> sorted(random_states())
+    ['cuda', 'numpy', 'python', 'torch']
+    """
+    version, numbers, gauss = random.getstate()
+    return {
+        "python": {"version": version, "numbers": torch.tensor(numbers), "gauss": gauss},
+        "numpy": _pack(np.random.get_state()),  # noqa: NPY002  # the global generator that MONAI's users know
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Restore what `random_states` gave; GPUs that are not here are left out.
+
+    >>> states = random_states()
+    >>> x = torch.rand(1)
+    >>> restore_random_states(states)
+    >>> bool(torch.rand(1) == x)
+    True
+    """
+    python = states["python"]
+    random.setstate((python["version"], tuple(python["numbers"].tolist()), python["gauss"]))
+    np.random.set_state(_unpack(states["numpy"]))  # noqa: NPY002
+    torch.set_rng_state(states["torch"].cpu())
+    if torch.cuda.is_available():
+        for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
+            torch.cuda.set_rng_state(state.cpu(), device)
+
+
+def _randomizables(thing: Any, seen: set[int]) -> Iterator[Randomizable]:
+    """All random transforms below a data set, each once, in a fixed order."""
+    if id(thing) in seen or isinstance(thing, str | bytes | int | float | np.ndarray | torch.Tensor | nn.Module):
+        return
+    seen.add(id(thing))
+    if isinstance(thing, Randomizable):
+        yield thing
+    if isinstance(thing, list | tuple):
+        # lists of data hold no transforms: only those whose first element could be one are looked through
+        children: Any = thing if thing and not isinstance(thing[0], dict | str) else ()
+    elif isinstance(thing, dict):
+        children = thing.values()
+    else:
+        children = vars(thing).values() if hasattr(thing, "__dict__") else ()
+    for child in children:
+        if isinstance(child, list | tuple | dict) or "monai" in type(child).__module__ or hasattr(child, "dataset"):
+            yield from _randomizables(child, seen)
+
+
+def transform_states(loader: Any) -> list[dict[str, Any]]:
+    """The random states of a loader's transforms, which live on in the main process when it has no workers.
+
+    >>> transform_states([])
+    []
+    """
+    return [_pack(r.get_state()) for r in _random_numbers(loader)]
+
+
+def _random_numbers(loader: Any) -> list[np.random.RandomState]:
+    dataset = loader.dataset if isinstance(loader, DataLoader) else loader
+    unique = {id(t.R): t.R for t in _randomizables(dataset, set())}
+    return list(unique.values())
+
+
+class AutoAugState:
+    """All that a resumed run needs besides network, optimiser and engine: for ``save_dict`` and ``load_dict``.
+
+    It holds the method (players, their optimisers, auxiliary norms, generator, scaler), the random states and the
+    streams' positions. Saved at the end of an epoch after validation, a run that loads it continues bit for bit::
+
+        handlers = {"model": network, "optimizer": optimizer, "autoaug": trainer.autoaug_state, "trainer": trainer}
+        AtomicCheckpointSaver(save_dir, handlers, save_interval=1), CheckpointLoader(path, handlers)
+
+    Args:
+        trainer: the engine it belongs to.
+    """
+
+    def __init__(self, trainer: AutoAugTrainer) -> None:
+        self.trainer = trainer
+        self.others: list[Any] | None = None  # random states of all ranks, gathered at the end of an epoch
+        self._pending: Mapping[str, Any] | None = None
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors, numbers and strings only."""
+        everyone = list(self.others) if self.others is not None else [None] * world_size()
+        everyone[rank()] = random_states()
+        trainer = self.trainer
+        return {
+            "version": _VERSION,
+            "method": trainer.method.state_dict(),
+            "random": everyone,
+            "transforms": transform_states(trainer.data_loader),
+            "real": trainer.real_stream.state_dict() if "real" in trainer.method.needs else {},
+            "best": {"metric": float(trainer.state.best_metric), "epoch": int(trainer.state.best_metric_epoch)},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore the method now, and random states when the first epoch starts, whatever handlers draw until then.
+
+        Raises:
+            CheckpointError: it is of another version or of another number of ranks.
+        """
+        if state.get("version") != _VERSION:
+            raise CheckpointError(f"the checkpoint has version {state.get('version')}; this package reads {_VERSION}")
+        if len(state["random"]) != world_size():
+            raise CheckpointError(
+                f"the checkpoint was written by {len(state['random'])} processes, this run has {world_size()};"
+                " resume with as many, or load only the network and start anew"
+            )
+        self.trainer.method.load_state_dict(state["method"])
+        if state["real"]:
+            self.trainer.real_stream.load_state_dict(state["real"])
+        self.trainer.state.best_metric = state["best"]["metric"]
+        self.trainer.state.best_metric_epoch = state["best"]["epoch"]
+        self._pending = state
+
+    def resumed(self) -> bool:
+        """Restore random states if a checkpoint was loaded since the last call; whether one was."""
+        if self._pending is None:
+            return False
+        state, self._pending = self._pending, None
+        numbers = _random_numbers(self.trainer.data_loader)
+        if len(numbers) != len(state["transforms"]):
+            raise CheckpointError(
+                f"the checkpoint was written with {len(state['transforms'])} random transforms, this run has"
+                f" {len(numbers)}: resume with the data and transforms it was started with"
+            )
+        for own, saved in zip(numbers, state["transforms"], strict=True):
+            own.set_state(_unpack(saved))
+        mine = state["random"][rank()]
+        if mine is not None:
+            restore_random_states(mine)
+        return True
+
+
+class _AtomicDiskSaver(DiskSaver):
+    """Writes to a temporary file in the same folder and renames it, so that a file is whole or not there."""
+
+    def __init__(self, directory: Path, filename: str | None) -> None:
+        super().__init__(dirname=directory, require_empty=False, atomic=False)
+        self.filename = filename
+
+    def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None = None) -> None:
+        super().__call__(checkpoint, self.filename or filename, metadata)
+
+    def _save_func(self, checkpoint: Mapping[str, Any], path: Path, func: Callable[..., None]) -> None:
+        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # not tempfile's: it hides files from the group
+        try:
+            with temporary.open("wb") as file:
+                func(checkpoint, file, **self.kwargs)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
+
+    def remove(self, filename: str) -> None:
+        super().remove(self.filename or filename)
+
+
+class AtomicCheckpointSaver(CheckpointSaver):
+    """``monai.handlers.CheckpointSaver`` whose files are never half written, whenever the process is killed.
+
+    Put it after the validation handler, so that the random states it saves are those the next epoch starts with.
+
+    >>> import tempfile
+    >>> saver = AtomicCheckpointSaver(tempfile.mkdtemp(), {"model": nn.Linear(1, 1)}, save_interval=1)
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        for checkpoint in (self._final_checkpoint, self._key_metric_checkpoint, self._interval_checkpoint):
+            if checkpoint is not None:
+                old: Any = checkpoint.save_handler
+                checkpoint.save_handler = _AtomicDiskSaver(old.dirname, old.filename)

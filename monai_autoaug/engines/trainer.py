@@ -1,0 +1,334 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""A MONAI trainer that takes any method: a drop-in for ``monai.engines.SupervisedTrainer``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from ignite.engine import Events
+from monai.data import MetaTensor
+from monai.engines import SupervisedTrainer, Workflow
+from monai.engines.utils import IterationEvents, PrepareBatchExtraInput, default_prepare_batch
+from monai.inferers import Inferer, SimpleInferer
+from monai.utils.enums import CommonKeys as Keys
+from torch import Tensor, nn
+
+from monai_autoaug import methods
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.engines.batches import Converter, EngineBatches, Prepared
+from monai_autoaug.engines.checkpoints import AutoAugState, random_states
+from monai_autoaug.engines.losses import PerSampleLoss, hard_target, ignored_value, preferred_form
+from monai_autoaug.engines.streams import RealStream, second_loader, starting_at
+from monai_autoaug.engines.task import (
+    AmpPrecision,
+    EngineTask,
+    check_inferer,
+    check_optimizer,
+    first_convolution,
+    has_sigmoid,
+)
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods import Method, Task
+from monai_autoaug.precision import rank, world_size
+
+__all__ = ["AutoAugTrainer"]
+
+_WRAPPERS = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+_RESERVED = {Keys.IMAGE, Keys.LABEL, Keys.PRED, Keys.LOSS}
+
+
+class AutoAugTrainer(SupervisedTrainer):
+    """``monai.engines.SupervisedTrainer`` with learned augmentation; ``method="none"`` is the same step by step.
+
+    The network goes through `monai_autoaug.methods.prepare` before its optimiser is made. In a bundle::
+
+        "network": "$monai_autoaug.methods.prepare(@method, @network_def.to(@device), **@method_options)",
+        "optimizer": {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()"},
+        "trainer": {"_target_": "monai_autoaug.engines.AutoAugTrainer", "method": "@method",
+                    "method_options": "@method_options", "network": "@network", "optimizer": "@optimizer", ...}
+
+    It fires all events of ``IterationEvents``. ``engine.state.output`` holds image, label, prediction and loss as in
+    MONAI (of the samples as the network saw them, which a method may have reordered) and every figure of the step under
+    its own name; ``engine.state.metrics`` gets the method's figures at the end of each epoch, before any handler runs,
+    and its warnings go to the engine's logger.
+
+    Args:
+        device: where training runs.
+        max_epochs: epochs.
+        train_data_loader: yields what ``prepare_batch`` takes, or whole `Batch` objects (`data.loader`).
+        network: the segmentation network, prepared; DistributedDataParallel is unwrapped, since gradients of all
+            players are averaged over ranks here.
+        optimizer: its optimiser.
+        loss_function: any loss of MONAI or torch; see `engines.per_sample` for what a learned augmentation makes of it.
+        method: name of the method, or a function of a `Task` that returns one.
+        method_options: the method's options; ``image_channels`` is read from the network's first convolution if absent.
+        seed: of the method and of the second stream.
+        real_data_loader: a second, independent loader of training batches for methods that compare with real ones;
+            None: one over the same data set in another order, made when it's needed.
+        margin: voxels by which the loader's patches are larger than what the network sees, at each end of each axis, so
+            that a warped patch shows real surroundings rather than continued borders.
+        spatial_dims: 2 or 3; None: as the network's first convolution has it.
+        num_classes: classes or regions, the background included; None: as many channels as the network gives.
+        regions: whether the label's channels overlap; None: yes if the loss has a sigmoid and no ``to_onehot_y``.
+        clip: largest norm of the network's gradient, or None.
+        prepare_batch: as in MONAI; with a learned augmentation it gives the network no further tensors.
+        inferer: as in MONAI; with a learned augmentation none that cuts samples into windows.
+        train_handlers: as in MONAI.
+        amp: mixed precision; float16 switches itself off on the CPU.
+        amp_kwargs: of ``torch.autocast``; ``{"dtype": torch.bfloat16}`` for bfloat16, also on the CPU.
+        compile: run the network through ``torch.compile``.
+        compile_kwargs: of ``torch.compile``.
+        options: further arguments of ``SupervisedTrainer``: epoch_length, non_blocking, postprocessing,
+            key_train_metric, additional_metrics, metric_cmp_fn, event_names, event_to_attr, decollate, to_kwargs,
+            accumulation_steps.
+
+    Raises:
+        ConfigError: something that can't work with the method, named, before training starts.
+
+    >>> net = nn.Conv3d(1, 2, 1)
+    >>> data = [{"image": torch.rand(2, 1, 8, 8, 8), "label": torch.ones(2, 1, 8, 8, 8)}]
+    >>> from monai.losses import DiceLoss
+    >>> trainer = AutoAugTrainer("cpu", 1, data, net, torch.optim.SGD(net.parameters(), lr=0.1),
+    ...                          DiceLoss(to_onehot_y=True, softmax=True), method="none")
+    >>> trainer.run()
+    >>> trainer.state.iteration
+    1
+    """
+
+    def __init__(
+        self,
+        device: str | torch.device,
+        max_epochs: int,
+        train_data_loader: Iterable[Any],
+        network: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        loss_function: Callable[..., Tensor],
+        *,
+        method: str | Callable[[Task], Method] = "adversarial",
+        method_options: Mapping[str, Any] | None = None,
+        seed: int = 0,
+        real_data_loader: Iterable[Any] | None = None,
+        margin: int | Sequence[int] = 0,
+        spatial_dims: int | None = None,
+        num_classes: int | None = None,
+        regions: bool | None = None,
+        clip: float | None = None,
+        prepare_batch: Callable[..., Any] = default_prepare_batch,
+        inferer: Inferer | None = None,
+        train_handlers: Sequence[Any] | None = None,
+        amp: bool = False,
+        amp_kwargs: dict[str, Any] | None = None,
+        compile: bool = False,
+        compile_kwargs: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
+        _refuse(options)
+        super().__init__(
+            device, max_epochs, train_data_loader, network, optimizer, loss_function, prepare_batch=prepare_batch,
+            inferer=SimpleInferer() if inferer is None else inferer, amp=amp, amp_kwargs=amp_kwargs, compile=compile,
+            compile_kwargs=compile_kwargs, optim_set_to_none=True, **options,
+        )  # fmt: skip
+        self.plain_network: nn.Module = network.module if isinstance(network, _WRAPPERS) else network
+        if compile and self.plain_network is not network:
+            compiled: Any = torch.compile(self.plain_network, **(compile_kwargs or {}))
+            self.network = compiled
+        self.seed, self._real_data_loader = seed, real_data_loader
+        found = first_convolution(self.plain_network)
+        dims = spatial_dims if spatial_dims is not None else 3 if found is None else found[0]
+        sizes = (margin,) * dims if isinstance(margin, int) else tuple(margin)
+        if len(sizes) != dims or min(sizes) < 0:
+            raise ConfigError(f"margin must be {dims} numbers of voxels, not negative, got {margin}")
+        self.task = self._make_task(dims, regions, clip)
+        self.method = self._make_method(method, dict(method_options or {}), None if found is None else found[1])
+        self.converter = Converter(
+            self._prepare, self.plain_network, self.task.device, spatial_dims=dims, margin=sizes,
+            soft=self.method.name != "none", image_channels=getattr(self.method, "image_channels", None),
+            regions=self.task.regions, ignore=ignored_value(loss_function), num_classes=num_classes,
+            own_form=preferred_form(loss_function),
+        )  # fmt: skip
+        self._check()
+        self._real: RealStream | None = None
+        self._figures: tuple[str, ...] = ()
+        self.batches = EngineBatches(self._next_real)
+        self.autoaug_state = AutoAugState(self)
+        self._register()
+        if train_handlers is not None:
+            self._register_handlers(train_handlers)
+
+    def _make_task(self, dims: int, regions: bool | None, clip: float | None) -> EngineTask:
+        """The engine as a task; its precision is the engine's scaler from now on."""
+        precision = AmpPrecision(self.state.device, self.amp, self.amp_kwargs)
+        self.scaler: Any = precision.scaler
+        if regions is None:
+            regions = has_sigmoid(self.loss_function) and preferred_form(self.loss_function) == "channels"
+        self.losses = PerSampleLoss(self.loss_function, preferred_form(self.loss_function))
+        return EngineTask(
+            self.plain_network, self.optimizer, self.loss_function, precision=precision, losses=self.losses,
+            inferer=self.inferer,
+            runs=self.network if self.compile else self.plain_network, spatial_dims=dims, regions=regions, clip=clip,
+            accumulation_steps=self.accumulation_steps, listener=self._listen,
+        )  # fmt: skip
+
+    def _make_method(
+        self, method: str | Callable[[Task], Method], given: dict[str, Any], channels: int | None
+    ) -> Method:
+        """Build the method and give every rank the same players."""
+        if callable(method):
+            if given:
+                raise ConfigError("method_options go with a method's name; give a function its options itself")
+            built = method(self.task)
+        else:
+            known = methods.options(method)
+            if "image_channels" in known and "image_channels" not in given:
+                if channels is None:
+                    raise ConfigError(
+                        "the network has no convolution that tells the number of image channels: set image_channels in"
+                        " method_options"
+                    )
+                given["image_channels"] = channels
+            built = methods.build(method, self.task, **({"seed": self.seed} | given))
+        for module in [self.plain_network, *(player.module for player in built.players.values())]:
+            _broadcast([*module.parameters(), *module.buffers()])
+        return built
+
+    def _check(self) -> None:
+        """Refuse, before training, what can't work with the method."""
+        check_optimizer(self.plain_network, self.optimizer)
+        if self.method.name == "none":
+            return
+        check_inferer(self.inferer, self.method.name)
+        if isinstance(self.prepare_batch, PrepareBatchExtraInput):
+            raise ConfigError(
+                f"PrepareBatchExtraInput gives the network further inputs, which method {self.method.name!r} can't"
+                " transform with the image; append them to the image as channels, or use method 'none'"
+            )
+        if "real" in self.method.needs and self._real_data_loader is None:
+            second_loader(self.data_loader, self.seed)  # fails here rather than in the first iteration
+
+    def _prepare(self, data: Any) -> Any:
+        return self.prepare_batch(data, self.state.device, self.non_blocking, **self.to_kwargs)
+
+    @property
+    def real_stream(self) -> RealStream:
+        """The second stream of training batches; its loader is made at the first use."""
+        if self._real is None:
+            own = self._real_data_loader is None
+            loader = second_loader(self.data_loader, self.seed) if own else self._real_data_loader
+            assert loader is not None  # noqa: S101  # for the type checker
+            self._real = RealStream(loader, lambda data: self.converter(data).batch, seed=self.seed, own=own)
+            self._real.start_epoch(self.state.epoch)
+        return self._real
+
+    def _next_real(self) -> Batch:
+        return self.real_stream.next()
+
+    def _register(self) -> None:
+        """Attach what the engine itself does at events, before any handler of the user's."""
+        self.add_event_handler(Events.EPOCH_STARTED, AutoAugTrainer._start_epoch)
+        self.add_event_handler(Events.EPOCH_COMPLETED, AutoAugTrainer._end_epoch)
+
+    def _start_epoch(self) -> None:
+        if self.autoaug_state.resumed():
+            self.state.dataloader = starting_at(self.data_loader, self.state.iteration)
+        if "real" in self.method.needs:
+            self.real_stream.start_epoch(self.state.epoch)
+
+    def _end_epoch(self) -> None:
+        """Put the method's figures where handlers look for them and its warnings into the log."""
+        _broadcast(self.plain_network.buffers())
+        for name in self._figures:  # a figure that this epoch didn't have must not stay from an earlier one
+            self.state.metrics.pop(name, None)
+        figures = self.method.on_epoch(self.state.epoch)
+        self._figures = tuple(figures)
+        self.state.metrics.update(figures)
+        for warning in self.method.warnings():
+            if rank() == 0:
+                self.logger.warning(warning)
+        if world_size() > 1:
+            states: list[Any] = [None] * world_size()
+            dist.all_gather_object(states, random_states())
+            self.autoaug_state.others = states
+
+    def run(self) -> None:  # type: ignore[override]  # MONAI's signature, not ignite's
+        """Train; called again with a larger ``max_epochs``, it goes on (and so does the gradient scaler)."""
+        Workflow.run(self)
+
+    def _iteration(self, engine: Any, batchdata: Any) -> Any:
+        """One step of the method on one batch; see ``SupervisedTrainer._iteration`` for what it returns.
+
+        Raises:
+            ValueError: there is no batch.
+        """
+        if batchdata is None:
+            raise ValueError("Must provide batch data for current iteration.")
+        prepared = self.converter(batchdata)
+        if self.converter.form is not None:
+            self.losses.set_form(self.converter.form)
+        self.batches.current = prepared.batch
+        self.task.args, self.task.kwargs = prepared.args, prepared.kwargs
+        self.state.output = {Keys.IMAGE: prepared.inputs, Keys.LABEL: prepared.targets}
+        self._prepared = prepared
+        self._set_micro_batch()
+        self.network.train()
+        figures = self.method.step(self.batches)
+        output = self.state.output
+        output.setdefault(Keys.LOSS, figures.get("loss"))
+        output.update({name: value for name, value in figures.items() if name not in _RESERVED})
+        # only now, with all figures in place: decollation and postprocessing hang on it
+        self.fire_event(IterationEvents.MODEL_COMPLETED)
+        return self.state.output
+
+    def _set_micro_batch(self) -> None:
+        """Which part of an accumulated batch this is, counted as MONAI does: the last of an epoch always updates."""
+        steps, length = self.accumulation_steps, self.state.epoch_length
+        number = self.state.iteration - 1 if length is None else (self.state.iteration - 1) % length
+        self.task.first_micro_batch = number % steps == 0
+        self.task.last_micro_batch = (number + 1) % steps == 0 or (length is not None and number + 1 == length)
+
+    def _listen(self, event: str, values: Mapping[str, Any]) -> None:
+        """What a method says within its step, as MONAI's events."""
+        output = self.state.output
+        if event == "forward":
+            output.update(self._seen(self._prepared, values["batch"], values["output"]))
+            self.fire_event(IterationEvents.FORWARD_COMPLETED)
+        elif event == "loss":
+            output[Keys.LOSS] = values["loss"]
+            self.fire_event(IterationEvents.LOSS_COMPLETED)
+        elif event == "backward":
+            self.fire_event(IterationEvents.BACKWARD_COMPLETED)
+
+    def _seen(self, prepared: Prepared, batch: Batch, prediction: Any) -> dict[str, Any]:
+        """Image, label and prediction as the network saw them; those of the plain step keep their metadata."""
+        if self.method.name == "none":
+            inputs = prepared.inputs
+            if isinstance(inputs, MetaTensor) and isinstance(prediction, Tensor):
+                prediction = MetaTensor(prediction, meta=inputs.meta, applied_operations=inputs.applied_operations)
+            return {Keys.PRED: prediction}
+        label = batch.label.detach() if batch.valid is None else batch.label.detach() * batch.valid.detach()
+        form = self.converter.form or "index"
+        target = hard_target(label, form, self.converter.ignore)
+        return {Keys.IMAGE: batch.image.detach(), Keys.LABEL: target, Keys.PRED: prediction}
+
+
+def _refuse(options: Mapping[str, Any]) -> None:
+    """Arguments of ``SupervisedTrainer`` that would switch the method off or change it silently."""
+    if options.get("iteration_update") is not None:
+        raise ConfigError("iteration_update replaces the training step, which is the method's here; leave it out")
+    if "optim_set_to_none" in options:
+        raise ConfigError(
+            "optim_set_to_none can't be chosen: gradients are always set to None, so that parameters without a gradient"
+            " in some step (norm groups without samples) are not moved by momentum or weight decay"
+        )
+
+
+def _broadcast(tensors: Iterable[Tensor]) -> None:
+    """Make ``tensors`` on every rank those of rank 0."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
+
+
