@@ -8,6 +8,17 @@ from monai_autoaug.augmenters.affine import AffineAugmenter
 from monai_autoaug.augmenters.appearance import AppearanceAugmenter
 from monai_autoaug.augmenters.base import Augmenter
 from monai_autoaug.augmenters.deformation import DeformationAugmenter
+from monai_autoaug.augmenters.dictionary import LearnedAugmentd
+from monai_autoaug.augmenters.files import load, save
 from monai_autoaug.augmenters.transformation import Transformation
 
-__all__ = ["AffineAugmenter", "AppearanceAugmenter", "Augmenter", "DeformationAugmenter", "Transformation"]
+__all__ = [
+    "AffineAugmenter",
+    "AppearanceAugmenter",
+    "Augmenter",
+    "DeformationAugmenter",
+    "LearnedAugmentd",
+    "Transformation",
+    "load",
+    "save",
+]

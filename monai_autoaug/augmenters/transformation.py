@@ -153,7 +153,7 @@ class Transformation:
         Source: Gao et al. 2021, Eqs. 6-8; the reductions and units are not in the paper.
         """
         parts = [self._affine_penalty(), self._deformation_penalty()]
-        parts.append(None if self.additive is None else self.additive.float().square().mean())
+        parts.append(None if self.additive is None else _full(self.additive).square().mean())
         given = [p for p in parts if p is not None]
         return torch.stack(given).sum() if given else torch.zeros(())
 
@@ -173,8 +173,7 @@ class Transformation:
         field = self.displacement if self.velocity is None else self.velocity
         if field is None:
             return None
-        field = field.float() if field.dtype != torch.float64 else field
-        d = len(self.shape)
+        field, d = _full(field), len(self.shape)
         coarse = tuple(field.shape[2:])
         if self.normalised:
             half = torch.tensor([max(n - 1, 1) / 2 for n in self.shape]).to(field)
@@ -222,6 +221,10 @@ class Transformation:
 
 
 _TENSORS = ("matrix", "displacement", "velocity", "additive", "shift")
+
+
+def _full(x: Tensor) -> Tensor:
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _affine_figures(matrix: Tensor) -> dict[str, Tensor]:

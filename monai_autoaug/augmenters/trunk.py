@@ -121,7 +121,7 @@ class PaperTrunk(nn.Module):
         full = tuple(image.shape[2:])
         features = self.noise_in(noise).view(len(noise), -1, *self.base)
         for level, block in zip((5, 4, 3, 2, 1, 0), self.noise, strict=True):
-            features = block(_resize(features, tuple(max(1, -(-n // 2**level)) for n in full)))
+            features = block(_resize(features, tuple(max(min(n, 2), -(-n // 2**level)) for n in full)))
         if self.image_condition:
             features = torch.cat([self.image(image), features], dim=1)
         out: Tensor = self.fuse(features)

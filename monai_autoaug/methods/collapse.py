@@ -68,8 +68,8 @@ def collapse_figures(augmenter: Augmenter, image: Tensor, generator: torch.Gener
 def collapse_warnings(figures: Mapping[str, float], kinds: Sequence[str]) -> list[str]:
     """Sentences for a user: which augmenter has collapsed, and how it is seen.
 
-    >>> collapse_warnings({"affine_noise_share": 0.1}, ["affine"])[0][:60]
-    'affine: all samples of an image are nearly alike (noise mak'
+    >>> collapse_warnings({"affine_noise_share": 0.1}, ["affine"])[0][:48]
+    'affine: all samples of an image are nearly alike'
     """
     found = []
     for kind in kinds:

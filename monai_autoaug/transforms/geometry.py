@@ -7,8 +7,9 @@ Conventions, all pinned by tests:
 - Tensors are (B, C, D, H, W), or (B, C, H, W) with ``spatial_dims=2``; vectors over axes are in the order D, H, W.
 - A grid (B, D, H, W, 3) holds, for every output voxel, the input position it is read from, in voxels, order D, H, W,
   counted from the centre of the volume (``(N - 1) / 2``). Resampling pulls: ``output(x) = input(grid(x))``.
-- Rotations are in radians, right-handed about axis D, H, W and applied in that order; a positive translation of one voxel
-  along D reads from one voxel further along D, so that the content moves by one voxel towards smaller D.
+- Rotations are in radians, right-handed about axis D, H, W and applied in that order, and like translations they move the
+  positions that are read: the content turns the other way, and a translation of one voxel along D moves it one voxel
+  towards smaller D.
 - Grids are built and sampled in float32 (float64 stays float64) whatever autocast says.
 """
 
@@ -268,7 +269,7 @@ def resample(
     with float32_region(image.device):
         source, channels = _full(image), image.shape[1]
         # what lies outside is subtracted before and added after, since grid_sample can only pad with zero
-        base = source.detach().amin(dim=dims, keepdim=True) if padding == "minimum" else source.new_zeros(())
+        base = source.amin(dim=dims, keepdim=True) if padding == "minimum" else source.new_zeros(())
         stack = [source - base]
         if label is not None:
             fill = (1.0, *[0.0] * (label.shape[1] - 1)) if outside is None else outside

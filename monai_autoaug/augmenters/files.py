@@ -1,0 +1,97 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Trained augmenters on disk: one file of tensors, numbers and strings that loads without pickle."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+import monai_autoaug
+from monai_autoaug.augmenters.affine import AffineAugmenter
+from monai_autoaug.augmenters.appearance import AppearanceAugmenter
+from monai_autoaug.augmenters.base import Augmenter
+from monai_autoaug.augmenters.deformation import DeformationAugmenter
+from monai_autoaug.errors import PolicyError
+
+__all__ = ["load", "save"]
+
+_FORMAT, _VERSION = "monai_autoaug.augmenters", 1
+_KINDS: dict[str, type[Augmenter]] = {a.kind: a for a in (AffineAugmenter, DeformationAugmenter, AppearanceAugmenter)}
+
+
+def save(path: str | os.PathLike[str], augmenters: Mapping[str, nn.Module]) -> Path:
+    """Write augmenters by name to one file, completely or not at all.
+
+    Args:
+        path: file to write, usually ``augmenters.pt``.
+        augmenters: what `Method.augmenters` gives.
+
+    Returns:
+        The path.
+
+    Raises:
+        PolicyError: one of them is not an augmenter of this package.
+    """
+    path = Path(path)
+    content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "package": monai_autoaug.__version__}
+    entries = {}
+    for name, augmenter in augmenters.items():
+        if not isinstance(augmenter, Augmenter) or _KINDS.get(augmenter.kind) is not type(augmenter):
+            raise PolicyError(f"augmenter {name!r} is a {type(augmenter).__name__}, which this file format does not hold")
+        state = {key: tensor.detach().cpu().clone() for key, tensor in augmenter.state_dict().items()}
+        entries[name] = {"kind": augmenter.kind, "options": augmenter.options(), "state": state}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            torch.save(content | {"augmenters": entries}, file)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> dict[str, Augmenter]:
+    """Read augmenters, frozen and in evaluation mode.
+
+    Args:
+        path: a file that `save` wrote.
+        device: where they shall be.
+
+    Returns:
+        Augmenters by name.
+
+    Raises:
+        PolicyError: the file is missing, unreadable, of another kind or of a newer version.
+
+    >>> import tempfile
+    >>> file = save(Path(tempfile.mkdtemp()) / "augmenters.pt", {"affine": AffineAugmenter(2, 1)})
+    >>> load(file)["affine"].kind
+    'affine'
+    """
+    try:
+        content = torch.load(path, map_location=device, weights_only=True)
+    except Exception as error:  # torch raises many kinds; the user needs the file's name and the reason
+        raise PolicyError(f"{path}: can't be read as augmenters ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise PolicyError(f"{path}: is not a file of augmenters; expected one that monai_autoaug wrote")
+    if content["version"] > _VERSION:
+        raise PolicyError(
+            f"{path}: was written in format {content['version']}, this version reads {_VERSION}; update monai_autoaug"
+        )
+    result: dict[str, Augmenter] = {}
+    for name, entry in content["augmenters"].items():
+        if entry["kind"] not in _KINDS:
+            raise PolicyError(f"{path}: augmenter {name!r} is of unknown kind {entry['kind']!r}")
+        augmenter = _KINDS[entry["kind"]](**entry["options"])
+        augmenter.load_state_dict(entry["state"])
+        result[name] = augmenter.to(device).eval().requires_grad_(False)
+    return result
