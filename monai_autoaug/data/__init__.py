@@ -10,12 +10,14 @@ from monai_autoaug.data.layouts import read_datalist, read_images
 from monai_autoaug.data.loading import loader
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.data.phantom import write_phantom
+from monai_autoaug.data.preprocess import Preprocessing
 
 __all__ = [
     "Batch",
     "Case",
     "DataList",
     "PatchBatches",
+    "Preprocessing",
     "Split",
     "centre_crop",
     "loader",

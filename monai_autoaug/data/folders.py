@@ -80,7 +80,7 @@ def group_channels(files: Sequence[Path], folder: Path, *, channels: int | None 
             "has another number of channels than expected", file=wrong[0].name,
             expected=f"{channels or max(sizes)} files", came=[f.name for f in wrong[0].images],
             remedy="name the channels of every case CASE_0000, CASE_0001 ...",
-        )  # fmt: skip
+        )
     _refuse_twins(cases, folder)
     return cases
 
@@ -180,7 +180,7 @@ def _no_match(cases: Sequence[Case], labels: Sequence[Path], folder: Path) -> Da
     return DataError(
         "images and labels can't be matched by name", file=folder, expected="one label file of the same name an image",
         came=came, remedy="give image and label the same file name",
-    )  # fmt: skip
+    )
 
 
 def _values(cases: Sequence[Case]) -> list[int]:

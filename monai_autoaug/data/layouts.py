@@ -214,7 +214,7 @@ def _read_nnunet(folder: Path, content: dict[str, Any]) -> DataList:
     return DataList(
         folder, "nnunet", channels, labels, order, ignore, tuple(training),
         tuple(Case(name, files) for name, files in test.items()),
-    )  # fmt: skip
+    )
 
 
 def _nnunet_labels(

@@ -19,13 +19,25 @@ from pathlib import Path
 from typing import IO, Any
 
 import nibabel as nib
+import numpy as np
 from monai.data.image_reader import NibabelReader
 from nibabel.filebasedimages import ImageFileError
 from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+from numpy.typing import NDArray
 
 from monai_autoaug.errors import DataError
 
-__all__ = ["Nifti", "StrictNibabelReader", "is_nifti", "nifti_stem", "read_header", "read_nifti", "write_nifti"]
+__all__ = [
+    "Nifti",
+    "StrictNibabelReader",
+    "corner_shift",
+    "is_nifti",
+    "nifti_stem",
+    "read_header",
+    "read_nifti",
+    "write_like",
+    "write_nifti",
+]
 
 SUFFIXES = (".nii.gz", ".nii")
 _CHUNK = 1 << 22
@@ -54,6 +66,16 @@ def nifti_stem(path: str | Path) -> str:
         if name.lower().endswith(suffix):
             return name[: -len(suffix)]
     return name
+
+
+def corner_shift(first: NDArray[Any], second: NDArray[Any], shape: Sequence[int]) -> float:
+    """By how many mm two affines disagree at worst, over the corners of a volume of ``shape``.
+
+    >>> corner_shift(np.eye(4), np.diag([1.0, 1.0, 1.5, 1.0]), (4, 4, 11))
+    5.0
+    """
+    corners = np.stack(np.meshgrid(*([0, n - 1] for n in shape[:3]), [1], indexing="ij")).reshape(4, -1)
+    return float(np.linalg.norm(((first - second) @ corners)[:3], axis=0).max())
 
 
 @dataclass(frozen=True)
@@ -180,6 +202,10 @@ def read_nifti(path: str | Path) -> Nifti:
         raise _damaged(path, size, error) from error
     except OSError as error:
         _raise_io(path, error)
+    except MemoryError as error:  # mostly a header that declares far more than the file holds
+        if _count(path) < size:
+            raise _damaged(path, size, None) from error
+        raise DataError("does not fit into memory", file=path, came=f"{size:,} bytes") from error
     if len(data) < size:
         raise _damaged(path, size, None)
     try:
@@ -206,11 +232,51 @@ def write_nifti(path: str | Path, image: nib.Nifti1Image) -> Path:
     Raises:
         DataError: the name is not that of a NIfTI file.
     """
-    path = Path(path)
+    return _write_stream(Path(path), image.to_bytes())
+
+
+def write_like(path: str | Path, voxels: NDArray[Any], header: nib.Nifti1Header) -> Path:
+    """Write voxels under the geometry of another file: shape, qform, sform, codes and spacing bit for bit.
+
+    What is not geometry (description, intent, display range, extensions, which may name a patient) is not copied.
+
+    Args:
+        path: ends in ``.nii`` or ``.nii.gz``.
+        voxels: of the shape that the header tells, trailing axes of several volumes left out; an integer type.
+        header: the other file's header as on disk (`read_header`).
+
+    Returns:
+        The path written.
+
+    Raises:
+        DataError: the name is not that of a NIfTI file, or the voxels don't fit the header.
+    """
+    header = header.copy()
+    shape = tuple(header.get_data_shape())
+    if math.prod(shape[3:]) == 1:
+        voxels = voxels.reshape(voxels.shape[:3] + shape[3:])
+    else:
+        shape = shape[:3]
+        header.set_data_shape(shape)
+    if voxels.shape != shape:
+        raise DataError("does not fit the header", file=path, expected=shape, came=voxels.shape)
+    header.set_data_dtype(voxels.dtype)
+    for name in ("scl_inter", "cal_max", "cal_min", "intent_code", "intent_p1", "intent_p2", "intent_p3", "vox_offset"):
+        header[name] = 0
+    for name in ("descrip", "aux_file", "intent_name", "db_name"):
+        if name in header.keys():  # NIfTI-2 has no db_name
+            header[name] = b""
+    header["scl_slope"], header["magic"], header["vox_offset"] = 1, header.single_magic, header.single_vox_offset
+    data = voxels.astype(voxels.dtype.newbyteorder(header.endianness)).tobytes(order="F")
+    # four bytes 0 say that no extension follows
+    return _write_stream(Path(path), header.binaryblock + bytes(4) + data)
+
+
+def _write_stream(path: Path, data: bytes) -> Path:
+    """Write a NIfTI file's bytes, compressed if its name says so, to a temporary file, and rename it."""
     if not is_nifti(path):
         raise DataError("is not a NIfTI name", file=path, expected="a name ending in .nii or .nii.gz", came=path.name)
     path.parent.mkdir(parents=True, exist_ok=True)
-    data = image.to_bytes()
     if path.name.lower().endswith(".gz"):
         data = gzip.compress(data, compresslevel=4, mtime=0)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")

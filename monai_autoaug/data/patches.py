@@ -225,7 +225,7 @@ class PatchBatches(TorchDataset[Batch]):
             raise DataError(
                 "does not fit the patches", file=name, expected=f"image (C, {dims} axes) and label (1, same axes)",
                 came=f"{tuple(image.shape)} and {tuple(label.shape)}",
-            )  # fmt: skip
+            )
         spacing = item.get("spacing", getattr(image, "pixdim", None))
         if spacing is None:
             spacing = torch.ones(dims)
@@ -258,7 +258,7 @@ class PatchBatches(TorchDataset[Batch]):
             raise DataError(
                 "holds an undeclared label", file=name, expected=f"0..{self.num_classes - 1}",
                 came=sorted(set(values.unique().tolist()) - set(range(self.num_classes))),
-            )  # fmt: skip
+            )
         classes = torch.arange(self.num_classes).reshape(-1, *[1] * values.ndim)
         one_hot = (values == classes).float()
         if self.regions is None:

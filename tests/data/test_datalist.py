@@ -262,7 +262,7 @@ class TestSplit:
         "options",
         [{"validation": 50}, {"validation": 10, "train": 41}, {"validation": 1.0}, {"validation": -1},
          {"validation": 10, "meta": 40}, {"validation": 0, "train": 0}],
-    )  # fmt: skip
+    )
     def test_impossible_numbers(self, options: dict[str, float]) -> None:
         with pytest.raises(ConfigError):
             split(self.cases, seed=0, **options)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""A batch is a function of seed, rank, stream and number, holds what the volumes hold, and foreground as often as said."""
+"""A batch is a function of seed, rank, stream and number, and holds what the volumes hold."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _equal(a: Batch, b: Batch) -> bool:
 def test_same_batches_whatever_the_workers() -> None:
     batches = _batches(_items())
     expected = [batches[n] for n in range(8)]
-    for workers in (0, 1, 3):
+    for workers in (0, 1, 2):
         drawn = list(loader(batches, stop=8, num_workers=workers))
         assert len(drawn) == 8
         assert all(_equal(a, b) for a, b in zip(expected, drawn, strict=True))
@@ -256,7 +256,7 @@ def test_misfits_are_named() -> None:
     "options",
     [{"patch_size": (4,)}, {"patch_size": (4, 0, 4)}, {"margin": (1, 1)}, {"margin": -1}, {"batch_size": 0},
      {"num_classes": 1}, {"foreground": 1.5}, {"regions": [(1, 3)]}, {"ignore_label": 2}, {"seed": -1}],
-)  # fmt: skip
+)
 def test_arguments_out_of_range(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         _batches(_items(), **options)
