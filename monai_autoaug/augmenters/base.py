@@ -85,9 +85,8 @@ class Augmenter(nn.Module):
             batch_size: B.
             generator: random numbers come from it, on its own device; None: torch's global one.
         """
-        device = self.strength.device
-        source = device if generator is None else generator.device
-        return torch.randn(batch_size, self.noise_size + self.draws, generator=generator, device=source).to(device)
+        source = self.strength.device if generator is None else generator.device
+        return torch.randn(batch_size, self.noise_size + self.draws, generator=generator, device=source).to(self.strength)
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Transformation:
         """Predict one transformation a sample.

@@ -73,7 +73,7 @@ def transform(batch: Batch, transformation: Transformation, *, regions: bool = F
     if batch.valid is not None:
         outside[widths[0]] = 1.0  # outside the volume is background for certain
     moved, soft = transformation.apply_pair(
-        image, torch.cat([t.float() for t in stack], dim=1), margin=batch.margin, outside=tuple(outside), still=still
+        image, torch.cat([t.to(batch.label.dtype) for t in stack], dim=1), margin=batch.margin, outside=tuple(outside), still=still
     )
     assert soft is not None  # noqa: S101  # for the type checker: a label was given
     pieces = list(soft.split(widths, dim=1))
@@ -235,9 +235,9 @@ class AugmentedMethod(Method):
                 size = augmenters[0].noise_size
                 image = batch.image[torch.cat(rows)]
                 features = augmenters[0].trunk(image, torch.cat([z[:, :size] for z in noises]))
-                return list(features.float().split([len(r) for r in rows]))
+                return list(_full(features).split([len(r) for r in rows]))
             return [
-                a.trunk(batch.image[r], z[:, : a.noise_size]).float() if len(r) else z
+                _full(a.trunk(batch.image[r], z[:, : a.noise_size])) if len(r) else z
                 for a, r, z in zip(augmenters, rows, noises, strict=True)
             ]
 
@@ -298,6 +298,11 @@ class AugmentedMethod(Method):
         """See `Method.load_state_dict`."""
         super().load_state_dict(state)
         self._turns = list(state["turns"])
+
+
+def _full(x: Tensor) -> Tensor:
+    """At least float32: what follows the trunk is geometry."""
+    return x if x.dtype == torch.float64 else x.float()
 
 
 def _kinds(mode: str) -> tuple[str, ...]:

@@ -43,7 +43,7 @@ def reverse_gradient(x: Tensor, scale: float | Tensor = 1.0) -> Tensor:
     >>> reverse_gradient(3 * x, 0.5).sum().backward(); x.grad
     tensor([-1.5000, -1.5000])
     """
-    s = scale if isinstance(scale, Tensor) else torch.as_tensor(scale, device=x.device)
+    s = scale if isinstance(scale, Tensor) else torch.as_tensor(scale, device=x.device, dtype=x.dtype)
     return _Reverse.apply(x, s.detach())
 
 
