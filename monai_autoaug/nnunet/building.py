@@ -1,0 +1,169 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""How a trainer with learned augmentation builds its network, optimiser, loss and method."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import random
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
+from monai_autoaug import methods
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods import Losses, Method
+from monai_autoaug.nnunet import ranks
+from monai_autoaug.nnunet.losses import soft_losses
+from monai_autoaug.nnunet.options import Options
+from monai_autoaug.nnunet.patches import PatchLayout
+from monai_autoaug.nnunet.task import TrainingTask
+from monai_autoaug.precision import Precision, rank
+
+if TYPE_CHECKING:
+    from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as _Host
+else:
+    _Host = object  # the trainer class that it is mixed into follows in the method resolution order
+
+__all__ = ["BuildingMixin"]
+
+
+class BuildingMixin(_Host):
+    """The part of `AutoAugMixin` that builds."""
+
+    autoaug: Options
+    autoaug_base: ClassVar[type[Any]]
+    method: Method
+    task: TrainingTask
+    layout: PatchLayout
+    run_seed: int
+    is_ddp: bool
+    network: torch.nn.Module
+
+    def initialize(self) -> None:
+        """Build the network with what the method needs in it, optimiser, loss and the method."""
+        if self.was_initialized:
+            super().initialize()  # says what is wrong
+        seed = self.autoaug.seed
+        if seed is not None:
+            random.seed(seed + rank())
+            np.random.seed((seed + rank()) % 2**32)  # noqa: NPY002  # the generator that nnU-Net draws from
+            torch.manual_seed(seed + rank())
+        # without a seed the first rank's torch seed, so that all ranks make the same players
+        self.run_seed = ranks.gather(torch.initial_seed() % 2**31 if seed is None else seed)[0]
+        build = self.build_network_architecture
+
+        @functools.wraps(build)
+        def prepared(*args: Any, **kwargs: Any) -> torch.nn.Module:
+            return methods.prepare(self.autoaug.method, build(*args, **kwargs), **self._method_options())
+
+        # an attribute of this object, because the class's function also builds the plain network for prediction
+        self.__dict__["build_network_architecture"] = prepared
+        together, self.is_ddp = self.is_ddp, False  # nnU-Net's own wrapping knows GPUs only
+        try:
+            super().initialize()
+        finally:
+            self.is_ddp = together
+            del self.__dict__["build_network_architecture"]
+        self._check_features()
+        if self.is_ddp:
+            self.network, synchronised = ranks.wrapped(self.network, self.device)
+            if not synchronised:
+                self.print_to_log_file(
+                    "Batch norm sees each rank's own samples (its statistics are averaged after each epoch):"
+                    " SyncBatchNorm has no CPU form and no auxiliary groups"
+                )
+        self._build_method()
+
+    def _check_features(self) -> None:
+        network = ranks.unwrapped(self.network)
+        built = getattr(getattr(network, "encoder", None), "output_channels", None)
+        if self.autoaug.features is not None and list(built or []) != list(self.autoaug.features):
+            raise ConfigError(
+                f"{self.autoaug_base.__name__} builds its network without the plans' features_per_stage (its stages"
+                f" have {built}); leave the autoaug options features and width out"
+            )
+
+    def _image_channels(self) -> int:
+        extra = len(self.label_manager.foreground_labels) if self.is_cascaded else 0
+        return int(self.num_input_channels) - extra
+
+    def _method_options(self) -> dict[str, Any]:
+        """The user's options and those that only the trainer knows."""
+        given = {**self.autoaug.method_options, "seed": self.run_seed}
+        if "image_channels" in methods.options(self.autoaug.method):
+            given["image_channels"] = self._image_channels()
+        return given
+
+    def _build_method(self) -> None:
+        dtype = self.autoaug.precision or ("float16" if self.device.type == "cuda" else "float32")
+        if dtype != "float16":
+            self.grad_scaler = None
+        patch_size = self.configuration_manager.patch_size
+        self.task = TrainingTask(
+            ranks.unwrapped(self.network), self.optimizer, self.loss, self._losses(),
+            Precision(self.device, dtype, scaler=self.grad_scaler), spatial_dims=len(patch_size),
+            regions=self.label_manager.has_regions, call=ranks.called(self.network),
+        )  # fmt: skip
+        self.method = methods.build(self.autoaug.method, self.task, **self._method_options())
+        self.layout = PatchLayout(
+            heads=self.label_manager.num_segmentation_heads,
+            image_channels=self._image_channels(),
+            regions=self.label_manager.has_regions,
+            ignore_label=self.label_manager.ignore_label,
+            spacing=tuple(float(s) for s in self.configuration_manager.spacing[-len(patch_size) :]),
+            masked_channels=tuple(bool(m) for m in self.configuration_manager.use_mask_for_norm),
+            margin=self.autoaug.margins(len(patch_size)),
+            scales=self._get_deep_supervision_scales(),
+        )
+
+    def build_soft_losses(self) -> Losses:
+        """The loss for soft labels, one value a sample; override it for a loss of your own (or see `soft_term`)."""
+        return soft_losses(self.loss)
+
+    def _losses(self) -> Losses:
+        if self.autoaug.method != "none":
+            return self.build_soft_losses()
+        # the plain step uses the trainer's own loss, which need not have a form for soft labels
+        return lambda output, label, valid: self.build_soft_losses()(output, label, valid)
+
+    def _do_i_compile(self) -> bool:
+        """As nnU-Net with method none; otherwise not, because norm groups change from step to step."""
+        return bool(self.autoaug.method == "none" and super()._do_i_compile())
+
+    @contextlib.contextmanager
+    def _together(self) -> Iterator[None]:
+        before, self.is_ddp = self.is_ddp, dist.is_available() and dist.is_initialized()
+        try:
+            yield
+        finally:
+            self.is_ddp = before
+
+    def _set_batch_size_and_oversample(self) -> None:
+        with self._together():
+            super()._set_batch_size_and_oversample()
+
+    def _build_loss(self) -> Any:
+        with self._together():
+            return super()._build_loss()
+
+    def configure_optimizers(self, *args: Any, **kwargs: Any) -> Any:
+        """The trainer's own optimiser and schedule, or those that the options name."""
+        options = self.autoaug
+        if options.optimizer is None:
+            return super().configure_optimizers(*args, **kwargs)
+        parameters = self.network.parameters()
+        optimizer: torch.optim.Optimizer
+        if options.optimizer == "sgd":
+            momentum = 0.99 if options.momentum is None else options.momentum
+            optimizer = torch.optim.SGD(
+                parameters, self.initial_lr, weight_decay=self.weight_decay, momentum=momentum, nesterov=momentum > 0
+            )
+        else:
+            optimizer = torch.optim.AdamW(parameters, self.initial_lr, weight_decay=self.weight_decay)
+        return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)

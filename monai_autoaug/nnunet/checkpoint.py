@@ -1,0 +1,153 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What is added to nnU-Net's checkpoint, and writing it so that a killed process leaves the last good file.
+
+nnU-Net's keys stay as they are. One top-level key, ``autoaug``, is added; plain nnU-Net ignores it. It holds tensors,
+numbers, strings, lists and dicts only.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from monai_autoaug.errors import CheckpointError
+from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm, auxiliary_state, load_auxiliary_state
+
+__all__ = [
+    "KEY",
+    "VERSION",
+    "parameter_names",
+    "random_states",
+    "read_checkpoint",
+    "reset_auxiliary_norms",
+    "restore_random_states",
+    "write_atomically",
+]
+
+KEY = "autoaug"
+VERSION = 1
+
+
+def random_states(device: torch.device) -> dict[str, Any]:
+    """States of the global random numbers of numpy, torch and Python, and of the GPU that trains.
+
+    >>> states = random_states(torch.device("cpu"))
+    >>> first = torch.rand(2); restore_random_states(states); bool((torch.rand(2) == first).all())
+    True
+    """
+    kind, words, position, has_gauss, gauss = np.random.get_state()  # noqa: NPY002  # nnU-Net draws from it
+    version, internal, gauss_next = random.getstate()
+    states: dict[str, Any] = {
+        "torch": torch.random.get_rng_state(),
+        "numpy": {
+            "kind": str(kind), "words": torch.from_numpy(np.asarray(words).astype(np.int64)), "position": int(position),
+            "has_gauss": int(has_gauss), "gauss": float(gauss),
+        },
+        "python": {"version": version, "internal": list(internal), "gauss": gauss_next},
+    }  # fmt: skip
+    if device.type == "cuda":
+        states["cuda"] = torch.cuda.get_rng_state(device)
+    return states
+
+
+def restore_random_states(states: Mapping[str, Any]) -> None:
+    """Restore what `random_states` gave."""
+    torch.random.set_rng_state(states["torch"].cpu())
+    kept = states["numpy"]
+    words = kept["words"].cpu().numpy().astype(np.uint32)
+    state = (kept["kind"], words, kept["position"], kept["has_gauss"], kept["gauss"])
+    np.random.set_state(state)  # noqa: NPY002
+    python = states["python"]
+    random.setstate((python["version"], tuple(python["internal"]), python["gauss"]))
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state(states["cuda"].cpu())
+
+
+def write_atomically(write: Callable[[str], None], addition: Mapping[str, Any], filename: str) -> None:
+    """Let nnU-Net write its checkpoint to a temporary file, add one key, and put it in place in one step.
+
+    Args:
+        write: writes nnU-Net's checkpoint to the path it is given.
+        addition: what the key ``autoaug`` shall hold.
+        filename: where the checkpoint belongs.
+    """
+    target = Path(filename)
+    plain = target.with_name(f".{target.name}.{os.getpid()}.plain")
+    whole = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    try:
+        write(str(plain))
+        if not plain.exists():  # checkpointing is switched off, or another rank writes
+            return
+        checkpoint = torch.load(plain, map_location="cpu", weights_only=False)  # nnU-Net's own, written a moment ago
+        checkpoint[KEY] = dict(addition)
+        with whole.open("wb") as file:
+            torch.save(checkpoint, file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(whole, target)
+    finally:
+        plain.unlink(missing_ok=True)
+        whole.unlink(missing_ok=True)
+
+
+def read_checkpoint(filename: str | os.PathLike[str]) -> dict[str, Any]:
+    """nnU-Net's checkpoint as a dict on the CPU.
+
+    Raises:
+        CheckpointError: the file is missing, incomplete or no checkpoint.
+    """
+    path = Path(filename)
+    if not path.is_file():
+        raise CheckpointError(f"{path}: there is no such checkpoint")
+    try:
+        # nnU-Net's checkpoints hold numpy numbers and plans, so they are read as nnU-Net reads them
+        checkpoint = torch.load(path, map_location="cpu", weights_only=False)
+    except Exception as error:  # torch raises many kinds; the user needs the file's name and the reason
+        raise CheckpointError(
+            f"{path}: can't be read ({type(error).__name__}: {error}); resume from another"
+        ) from error
+    if not isinstance(checkpoint, dict) or "network_weights" not in checkpoint:
+        raise CheckpointError(f"{path}: is no nnU-Net checkpoint: it has no network_weights")
+    return checkpoint
+
+
+def parameter_names(network: nn.Module, optimizer: torch.optim.Optimizer) -> list[str]:
+    """Names of the optimiser's parameters in its own order, by which its state can be read without the network.
+
+    >>> net = nn.Linear(1, 1)
+    >>> parameter_names(net, torch.optim.SGD(net.parameters(), 0.1))
+    ['weight', 'bias']
+    """
+    names = {id(p): name for name, p in network.named_parameters()}
+    return [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
+
+
+def reset_auxiliary_norms(network: nn.Module) -> None:
+    """Make every auxiliary norm group a copy of its main one, after the network's weights came from a file.
+
+    >>> from monai_autoaug.networks.auxiliary_norm import add_auxiliary_norms
+    >>> net = add_auxiliary_norms(nn.Sequential(nn.InstanceNorm3d(2, affine=True)))
+    >>> net.load_state_dict({"0.weight": torch.full((2,), 3.0), "0.bias": torch.zeros(2)})
+    <All keys matched successfully>
+    >>> reset_auxiliary_norms(net); net[0].auxiliary_weight[2]
+    tensor([3., 3.], grad_fn=<SelectBackward0>)
+    """
+    state = auxiliary_state(network)
+    sources = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
+    for name, layer in network.named_modules():
+        if not isinstance(layer, AuxiliaryNorm):
+            continue
+        for suffix, source in sources.items():
+            key = f"{name}.auxiliary_{suffix}" if name else f"auxiliary_{suffix}"
+            main = getattr(layer, source, None)
+            if key in state and main is not None:
+                state[key] = main.detach().expand_as(state[key]).clone()
+    load_auxiliary_state(network, state)

@@ -1,0 +1,275 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Patches in order, each batch seeded, with what a learned augmentation needs to know of them.
+
+nnU-Net's own loader objects make the patches (so any trainer's sampling and augmentation stays); here they are
+recorded, seeded and served. Batch number k of a stream is a function of (seed, rank, stream, k) alone: the same in
+the main process and in any number of workers, in this run and in a resumed one. nnU-Net's own workers share one
+torch stream, because batchgenerators seeds a forked worker for numpy only.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import random
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from batchgenerators.dataloading.multi_threaded_augmenter import MultiThreadedAugmenter
+from batchgenerators.dataloading.nondet_multi_threaded_augmenter import NonDetMultiThreadedAugmenter
+from batchgenerators.dataloading.single_threaded_augmenter import SingleThreadedAugmenter
+from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
+
+from monai_autoaug.errors import ConfigError
+
+__all__ = [
+    "STREAMS", "Recorder", "RecordingLoader", "SeededLoader", "StockStream", "Stream", "second_loader", "seeded",
+    "take_loader",
+]  # fmt: skip
+
+STREAMS = ("train", "val", "real")
+
+
+@contextlib.contextmanager
+def seeded(*key: int) -> Iterator[None]:
+    """Within the block numpy, torch (CPU) and Python's random are seeded by ``key``; afterwards they are as before.
+
+    >>> def draw():
+    ...     with seeded(1, 2):
+    ...         return np.random.rand(), float(torch.rand(()))
+    >>> draw() == draw()
+    True
+    """
+    before = np.random.get_state(), torch.random.get_rng_state(), random.getstate()  # noqa: NPY002  # nnU-Net draws from it
+    words = np.random.SeedSequence(key).generate_state(4)
+    np.random.seed(words[:2])  # noqa: NPY002
+    torch.default_generator.manual_seed(int(words[2]))  # not torch.manual_seed, which would seed the GPU too
+    random.seed(int(words[3]))
+    try:
+        yield
+    finally:
+        np.random.set_state(before[0])  # noqa: NPY002
+        torch.random.set_rng_state(before[1])
+        random.setstate(before[2])
+
+
+class Recorder:
+    """A loader's transforms that also note each patch's class at the centre and where the image must stay 0.
+
+    Args:
+        transforms: what is applied to each patch; a transform in it may leave the key ``outside`` in the data.
+    """
+
+    def __init__(self, transforms: Any) -> None:
+        self.transforms = transforms
+        self.centres: list[int] = []
+        self.outside: list[torch.Tensor] = []
+
+    def __call__(self, **data: Any) -> dict[str, Any]:
+        """Apply the transforms to a patch, ``image`` and ``segmentation``; note what is known before and after."""
+        label = data["segmentation"][0]
+        self.centres.append(int(label[tuple(n // 2 for n in label.shape)]))
+        result: dict[str, Any] = data if self.transforms is None else self.transforms(**data)
+        outside = result.pop("outside", None)
+        if outside is not None:
+            self.outside.append(outside)
+        return result
+
+    def take(self) -> dict[str, torch.Tensor]:
+        """What was noted since the last call, stacked over the batch."""
+        noted = {"center_class": torch.tensor(self.centres, dtype=torch.int64)}
+        if self.outside:
+            noted["outside"] = torch.stack(self.outside)
+        self.centres, self.outside = [], []
+        return noted
+
+
+class RecordingLoader:
+    """An nnU-Net loader whose batches also say what a `Recorder` noted.
+
+    Args:
+        loader: nnU-Net's loader; its transforms are recorded.
+    """
+
+    def __init__(self, loader: nnUNetDataLoader) -> None:
+        self.loader = loader
+        if not isinstance(loader.transforms, Recorder):
+            loader.transforms = Recorder(loader.transforms)
+
+    def __iter__(self) -> RecordingLoader:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch: dict[str, Any] = next(self.loader)
+        batch.update(self.loader.transforms.take())
+        return batch
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called by a worker before its first batch."""
+        self.loader.set_thread_id(thread_id)
+
+
+class SeededLoader:
+    """Batches ``start + worker``, ``start + worker + workers``, ...: what one of several workers serves.
+
+    Args:
+        loader: a `RecordingLoader`.
+        seed: the run's seed.
+        rank: this process's rank.
+        stream: one of `STREAMS`.
+        start: number of the first batch of the stream.
+        workers: how many workers share the stream.
+    """
+
+    def __init__(
+        self, loader: RecordingLoader, *, seed: int, rank: int, stream: str, start: int = 0, workers: int = 1
+    ) -> None:
+        self.loader = loader
+        self.key = (seed, rank, STREAMS.index(stream))
+        self.start, self.workers = start, max(1, workers)
+        self.number = start
+
+    def __iter__(self) -> SeededLoader:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch = self.batch(self.number)
+        self.number += self.workers
+        return batch
+
+    def set_thread_id(self, thread_id: int) -> None:
+        """Called by a worker before its first batch: its share of the stream."""
+        torch.set_num_threads(1)
+        self.number = self.start + thread_id
+        self.loader.set_thread_id(thread_id)
+
+    def batch(self, number: int) -> dict[str, Any]:
+        """Batch ``number`` of the stream."""
+        with seeded(*self.key, number), _one_thread():
+            return next(self.loader)
+
+
+@contextlib.contextmanager
+def _one_thread() -> Iterator[None]:
+    """One torch thread, as in a worker: sums over several threads would round differently."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+class Stream:
+    """A stream of seeded batches in order, from the main process or from workers.
+
+    Args:
+        loader: where the batches come from.
+        seed: the run's seed.
+        rank: this process's rank.
+        stream: one of `STREAMS`.
+        workers: worker processes; 0: the main process makes the batches.
+        start: number of the first batch, for a resumed run.
+        pin_memory: hand over pinned tensors, for a GPU.
+    """
+
+    def __init__(
+        self,
+        loader: RecordingLoader,
+        *,
+        seed: int,
+        rank: int,
+        stream: str,
+        workers: int = 0,
+        start: int = 0,
+        pin_memory: bool = False,
+    ) -> None:
+        self.position = start
+        self.source = SeededLoader(loader, seed=seed, rank=rank, stream=stream, start=start, workers=workers)
+        self._augmenter: MultiThreadedAugmenter | None = None
+        if workers > 0:
+            self._augmenter = MultiThreadedAugmenter(
+                self.source, None, workers, num_cached_per_queue=2 if workers <= 4 else 1, pin_memory=pin_memory,
+                wait_time=0.002,
+            )  # fmt: skip
+
+    def __iter__(self) -> Stream:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch: dict[str, Any] = next(self.source if self._augmenter is None else self._augmenter)
+        self.position += 1
+        return batch
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if self._augmenter is not None:
+            self._augmenter._finish()
+
+
+class StockStream:
+    """A stream as nnU-Net serves it: unseeded, in whatever order the workers finish.
+
+    Args:
+        loader: where the batches come from.
+        workers: worker processes; 0: the main process makes the batches.
+        cached: batches that wait ready.
+        start: number of batches drawn before, for the record.
+        pin_memory: hand over pinned tensors, for a GPU.
+    """
+
+    def __init__(
+        self, loader: RecordingLoader, *, workers: int = 0, cached: int = 6, start: int = 0, pin_memory: bool = False
+    ) -> None:
+        self.position = start
+        self._augmenter: SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
+        if workers == 0:
+            self._augmenter = SingleThreadedAugmenter(loader, None)
+        else:
+            self._augmenter = NonDetMultiThreadedAugmenter(
+                data_loader=loader, transform=None, num_processes=workers, num_cached=cached, seeds=None,
+                pin_memory=pin_memory, wait_time=0.002,
+            )  # fmt: skip
+
+    def __iter__(self) -> StockStream:
+        return self
+
+    def __next__(self) -> dict[str, Any]:
+        batch: dict[str, Any] = next(self._augmenter)
+        self.position += 1
+        return batch
+
+    def close(self) -> None:
+        """Stop the workers."""
+        if isinstance(self._augmenter, NonDetMultiThreadedAugmenter):
+            self._augmenter._finish()
+
+
+def take_loader(augmenter: Any, stream: str) -> RecordingLoader:
+    """nnU-Net's loader object out of the augmenter that a trainer's ``get_dataloaders`` put around it.
+
+    Args:
+        augmenter: a single-threaded augmenter.
+        stream: its name, for the message.
+
+    Raises:
+        ConfigError: the trainer serves its patches by other means.
+    """
+    loader = getattr(augmenter, "data_loader", None)
+    if not isinstance(loader, nnUNetDataLoader):
+        raise ConfigError(
+            f"the {stream} patches of this trainer come from {type(loader or augmenter).__name__}, not from"
+            " nnU-Net's loader, so they can't be seeded and say nothing of their cases; set loader: stock and"
+            " method: none, or use another trainer"
+        )
+    return RecordingLoader(loader)
+
+
+def second_loader(first: RecordingLoader) -> RecordingLoader:
+    """An independent loader of the same patches, for the stream "real"."""
+    loader = copy.copy(first.loader)
+    loader.transforms = Recorder(first.loader.transforms.transforms)
+    return RecordingLoader(loader)

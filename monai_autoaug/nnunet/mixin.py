@@ -1,0 +1,146 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What a trainer with learned augmentation does otherwise than its base class (see `with_autoaug`)."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+
+from monai_autoaug import augmenters
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.nnunet import checkpoint, ranks
+from monai_autoaug.nnunet.building import BuildingMixin
+from monai_autoaug.nnunet.options import apply_to_plans, read_options
+from monai_autoaug.nnunet.resuming import ResumingMixin
+from monai_autoaug.nnunet.serving import ServingMixin
+from monai_autoaug.nnunet.task import TrainerBatches
+
+__all__ = ["AutoAugMixin"]
+
+
+class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
+    """Learned augmentation for the trainer class that follows in the method resolution order.
+
+    Attributes:
+        autoaug: the options of this run.
+        method: the method, after ``initialize``.
+    """
+
+    autoaug_defaults: ClassVar[Mapping[str, Any]] = {}
+    autoaug_base: ClassVar[type[Any]]
+
+    def __init__(
+        self,
+        plans: dict[str, Any],
+        configuration: str,
+        fold: int,
+        dataset_json: dict[str, Any],
+        device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's own signature, copied name by name
+    ) -> None:
+        given = {"continue_training": False, **plans}
+        wanted = read_options(self.autoaug_defaults, given, configuration)
+        self.autoaug, given = apply_to_plans(wanted, given, configuration)
+        super().__init__(given, configuration, fold, dataset_json, device)
+        if self.is_ddp and device.type == "cpu":
+            self.device, self.grad_scaler = device, None  # nnU-Net takes several ranks to be several GPUs
+        self.batches: TrainerBatches
+        self._streams = {}
+        self._positions = {}
+        self._resumed = None
+        self._apply_options()
+
+    def _apply_options(self) -> None:
+        """Options that are attributes of nnU-Net's trainer."""
+        names = {
+            "epochs": "num_epochs",
+            "iterations_per_epoch": "num_iterations_per_epoch",
+            "val_iterations_per_epoch": "num_val_iterations_per_epoch",
+            "lr": "initial_lr",
+            "weight_decay": "weight_decay",
+            "save_every": "save_every",
+        }
+        for option, attribute in names.items():
+            if getattr(self.autoaug, option) is not None:
+                setattr(self, attribute, getattr(self.autoaug, option))
+        if self.autoaug.optimizer == "adamw" and self.autoaug.lr is None:
+            self.initial_lr = 1e-3
+        changes = list(inspect.signature(self.autoaug_base.configure_optimizers).parameters)[1:]
+        if self.autoaug.optimizer is not None and changes:
+            raise ConfigError(
+                f"{self.autoaug_base.__name__} changes its optimiser in the course of training ({', '.join(changes)});"
+                " leave the autoaug options optimizer and momentum out, lr and weight_decay reach it"
+            )
+
+    def run_training(self) -> None:
+        """Train, and leave no worker behind whatever happens."""
+        try:
+            super().run_training()
+        finally:
+            self._close_streams()
+
+    def on_train_start(self) -> None:
+        """Loaders and folders; then the random numbers of a resumed run go on where they stopped."""
+        super().on_train_start()
+        self.batches = TrainerBatches(self.layout, self.device, self._streams.get("real"))
+        if self._resumed is None:
+            checkpoint.reset_auxiliary_norms(self.task.network)  # -pretrained_weights brought main norms only
+        else:
+            checkpoint.restore_random_states(self._resumed)
+        if self.local_rank == 0:
+            self._shorten_log()
+            self.print_to_log_file(f"Learned augmentation: {json.dumps(self.autoaug.as_dict())}")
+
+    def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """One step of the method: all players, one backward."""
+        self.task.optimizer = self.optimizer  # some trainers change it
+        figures = self.method.step(self.batches.begin(batch))
+        return {"loss": np.asarray(figures["loss"], dtype=np.float32)}
+
+    def on_train_epoch_end(self, train_outputs: list[dict[str, Any]]) -> None:
+        """Log the losses and what the method says of the epoch."""
+        super().on_train_epoch_end(train_outputs)
+        ranks.average_statistics(self.task.network)
+        figures = ranks.mean_over_ranks(self.method.on_epoch(self.current_epoch))
+        warnings = self.method.warnings()
+        if self.local_rank != 0:
+            return
+        line = {
+            "epoch": self.current_epoch,
+            "train_loss": float(self.logger.get_value("train_losses", step=-1)),
+            **figures,
+        }
+        with self._log_path().open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        if figures:
+            self.print_to_log_file("autoaug", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+        for logger in self.logger.loggers:  # those beside nnU-Net's own file, which takes its own keys only
+            for name, value in figures.items():
+                logger.log(f"autoaug/{name}", value, self.current_epoch)
+        for sentence in warnings:
+            self.print_to_log_file(f"WARNING: {sentence}")
+
+    def _log_path(self) -> Path:
+        return Path(self.output_folder) / "autoaug.jsonl"
+
+    def _shorten_log(self) -> None:
+        """Drop the lines of epochs that this run will do again."""
+        path = self._log_path()
+        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+        kept = [line for line in lines if line.endswith("}") and json.loads(line)["epoch"] < self.current_epoch]
+        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def on_train_end(self) -> None:
+        """Final checkpoint; the learned augmenters as files of their own."""
+        super().on_train_end()
+        self._close_streams()
+        learned = self.method.augmenters()
+        if learned and self.local_rank == 0 and not self.disable_checkpointing:
+            path = augmenters.save(Path(self.output_folder) / "augmenters.pt", learned)
+            self.print_to_log_file(f"Learned augmenters: {path}")
