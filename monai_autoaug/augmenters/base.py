@@ -26,9 +26,10 @@ class Augmenter(nn.Module):
     Two parametrisations, both bounded and both the identity when fresh:
 
     - ``base="identity"``, the paper's: ``bound * tanh(G(x, z))`` with a zero-initialised last layer.
-    - ``base="random"``, the default: ``strength * bound * tanh(G(x, z) + atanh(u))``, a learned shift of the policy that
-      draws every parameter uniformly within its bounds (``u`` is a function of the noise). With G = 0 it is that random
-      policy; ``strength`` is a buffer that starts at 0 (identity) and that a method raises to 1 while it warms up.
+    - ``base="random"``, the default: ``strength * bound * tanh(G(x, z) + atanh(u))``, a learned shift of the policy
+      that draws every parameter uniformly within its bounds (``u`` is a function of the noise). With G = 0 it is that
+      random policy; ``strength`` is a buffer that starts at 0 (identity) and that a method raises to 1 while it warms
+      up.
 
     Args:
         spatial_dims: 2 or 3.
@@ -86,7 +87,9 @@ class Augmenter(nn.Module):
             generator: random numbers come from it, on its own device; None: torch's global one.
         """
         source = self.strength.device if generator is None else generator.device
-        return torch.randn(batch_size, self.noise_size + self.draws, generator=generator, device=source).to(self.strength)
+        return torch.randn(batch_size, self.noise_size + self.draws, generator=generator, device=source).to(
+            self.strength
+        )
 
     def forward(self, image: Tensor, noise: Tensor | None = None) -> Transformation:
         """Predict one transformation a sample.
@@ -159,5 +162,5 @@ def _untapped(shift: Tensor) -> Tensor:
 
 
 def _prior(z: Tensor) -> Tensor:
-    """atanh of a uniform draw in (-1, 1) made from a standard normal one: tanh of it is uniform."""
+    """Atanh of a uniform draw in (-1, 1) made from a standard normal one: tanh of it is uniform."""
     return torch.erf(z / math.sqrt(2)).mul(0.999).atanh()

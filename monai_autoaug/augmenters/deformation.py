@@ -45,13 +45,14 @@ def spline_field(control: Tensor, size: tuple[int, ...]) -> Tensor:
 
 
 class DeformationAugmenter(Augmenter):
-    """A diffeomorphic deformation: cubic B-spline velocity field without mean translation, integrated at a quarter of the
-    resolution (see `Augmenter` for the common arguments). ``fidelity="paper"``: the paper's free displacement of every
-    voxel, bounded, without an inverse.
+    """A diffeomorphic deformation: the exponential of a cubic B-spline velocity field without mean translation.
+
+    It is integrated at a quarter of the resolution (see `Augmenter` for the common arguments). ``fidelity="paper"`` is
+    the paper's free displacement of every voxel, bounded, without an inverse.
 
     Args:
-        displacement: bound of each component of the velocity's control points (of the displacement in the paper's form),
-            in voxels; None: 0.1 of the volume's mean size.
+        displacement: bound of each component of the velocity's control points (in the paper's form: of the
+            displacement) in voxels; None: 0.1 of the volume's mean size.
         control: control points along each axis, at least 4.
         steps: squarings of the integration.
 
@@ -100,7 +101,7 @@ class DeformationAugmenter(Augmenter):
         return (self.spatial_dims, *self.control)
 
     def place(self, prior: Tensor, shift: Tensor) -> Tensor:
-        """Control points are where the shift is; at full resolution (paper's trunk) the prior is spread over the field."""
+        """The prior as it is where the shift has control points; spread over the field in the paper's form."""
         return prior if prior.shape == shift.shape else spline_field(prior, tuple(shift.shape[2:]))
 
     def decode(

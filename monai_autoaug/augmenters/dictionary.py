@@ -14,7 +14,7 @@ from monai.config import KeysCollection
 from monai.data import MetaTensor
 from monai.data.meta_obj import get_track_meta
 from monai.transforms import InvertibleTransform, MapTransform, RandomizableTransform
-from monai.utils import convert_to_tensor, ensure_tuple_rep
+from monai.utils import TransformBackends, convert_to_tensor, ensure_tuple_rep
 from torch import Tensor
 
 from monai_autoaug.augmenters.base import Augmenter
@@ -37,9 +37,9 @@ class LearnedAugmentd(RandomizableTransform, MapTransform, InvertibleTransform):
         keys: image key first, then whatever follows its geometry.
         augmenters: file written by `augmenters.save`, or augmenters by name; with several, one is drawn each time.
         prob: probability that the sample is transformed.
-        mode: for each key "image" (resampled linearly, appearance applies), "label" (integer map (1, D, H, W): resampled
-            one-hot and decided by the largest share) or "soft" (resampled linearly, background first, no appearance).
-            One value for all but the first key, which is an image; or one a key.
+        mode: for each key "image" (resampled linearly, appearance applies), "label" (integer map (1, D, H, W):
+            resampled one-hot and decided by the largest share) or "soft" (resampled linearly, background first, no
+            appearance). One value for all but the first key, which is an image; or one a key.
         strength: factor between 0 (identity) and 1 (as trained) on what the augmenter predicts.
         allow_missing_keys: don't complain about missing keys.
 
@@ -53,7 +53,7 @@ class LearnedAugmentd(RandomizableTransform, MapTransform, InvertibleTransform):
     (torch.uint8, (1, 8, 8, 8))
     """
 
-    backend = ["torch"]
+    backend = [TransformBackends.TORCH]
 
     def __init__(
         self,
@@ -75,7 +75,8 @@ class LearnedAugmentd(RandomizableTransform, MapTransform, InvertibleTransform):
         self.augmenters = {n: a.eval().requires_grad_(False) for n, a in loaded.items()}
         self.strength = strength
         rest = len(self.keys) - 1
-        self.mode = ("image", *ensure_tuple_rep(mode, rest)) if isinstance(mode, str) else ensure_tuple_rep(mode, rest + 1)
+        one_for_all = isinstance(mode, str)
+        self.mode = ("image", *ensure_tuple_rep(mode, rest)) if one_for_all else ensure_tuple_rep(mode, rest + 1)
         unknown = set(self.mode) - {"image", "label", "soft"}
         if unknown:
             raise ConfigError(f"mode must be 'image', 'label' or 'soft', got {', '.join(sorted(unknown))}")

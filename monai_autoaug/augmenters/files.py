@@ -44,7 +44,9 @@ def save(path: str | os.PathLike[str], augmenters: Mapping[str, nn.Module]) -> P
     entries = {}
     for name, augmenter in augmenters.items():
         if not isinstance(augmenter, Augmenter) or _KINDS.get(augmenter.kind) is not type(augmenter):
-            raise PolicyError(f"augmenter {name!r} is a {type(augmenter).__name__}, which this file format does not hold")
+            raise PolicyError(
+                f"augmenter {name!r} is a {type(augmenter).__name__}, which this file format does not hold"
+            )
         state = {key: tensor.detach().cpu().clone() for key, tensor in augmenter.state_dict().items()}
         entries[name] = {"kind": augmenter.kind, "options": augmenter.options(), "state": state}
     path.parent.mkdir(parents=True, exist_ok=True)

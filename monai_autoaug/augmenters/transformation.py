@@ -74,17 +74,20 @@ class Transformation:
         """Transform ``image`` (B, C, D, H, W) and cut off ``margin``; differentiable in image and transformation."""
         return self.apply_pair(image, None, margin=margin)[0]
 
-    def apply_label(
-        self, one_hot: Tensor, *, margin: tuple[int, ...] | None = None, regions: bool = False
-    ) -> Tensor:
+    def apply_label(self, one_hot: Tensor, *, margin: tuple[int, ...] | None = None, regions: bool = False) -> Tensor:
         """Transform a soft label (B, K, D, H, W) on the same grid; appearance does not touch it."""
         outside = (0.0,) * one_hot.shape[1] if regions else None
         moved = self._move(one_hot[:, :0].float(), one_hot, margin, outside)[1]
         return moved if moved is not None else one_hot
 
     def apply_pair(
-        self, image: Tensor, label: Tensor | None, *, margin: tuple[int, ...] | None = None,
-        outside: tuple[float, ...] | None = None, still: int = 0,
+        self,
+        image: Tensor,
+        label: Tensor | None,
+        *,
+        margin: tuple[int, ...] | None = None,
+        outside: tuple[float, ...] | None = None,
+        still: int = 0,
     ) -> tuple[Tensor, Tensor | None]:
         """Image and label in one resampling.
 
@@ -106,7 +109,10 @@ class Transformation:
         return image, moved
 
     def _move(
-        self, image: Tensor, label: Tensor | None, margin: tuple[int, ...] | None,
+        self,
+        image: Tensor,
+        label: Tensor | None,
+        margin: tuple[int, ...] | None,
         outside: tuple[float, ...] | None,
     ) -> tuple[Tensor, Tensor | None]:
         if not self.moves_geometry:
@@ -145,9 +151,9 @@ class Transformation:
 
         - affine (Eq. 6): mean over voxels and axes of the squared flow. In [-1, 1] coordinates when ``normalised``,
           otherwise relative to the volume's half extent along each axis, which is the same number up to (N - 1) / N.
-        - deformation (Eq. 7): mean over voxels, axes and components of the squared difference of neighbours. In [-1, 1]
-          coordinates when ``normalised``; otherwise the dimensionless slope in voxel per voxel, which does not depend on
-          the size of the volume.
+        - deformation (Eq. 7): mean over voxels, axes and components of the squared difference of neighbours. In [-1,
+          1] coordinates when ``normalised``; otherwise the dimensionless slope in voxel per voxel, which does not
+          depend on the size of the volume.
         - appearance (Eq. 8): mean of the squared mask, in squared standard deviations.
 
         Source: Gao et al. 2021, Eqs. 6-8; the reductions and units are not in the paper.
@@ -158,7 +164,7 @@ class Transformation:
         return torch.stack(given).sum() if given else torch.zeros(())
 
     def _affine_penalty(self) -> Tensor | None:
-        """Exact mean over the voxel grid: centred coordinates have mean 0 and mean square (N^2 - 1) / 12 on each axis."""
+        """Exact mean over the voxel grid, whose centred coordinates have mean 0 and mean square (N^2 - 1) / 12."""
         if self.matrix is None:
             return None
         d = len(self.shape)

@@ -20,7 +20,8 @@ def adaptive_pool(x: Tensor, size: tuple[int, ...]) -> Tensor:
     >>> adaptive_pool(torch.ones(1, 1, 6, 6), (2, 3)).shape
     torch.Size([1, 1, 2, 3])
     """
-    return F.adaptive_avg_pool3d(x, size) if x.ndim == 5 else F.adaptive_avg_pool2d(x, size)
+    pool = F.adaptive_avg_pool3d if x.ndim == 5 else F.adaptive_avg_pool2d
+    return pool(x, list(size))  # type: ignore[arg-type]  # typed for one fixed number of axes each
 
 
 def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
@@ -31,8 +32,8 @@ def _resize(x: Tensor, size: tuple[int, ...]) -> Tensor:
 class QuarterTrunk(nn.Module):
     """Feature map at a quarter of the resolution; one of it can serve several augmenters.
 
-    Noise reaches the map through a fully connected layer and is not normalised before it is mixed in: instance norm would
-    take a constant channel away again, and samples would not differ.
+    Noise reaches the map through a fully connected layer and is not normalised before it is mixed in: instance norm
+    would take a constant channel away again, and samples would not differ.
 
     Args:
         spatial_dims: 2 or 3.
@@ -86,11 +87,12 @@ def _block(spatial_dims: int, channels_in: int, channels_out: int) -> nn.Sequent
 
 
 class PaperTrunk(nn.Module):
-    """The paper's two branches at full resolution: six convolutions interleaved with upsampling for the noise, four for
-    the image, four after their fusion, all with batch norm and ReLU.
+    """The paper's two branches at full resolution, all with batch norm and ReLU.
 
-    Source: Gao et al. 2021, section 4.1; channel counts are not in the paper: 128, 64, 32, 16, 16, 16 for the noise branch
-    and 16 elsewhere.
+    Six convolutions interleaved with upsampling for the noise, four for the image, four after their fusion.
+
+    Source: Gao et al. 2021, section 4.1. Channel counts are not in the paper: here 128, 64, 32, 16, 16, 16 for the
+    noise branch and 16 elsewhere.
 
     >>> trunk = PaperTrunk(3, 1, noise_size=128)
     >>> trunk(torch.zeros(2, 1, 20, 28, 20), torch.zeros(2, 128)).shape

@@ -83,8 +83,6 @@ class Batch:
 
     def rows(self, index: slice | Tensor) -> Batch:
         """The samples that ``index`` selects (without the host's own target)."""
-        part = self._map(
-            lambda t: t[index], "image", "label", "valid", "extra", "mask", "classes", "spacing"
-        )
+        part = self._map(lambda t: t[index], "image", "label", "valid", "extra", "mask", "classes", "spacing")
         order = range(len(self.case))[index] if isinstance(index, slice) else index.tolist()
         return replace(part, target=None, case=tuple(self.case[i] for i in order) if self.case else ())

@@ -32,12 +32,12 @@ __all__ = ["Adversarial"]
 class Adversarial(AugmentedMethod):
     """Regularised adversarial training of affine, deformation and appearance augmenters (see `AugmentedMethod` too).
 
-    ``fidelity="paper"`` is the paper's form: full-resolution generators, ``bound * tanh(G(x, z))``, the saturating loss,
-    fixed weights lambda = 1 and gamma = 0.1 on penalties in [-1, 1] coordinates. On small data it drifts to the identity or
-    to its bounds. The default learns a shift of a random policy instead, and its weights are ratios of gradients:
+    ``fidelity="paper"`` is the paper's form: full-resolution generators, ``bound * tanh(G(x, z))``, the saturating
+    loss, fixed weights lambda = 1 and gamma = 0.1 on penalties in [-1, 1] coordinates. On small data it drifts to the
+    identity or to its bounds. The default learns a shift of a random policy instead, with weights that are ratios:
 
-    - the generators' gradient is scaled to unit root mean square at each head's output, so that ``prior`` alone sets how
-      far from the random policy a direction that is always harder can pull: to ``1 / prior`` in units of atanh;
+    - the generators' gradient is scaled to unit root mean square at each head's output, so that ``weight_prior`` alone
+      sets how far from the random policy a direction that is always harder can pull: ``1 / weight_prior`` before tanh;
     - the realism game's gradient at the transformed image is ``weight_discriminator`` times the segmentation network's.
 
     Args:
@@ -54,8 +54,9 @@ class Adversarial(AugmentedMethod):
         bounds: options of single augmenters by kind.
         warm_up: steps over which the augmentation grows from the identity.
         discriminator: False is the paper's ablation without discriminator.
-        discriminator_resamples: real patches pass a resampling by less than a voxel, and of all patches only the interior
-            is looked at, so that neither blur nor corners give the transformed ones away. False is the paper's form.
+        discriminator_resamples: real patches pass a resampling by less than a voxel, and of all patches only the
+            interior is looked at, so that neither blur nor corners give the transformed ones away. False is the
+            paper's form.
         saturating: the generators' realism loss is log(1 - D) (Eq. 4) or, False, -log D with D held fixed.
             None: True with ``fidelity="paper"``.
         weight_discriminator: lambda.
@@ -126,7 +127,7 @@ class Adversarial(AugmentedMethod):
             torch.manual_seed(seed + 1)
             network = Discriminator(
                 self.task.spatial_dims, channels, width=16 if paper else 8, norm="batch" if paper else "instance",
-                half=not paper,
+                halve=not paper,
             )  # fmt: skip
         return network.to(self.task.device)
 
@@ -134,11 +135,11 @@ class Adversarial(AugmentedMethod):
         """One backward for segmentation network, generators and discriminator (Algorithm 1)."""
         if self.balance:
             for kind in self.kinds:
-                self.generators[kind].tap = self.balancer.unit(kind)
+                self.augmenter(kind).tap = self.balancer.unit(kind)
         parts = self.generate(batches.next("train"))
         moved = [p for p in parts if p.transformation is not None]
         loss, losses = self._task_game(parts)
-        total, figures = loss, {}
+        total, figures = loss, dict[str, Tensor]()
         if moved:
             if self.discriminator is not None:
                 realism, figures = self._realism_game(moved, batches)
@@ -147,7 +148,7 @@ class Adversarial(AugmentedMethod):
         scale = self.task.precision.scale  # of this backward; the update may change it
         self.descend(total)
         for kind in self.kinds:
-            self.generators[kind].tap = _untouched
+            self.augmenter(kind).tap = _untouched
         self.balancer.update(scale)
         return self.figures(parts, losses, **figures)
 
@@ -216,7 +217,7 @@ class Adversarial(AugmentedMethod):
         figures = self.epoch_means()
         probe = torch.Generator(self.generator.device).manual_seed(epoch)  # looking must not change what comes next
         for kind, image in self._probe.items():
-            figures |= collapse_figures(self.generators[kind], image, probe)
+            figures |= collapse_figures(self.augmenter(kind), image, probe)
         for kind in self.kinds:
             if f"loss_{kind}" in figures and figures.get("loss_clean"):
                 figures[f"{kind}_loss_ratio"] = figures[f"loss_{kind}"] / figures["loss_clean"]

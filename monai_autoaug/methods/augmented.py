@@ -7,12 +7,18 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from monai_autoaug.augmenters import AffineAugmenter, AppearanceAugmenter, Augmenter, DeformationAugmenter, Transformation
+from monai_autoaug.augmenters import (
+    AffineAugmenter,
+    AppearanceAugmenter,
+    Augmenter,
+    DeformationAugmenter,
+    Transformation,
+)
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Method, Task
@@ -73,7 +79,11 @@ def transform(batch: Batch, transformation: Transformation, *, regions: bool = F
     if batch.valid is not None:
         outside[widths[0]] = 1.0  # outside the volume is background for certain
     moved, soft = transformation.apply_pair(
-        image, torch.cat([t.to(batch.label.dtype) for t in stack], dim=1), margin=batch.margin, outside=tuple(outside), still=still
+        image,
+        torch.cat([t.to(batch.label.dtype) for t in stack], dim=1),
+        margin=batch.margin,
+        outside=tuple(outside),
+        still=still,
     )
     assert soft is not None  # noqa: S101  # for the type checker: a label was given
     pieces = list(soft.split(widths, dim=1))
@@ -96,7 +106,8 @@ def _concatenate(batches: list[Batch]) -> Batch:
         return None if tensors[0] is None else torch.cat([t.as_subclass(Tensor) for t in tensors])
 
     image, label = joined("image"), joined("label")
-    assert image is not None and label is not None  # noqa: S101  # for the type checker: every batch has them
+    assert image is not None  # noqa: S101  # for the type checker: every batch has an image
+    assert label is not None  # noqa: S101  # and a label
     case = tuple(c for b in batches for c in b.case)
     return Batch(image, label, joined("valid"), joined("extra"), joined("mask"), joined("classes"), case,
                  joined("spacing"), batches[0].margin)  # fmt: skip
@@ -109,7 +120,8 @@ class AugmentedMethod(Method):
         task: what the host owns.
         seed: seed of partition, noise and initial weights.
         image_channels: channels of the image (without further channels such as a cascade's).
-        mode: "combined": every batch in four parts, clean and one a kind, each with its own norm group, or a single kind,
+        mode: "combined": every batch in four parts, clean and one a kind, each with its own norm group, or a single
+            kind,
             which then transforms the whole batch.
         auxiliary_norms: norm groups for the augmented parts in combined mode; the clean part always uses the main one.
         fidelity: "default" or "paper" (see `Augmenter`).
@@ -157,7 +169,8 @@ class AugmentedMethod(Method):
         if unknown:
             raise ConfigError(f"bounds are by kind ({', '.join(KINDS)}), got {', '.join(sorted(unknown))}")
         self.generators = self._make_generators(
-            dict(fidelity=fidelity, base=base, noise_size=noise_size, width=width, image_condition=image_condition),
+            {"fidelity": fidelity, "base": base, "noise_size": noise_size, "width": width,
+             "image_condition": image_condition},
             image_channels, bounds or {}, seed,
         )  # fmt: skip
         self._turns: list[int] = []
@@ -181,9 +194,7 @@ class AugmentedMethod(Method):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             for kind in self.kinds:
-                augmenter = KINDS[kind](
-                    self.task.spatial_dims, channels, trunk=trunk, **common, **bounds.get(kind, {})
-                )
+                augmenter = KINDS[kind](self.task.spatial_dims, channels, trunk=trunk, **common, **bounds.get(kind, {}))
                 trunk = augmenter.trunk if common["fidelity"] == "default" else None
                 generators[kind] = augmenter
         return generators.to(self.task.device)
@@ -201,9 +212,13 @@ class AugmentedMethod(Method):
         turns, self._turns = self._turns[:batch_size], self._turns[batch_size:]
         return torch.tensor(turns)
 
+    def augmenter(self, kind: str) -> Augmenter:
+        """The augmenter of one kind."""
+        return cast(Augmenter, self.generators[kind])
+
     def generate(self, batch: Batch) -> list[Part]:
         """Transform each part of ``batch`` by its augmenter."""
-        for augmenter in self.generators.values():
+        for augmenter in map(self.augmenter, self.kinds):
             ramp = 1.0 if self.warm_up <= 0 else min(1.0, (self.steps + 1) / self.warm_up)
             if augmenter.base == "random":
                 augmenter.strength.fill_(ramp)
@@ -214,14 +229,14 @@ class AugmentedMethod(Method):
             source = batch.rows(clean)
             parts.append(Part(CLEAN, 0, source, source.cropped(), None))
         rows = [torch.nonzero(assigned == k + 1)[:, 0] for k in range(len(self.kinds))]
-        noises = [self.generators[k].sample_noise(len(r), self.generator) for k, r in zip(self.kinds, rows, strict=True)]
+        noises = [self.augmenter(k).sample_noise(len(r), self.generator) for k, r in zip(self.kinds, rows, strict=True)]
         for number, (kind, row, noise, features) in enumerate(
             zip(self.kinds, rows, noises, self._features(batch, rows, noises), strict=True)
         ):
             if len(row):
                 source = batch.rows(row)
                 shape = tuple(source.image.shape[2:])
-                move = self.generators[kind].decode(features, noise, shape, spacing=source.spacing)
+                move = self.augmenter(kind).decode(features, noise, shape, spacing=source.spacing)
                 moved = transform(source, move, regions=self.task.regions)
                 parts.append(Part(kind, number + 1 if self.auxiliary_norms else 0, source, moved, move))
                 self._probe[kind] = source.image[:1].detach()
@@ -229,7 +244,7 @@ class AugmentedMethod(Method):
 
     def _features(self, batch: Batch, rows: list[Tensor], noises: list[Tensor]) -> list[Tensor]:
         """Trunk features of each kind's samples, in one pass where the trunk is shared."""
-        augmenters = [self.generators[k] for k in self.kinds]
+        augmenters = [self.augmenter(k) for k in self.kinds]
         with self.task.precision.autocast():
             if all(a.trunk is augmenters[0].trunk for a in augmenters):
                 size = augmenters[0].noise_size
@@ -254,7 +269,8 @@ class AugmentedMethod(Method):
         task = self.task
         whole = _concatenate([p.batch for p in parts])
         if reverse is not None:
-            whole = replace(whole, image=reverse_gradient(whole.image, reverse), label=reverse_gradient(whole.label, reverse))
+            image, label = (reverse_gradient(t, reverse) for t in (whole.image, whole.label))
+            whole = replace(whole, image=image, label=label)
         group = None
         if self.auxiliary_norms:
             group = torch.cat([torch.full((len(p.batch.image),), p.group) for p in parts]).to(whole.image.device)
@@ -266,13 +282,12 @@ class AugmentedMethod(Method):
         return mean, losses
 
     def figures(self, parts: list[Part], losses: Tensor, **more: Tensor) -> dict[str, float]:
-        """Loss of every part and further scalars as floats, fetched from the device at once; adds to the epoch's means."""
+        """Loss of every part and further scalars as floats, fetched at once; they count in the epoch's means."""
         sizes = [len(p.batch.image) for p in parts]
         values = {"loss": losses.mean()}
         values |= {f"loss_{p.kind}": x.mean() for p, x in zip(parts, losses.split(sizes), strict=True)}
         values |= more
-        fetched = torch.stack([v.detach().float().cpu() if v.ndim == 0 else v.detach().float().mean().cpu()
-                               for v in values.values()]).tolist()  # fmt: skip
+        fetched = torch.stack([v.detach().float() for v in values.values()]).tolist()
         result = dict(zip(values, fetched, strict=True))
         for name, value in result.items():
             self._sums[name] += value

@@ -40,7 +40,7 @@ class Balancer:
         self.norms = torch.zeros(len(names), device=device)
 
     def metered(self, name: str) -> Callable[[Tensor], Tensor]:
-        """A tap that measures and changes nothing. Norms of several taps of one place and step are added in quadrature."""
+        """A tap that measures and changes nothing; norms of several taps of one place add in quadrature."""
         return lambda x: meter_gradient(x, self.norms[self.names[name]], torch.ones((), device=x.device))
 
     def unit(self, name: str) -> Callable[[Tensor], Tensor]:
@@ -54,7 +54,7 @@ class Balancer:
         return tap
 
     def ratio(self, name: str, reference: str, weight: float) -> Callable[[Tensor], Tensor]:
-        """A tap that scales the gradient at ``name`` to ``weight`` times that at ``reference``; 0 until both are known."""
+        """A tap that scales the gradient to ``weight`` times that at ``reference``; to 0 until both are known."""
 
         def tap(x: Tensor) -> Tensor:
             mean, other = self.means[self.names[name]], self.means[self.names[reference]]

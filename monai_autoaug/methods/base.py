@@ -2,7 +2,8 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
 """The spine: what a host owns (`Task`), what it hands over (`Batches`), and what a paper is (`Method`).
 
-A method knows no host and a host knows no paper: the MONAI engine and the nnU-Net trainers carry the same `Method.step`.
+A method knows no host and a host knows no paper: the MONAI engine and the nnU-Net trainers carry the same
+`Method.step`.
 """
 
 from __future__ import annotations
@@ -77,8 +78,8 @@ class Task:
         listener: is told "forward", "loss", "backward" and "model" within each step, with what there is to know.
 
     >>> net = nn.Conv3d(1, 2, 1)
-    >>> task = Task(net, torch.optim.SGD(net.parameters(), 0.1), losses=lambda o, y, v: (o - y).square().mean((1, 2, 3, 4)),
-    ...             precision=Precision("cpu"))
+    >>> task = Task(net, torch.optim.SGD(net.parameters(), 0.1), precision=Precision("cpu"),
+    ...             losses=lambda o, y, v: (o - y).square().mean((1, 2, 3, 4)))
     >>> task.probabilities(task.forward(torch.zeros(1, 1, 4, 4, 4))).shape
     torch.Size([1, 2, 4, 4, 4])
     """
@@ -142,7 +143,8 @@ class Method(ABC):
         task: what the host owns.
         seed: seed of the method's own random numbers; ranks draw different ones.
 
-    A subclass fills ``players`` and implements ``step``. `Method.descend` is the one backward and the one update of all.
+    A subclass fills ``players`` and implements ``step``. `Method.descend` is the one backward and the one update of
+    all.
     """
 
     name: ClassVar[str]
@@ -206,8 +208,10 @@ class Method(ABC):
         return {
             "name": self.name,
             "steps": self.steps,
-            "players": {n: {"module": p.module.state_dict(), "optimizer": p.optimizer.state_dict()}
-                        for n, p in self.players.items()},
+            "players": {
+                n: {"module": p.module.state_dict(), "optimizer": p.optimizer.state_dict()}
+                for n, p in self.players.items()
+            },
             "auxiliary": auxiliary_state(self.task.network),
             "generator": self.generator.get_state(),
             "precision": self.task.precision.state_dict(),

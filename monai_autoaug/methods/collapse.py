@@ -46,9 +46,9 @@ def collapse_figures(augmenter: Augmenter, image: Tensor, generator: torch.Gener
         generator: random numbers of the noise.
 
     Returns:
-        ``noise_share``, ``saturation`` (share of parameters beyond 0.95 of their bound, where a uniform draw has 0.05) and
-        every figure of `Transformation.magnitude`: the mean over samples, but the smallest ``jacobian_minimum`` and the
-        largest ``displacement_max``.
+        ``noise_share``, ``saturation`` (share of parameters beyond 0.95 of their bound, 0.05 for a uniform draw) and
+        every figure of `Transformation.magnitude`: the mean over samples, but the smallest ``jacobian_minimum`` and
+        the largest ``displacement_max``.
     """
     training = augmenter.training
     augmenter.eval()
@@ -60,7 +60,9 @@ def collapse_figures(augmenter: Augmenter, image: Tensor, generator: torch.Gener
     augmenter.train(training)
     figures = {"noise_share": noise_share(t), "saturation": float((saturated[0].abs() > 0.95).float().mean())}
     for name, value in t.magnitude().items():
-        pick = value.amin() if name == "jacobian_minimum" else value.amax() if name == "displacement_max" else value.mean()
+        pick = (
+            value.amin() if name == "jacobian_minimum" else value.amax() if name == "displacement_max" else value.mean()
+        )
         figures[name] = float(pick)
     return {f"{augmenter.kind}_{name}": value for name, value in figures.items()}
 
@@ -76,8 +78,8 @@ def collapse_warnings(figures: Mapping[str, float], kinds: Sequence[str]) -> lis
         got = {n.removeprefix(f"{kind}_"): v for n, v in figures.items() if n.startswith(f"{kind}_")}
         if got.get("noise_share", 1.0) < 0.3:
             found.append(
-                f"{kind}: all samples of an image are nearly alike (noise makes {got['noise_share']:.0%} of the variation;"
-                " below 30 % the augmenter is one fixed transformation)"
+                f"{kind}: all samples of an image are nearly alike (noise makes {got['noise_share']:.0%} of the"
+                " variation; below 30 % the augmenter is one fixed transformation)"
             )
         if got.get("saturation", 0.0) > 0.3:
             found.append(f"{kind}: {got['saturation']:.0%} of its parameters are at their bounds")
@@ -90,7 +92,7 @@ def collapse_warnings(figures: Mapping[str, float], kinds: Sequence[str]) -> lis
             found.append(f"{kind}: it has collapsed to the identity (mean magnitude {size:.3f})")
     if figures.get("discriminator_accuracy", 0.5) > 0.95:
         found.append(
-            f"the discriminator is right in {figures['discriminator_accuracy']:.0%} of the cases: it no longer tells the"
-            " generators anything"
+            f"the discriminator is right in {figures['discriminator_accuracy']:.0%} of the cases: it no longer tells"
+            " the generators anything"
         )
     return found

@@ -54,4 +54,3 @@ class RandomAugmentation(AugmentedMethod):
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Mean losses of the epoch's parts."""
         return self.epoch_means()
-

@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Auxiliary norm groups (AdvProp): each kind of augmented sample has a norm of its own, the main one sees clean samples.
+"""Auxiliary norm groups (AdvProp): each kind of augmented sample has its own norm, the main one sees clean samples.
 
 `add_auxiliary_norms` replaces every norm layer of a network by one that holds further groups. The main group keeps the
 layer's parameters, buffers and state-dict keys, and the auxiliary ones never enter ``state_dict()``: what is saved and
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name all of torch's users know
@@ -40,6 +40,9 @@ class AuxiliaryNorm(nn.Module):
     auxiliary_mean: Tensor
     auxiliary_variance: Tensor
     group: Tensor | None
+    eps: float
+    momentum: float | None
+    num_groups: int
 
     def add_groups(self, channels: int, groups: int, statistics: bool, like: Tensor | None) -> None:
         """Create ``groups`` auxiliary groups that start as copies of the main one's affine parameters."""
@@ -66,7 +69,7 @@ class AuxiliaryNorm(nn.Module):
         missing[:] = [key for key in missing if not key.startswith(prefix + _PREFIX)]
 
     def _affine(self, normalised: Tensor, group: Tensor) -> Tensor:
-        """Scale and shift each sample of ``normalised`` (B, C, ...) by its group's parameters, row 0 the main group's."""
+        """Scale and shift each sample of ``normalised`` (B, C, ...) by its group's parameters, the main one's first."""
         main_weight, main_bias = getattr(self, "weight", None), getattr(self, "bias", None)
         one, zero = torch.ones_like(self.auxiliary_weight[0]), torch.zeros_like(self.auxiliary_bias[0])
         weight = torch.cat([(one if main_weight is None else main_weight)[None], self.auxiliary_weight])
@@ -160,11 +163,14 @@ def add_auxiliary_norms(network: nn.Module, groups: int = 3) -> nn.Module:
         )
     for layer in found:
         if isinstance(layer, _INSTANCE) and layer.track_running_stats:
-            raise ConfigError("instance norm with running statistics can't have auxiliary groups; switch one of them off")
-        channels = layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features
-        like = layer.weight
+            raise ConfigError(
+                "instance norm with running statistics can't have auxiliary groups; switch one of them off"
+            )
+        channels = cast(int, layer.num_channels if isinstance(layer, nn.GroupNorm) else layer.num_features)
+        like = cast(Tensor | None, layer.weight)
         # in place, because networks share layers between containers (nnU-Net holds each one two or three times)
         layer.__class__ = _CLASSES[type(layer)]
+        assert isinstance(layer, AuxiliaryNorm)  # noqa: S101  # for the type checker
         layer.add_groups(channels, groups, isinstance(layer, _BATCH), like)
     return network
 

@@ -24,7 +24,7 @@ class Discriminator(nn.Module):
         layers: convolutions of kernel 4 and stride 2 with leaky ReLU 0.2. A layer whose map would shrink to nothing is
             padded, and there is no norm in the first and last one, so that small patches and a batch of one work.
         norm: "instance", "batch" (the paper's) or None.
-        half: look at the image at half the resolution, which is cheaper and leaves less to see of resampling blur.
+        halve: look at the image at half the resolution, which is cheaper and leaves less to see of resampling blur.
 
     Source: D of Gao et al. 2021, section 4.1, with a logit in place of the sigmoid.
 
@@ -34,11 +34,11 @@ class Discriminator(nn.Module):
 
     def __init__(
         self, spatial_dims: int = 3, in_channels: int = 1, *, width: int = 16, layers: int = 4,
-        norm: str | None = "instance", half: bool = False,
+        norm: str | None = "instance", halve: bool = False,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.spatial_dims, self.half, self.layers = spatial_dims, half, layers
-        self.minimum = 2 ** (layers + (1 if half else 0))
+        self.spatial_dims, self.halve, self.layers = spatial_dims, halve, layers
+        self.minimum = 2 ** (layers + (1 if halve else 0))
         blocks: list[nn.Module] = []
         channels = in_channels
         for number in range(layers):
@@ -58,14 +58,14 @@ class Discriminator(nn.Module):
         if any(missing):
             pad = [p for m in reversed(missing) for p in (m // 2, m - m // 2)]
             image = F.pad(image, pad, mode="replicate")
-        if self.half:
+        if self.halve:
             image = F.avg_pool3d(image, 2) if self.spatial_dims == 3 else F.avg_pool2d(image, 2)
         logits: Tensor = self.score(self.features(image).flatten(2).mean(2))[:, 0]
         return logits
 
 
 def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
-    """Mean binary cross-entropy of ``logits`` (B,) with "real" or "fake", in float32: finite, gradient at most 1, always.
+    """Mean binary cross-entropy of ``logits`` (B,) with "real" or "fake": always finite, with gradient at most 1.
 
     Source: Gao et al. 2021, Eq. 4, on logits: ``-log D`` and ``-log(1 - D)`` without forming D.
 
@@ -78,7 +78,7 @@ def adversarial_loss(logits: Tensor, real: bool) -> Tensor:
 
 
 def discriminate_frozen(discriminator: nn.Module, image: Tensor) -> Tensor:
-    """Logits of ``image`` with the discriminator's parameters and buffers held fixed: the gradient reaches the image only.
+    """Logits of ``image`` with parameters and buffers held fixed: the gradient reaches the image only.
 
     >>> d, x = Discriminator(2, 1, layers=2), torch.zeros(1, 1, 16, 16, requires_grad=True)
     >>> discriminate_frozen(d, x).sum().backward()

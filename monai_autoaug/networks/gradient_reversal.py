@@ -22,7 +22,7 @@ class _Reverse(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # type: ignore[override]  # torch types it loosely
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
         (scale,) = ctx.saved_tensors
         return -scale.to(gradient.dtype) * gradient, None
 
@@ -58,7 +58,7 @@ class _Meter(torch.autograd.Function):
         ctx.norm = inputs[2]
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]  # torch types it loosely
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (scale,) = ctx.saved_tensors
         ctx.norm.copy_(torch.hypot(ctx.norm, gradient.detach().float().norm()))
         return scale.to(gradient.dtype) * gradient, None, None

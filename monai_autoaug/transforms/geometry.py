@@ -7,7 +7,8 @@ Conventions, all pinned by tests:
 - Tensors are (B, C, D, H, W), or (B, C, H, W) with ``spatial_dims=2``; vectors over axes are in the order D, H, W.
 - A grid (B, D, H, W, 3) holds, for every output voxel, the input position it is read from, in voxels, order D, H, W,
   counted from the centre of the volume (``(N - 1) / 2``). Resampling pulls: ``output(x) = input(grid(x))``.
-- Rotations are in radians, right-handed about axis D, H, W and applied in that order, and like translations they move the
+- Rotations are in radians, right-handed about axis D, H, W and applied in that order, and like translations they move
+  the
   positions that are read: the content turns the other way, and a translation of one voxel along D moves it one voxel
   towards smaller D.
 - Grids are built and sampled in float32 (float64 stays float64) whatever autocast says.
@@ -65,7 +66,8 @@ def affine_matrix(
         log_scale: (B, 3) natural logarithm of the factor along each axis; determinant = exp(sum).
         shear: (B, 3) off-diagonal entries (D,H), (D,W), (H,W) of an upper unit-triangular matrix; (B, 1) in 2D.
         translation: (B, 3) in voxels.
-        spacing: (B, 3) voxel size in mm: rotation and shear then act in physical space, so that an anisotropic volume is
+        spacing: (B, 3) voxel size in mm: rotation and shear then act in physical space, so that an anisotropic volume
+            is
             rotated, not sheared; None: isotropic.
 
     Returns:
@@ -110,7 +112,10 @@ def _cached_grid(shape: tuple[int, ...], margin: tuple[int, ...], dtype: torch.d
 
 
 def identity_grid(
-    shape: tuple[int, ...], *, margin: tuple[int, ...] | None = None, dtype: torch.dtype = torch.float32,
+    shape: tuple[int, ...],
+    *,
+    margin: tuple[int, ...] | None = None,
+    dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
     """Centred voxel positions of a volume, without ``margin`` voxels at each end (1, D, H, W, 3). Do not write to it.
@@ -143,7 +148,8 @@ def integrate(velocity: Tensor, shape: tuple[int, ...], *, steps: int = 5) -> Te
     """Displacement field exp(v) of a stationary velocity field, on its own coarse grid, by scaling and squaring.
 
     Args:
-        velocity: (B, 3, d, h, w) in full-resolution voxels a unit of time, order D, H, W; the coarse grid's corner voxels
+        velocity: (B, 3, d, h, w) in full-resolution voxels a unit of time, order D, H, W; the coarse grid's corner
+            voxels
             lie on the corner voxels of the full one.
         shape: full-resolution size (D, H, W).
         steps: squarings; 5 is off by at most 0.03 voxel from 9 at an amplitude of 4 voxels.
@@ -200,8 +206,13 @@ def sample_field(field: Tensor, grid: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def compose(
-    matrix: Tensor | None, displacement: Tensor | None, shape: tuple[int, ...], *,
-    margin: tuple[int, ...] | None = None, inverted: bool = False, like: Tensor,
+    matrix: Tensor | None,
+    displacement: Tensor | None,
+    shape: tuple[int, ...],
+    *,
+    margin: tuple[int, ...] | None = None,
+    inverted: bool = False,
+    like: Tensor,
 ) -> Tensor:
     """One grid of an affine map and a displacement field: the volume is mapped affinely first, then deformed.
 
@@ -230,8 +241,8 @@ def compose(
         if displacement is not None:
             field = upsample_field(displacement, shape)
             if margin is not None and any(margin):
-                window = [slice(m, n - m) for n, m in zip(shape, margin, strict=True)]
-                field = field[(slice(None), slice(None), *window)]
+                window = (slice(None), slice(None), *[slice(m, n - m) for n, m in zip(shape, margin, strict=True)])
+                field = field[window]
             grid = grid + field.movedim(1, -1)
         return grid if matrix is None else affine_grid(_full(matrix), grid)
 
@@ -243,7 +254,11 @@ def _inside(grid: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 
 def resample(
-    image: Tensor, grid: Tensor, *, label: Tensor | None = None, padding: str = "minimum",
+    image: Tensor,
+    grid: Tensor,
+    *,
+    label: Tensor | None = None,
+    padding: str = "minimum",
     outside: tuple[float, ...] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Read image and soft label at ``grid`` in one ``grid_sample`` call, differentiably.
@@ -252,9 +267,11 @@ def resample(
         image: (B, C, D, H, W).
         grid: (B or 1, D', H', W', 3) from `compose`.
         label: (B, K, D, H, W) soft label, or None.
-        padding: what the image is outside the volume: "minimum" (of each sample and channel) or "border". Never 0, which is
+        padding: what the image is outside the volume: "minimum" (of each sample and channel) or "border". Never 0,
+            which is
             the mean after z-scoring.
-        outside: value of each label channel outside the volume; None: 1 for the first (the background) and 0 for the others,
+        outside: value of each label channel outside the volume; None: 1 for the first (the background) and 0 for the
+            others,
             so that a one-hot label sums to 1 everywhere.
 
     Returns:
@@ -300,10 +317,12 @@ def jacobian_determinant(grid: Tensor) -> Tensor:
     [1.0]
     """
     d = grid.shape[-1]
-    core = grid[(slice(None), *[slice(0, -1)] * d)]
+    window = (slice(None), *[slice(0, -1)] * d)
+    core = grid[window]
     columns = []
     for axis in range(d):
         ahead = [slice(0, -1)] * d
         ahead[axis] = slice(1, None)
-        columns.append(grid[(slice(None), *ahead)] - core)
+        shifted = (slice(None), *ahead)
+        columns.append(grid[shifted] - core)
     return torch.linalg.det(torch.stack(columns, dim=-1))

@@ -11,7 +11,13 @@ import pytest
 import torch
 
 from monai_autoaug import augmenters
-from monai_autoaug.augmenters import AffineAugmenter, AppearanceAugmenter, Augmenter, DeformationAugmenter, Transformation
+from monai_autoaug.augmenters import (
+    AffineAugmenter,
+    AppearanceAugmenter,
+    Augmenter,
+    DeformationAugmenter,
+    Transformation,
+)
 from monai_autoaug.errors import ConfigError, PolicyError
 from monai_autoaug.methods.collapse import noise_share
 from monai_autoaug.transforms import geometry

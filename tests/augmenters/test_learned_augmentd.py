@@ -14,7 +14,13 @@ import torch
 from monai.data import CacheDataset, DataLoader, Dataset, MetaTensor, decollate_batch
 from monai.transforms import Compose
 
-from monai_autoaug.augmenters import AffineAugmenter, AppearanceAugmenter, Augmenter, DeformationAugmenter, LearnedAugmentd
+from monai_autoaug.augmenters import (
+    AffineAugmenter,
+    AppearanceAugmenter,
+    Augmenter,
+    DeformationAugmenter,
+    LearnedAugmentd,
+)
 from monai_autoaug.errors import ConfigError, PolicyError
 
 AFFINE = np.array([[0.0, -1.5, 0.0, 4.0], [1.0, 0.0, 0.0, -7.0], [0.0, 0.0, 2.0, 3.0], [0.0, 0.0, 0.0, 1.0]])
@@ -39,11 +45,16 @@ def sample(seed: int = 0) -> dict[Hashable, Any]:
     coarse = torch.randn(1, 1, 6, 7, 5, generator=generator)
     image = torch.nn.functional.interpolate(coarse, size=(24, 28, 20), mode="trilinear", align_corners=True)[0]
     label = (image > 0.3).to(torch.uint8) * 2 + (image < -0.3).to(torch.uint8)
-    return {"image": MetaTensor(image, affine=torch.tensor(AFFINE)), "label": MetaTensor(label, affine=torch.tensor(AFFINE))}
+    return {
+        "image": MetaTensor(image, affine=torch.tensor(AFFINE)),
+        "label": MetaTensor(label, affine=torch.tensor(AFFINE)),
+    }
 
 
 def both(**options: Any) -> LearnedAugmentd:
-    return LearnedAugmentd(["image", "label"], learned(AffineAugmenter, DeformationAugmenter, AppearanceAugmenter), **options)
+    return LearnedAugmentd(
+        ["image", "label"], learned(AffineAugmenter, DeformationAugmenter, AppearanceAugmenter), **options
+    )
 
 
 def equal(a: Mapping[Hashable, Any], b: Mapping[Hashable, Any]) -> bool:
@@ -52,7 +63,10 @@ def equal(a: Mapping[Hashable, Any], b: Mapping[Hashable, Any]) -> bool:
 
 def test_set_random_state_makes_it_reproducible() -> None:
     first, second, third = both(), both(), both()
-    runs = [[t(sample()) for _ in range(3)] for t in (first.set_random_state(7), second.set_random_state(7), third.set_random_state(8))]
+    runs = [
+        [t(sample()) for _ in range(3)]
+        for t in (first.set_random_state(7), second.set_random_state(7), third.set_random_state(8))
+    ]
     assert all(equal(a, b) for a, b in zip(runs[0], runs[1], strict=True))
     assert not equal(runs[0][0], runs[2][0])
     assert not equal(runs[0][0], runs[0][1])

@@ -45,8 +45,10 @@ def losses(output: Any, label: Tensor, valid: Tensor | None) -> Tensor:
 class Fixed:
     """The same batches again and again: of smooth images, labels made from them."""
 
-    def __init__(self, size: int = 4, shape: tuple[int, ...] = (16, 20, 16), channels: int = 1, dtype: Any = torch.float32,
-                 margin: tuple[int, ...] | None = None) -> None:  # fmt: skip
+    def __init__(
+        self, size: int = 4, shape: tuple[int, ...] = (16, 20, 16), channels: int = 1, *,
+        dtype: torch.dtype = torch.float32, margin: tuple[int, ...] | None = None,
+    ) -> None:  # fmt: skip
         self.asked: list[str] = []
         self.batches = {}
         for number, stream in enumerate(("train", "real")):
@@ -66,7 +68,9 @@ class Fixed:
         return self.batches[stream]
 
 
-def build(network: nn.Module | None = None, name: str = "adversarial", precision: str = "float32", **options: Any) -> Method:
+def build(
+    network: nn.Module | None = None, name: str = "adversarial", precision: str = "float32", **options: Any
+) -> Method:
     torch.manual_seed(0)
     network = unet() if network is None else network
     spatial_dims = options.pop("spatial_dims", 3)
@@ -137,9 +141,13 @@ def test_one_backward_equals_three_separate_optimisations(saturating: bool) -> N
     real = method.discriminator(batches.next("real").image[: len(fake)])
     own = adversarial_loss(real, True) + share * adversarial_loss(method.discriminator(fake), False)
     if saturating:
-        realism = -weights["weight_discriminator"] * adversarial_loss(discriminate_frozen(method.discriminator, fake), False)
+        realism = -weights["weight_discriminator"] * adversarial_loss(
+            discriminate_frozen(method.discriminator, fake), False
+        )
     else:
-        realism = weights["weight_discriminator"] * adversarial_loss(discriminate_frozen(method.discriminator, fake), True)
+        realism = weights["weight_discriminator"] * adversarial_loss(
+            discriminate_frozen(method.discriminator, fake), True
+        )
     generator_loss = -task + realism + weights["weight_magnitude"] * size
     expected = {
         "network": torch.autograd.grad(task, network, retain_graph=True, allow_unused=True),
@@ -192,7 +200,9 @@ def test_a_generator_step_raises_the_task_loss_and_a_network_step_lowers_it(seed
 @pytest.mark.parametrize("mode", ["affine", "deformation", "appearance"])
 def test_the_generator_gradient_through_image_and_label(mode: str) -> None:
     """Directional derivative of the soft loss against central differences: smooth network, float64."""
-    method = moved(build(unet(act="SWISH").double(), mode=mode, discriminator=False, balance=False, width=4, noise_size=6))
+    method = moved(
+        build(unet(act="SWISH").double(), mode=mode, discriminator=False, balance=False, width=4, noise_size=6)
+    )
     assert isinstance(method, Adversarial)
     method.generators.double()
     batches, state = Fixed(size=2, dtype=torch.float64), method.generator.get_state()
@@ -250,7 +260,9 @@ def test_every_mode_trains_every_network(make: Callable[[], nn.Module], mode: st
     figures = [method.step(batches) for _ in range(3)][-1]
     assert all(torch.isfinite(torch.tensor(v)) for v in figures.values())
     kinds = {"affine", "deformation", "appearance"} if mode == "combined" else {mode}
-    assert {n.removeprefix("loss_") for n in figures if n.startswith("loss_")} == kinds | ({"clean"} if mode == "combined" else set())
+    assert {n.removeprefix("loss_") for n in figures if n.startswith("loss_")} == kinds | (
+        {"clean"} if mode == "combined" else set()
+    )
     for name, player in method.players.items():
         changed = [k for k, v in player.module.state_dict().items() if not torch.equal(v, before[name][k])]
         assert changed, f"{name} did not learn"
@@ -302,9 +314,11 @@ def test_switches_do_what_they_say() -> None:
     assert build().generators["affine"].trunk is not None
     plain = build(unet(), auxiliary_norms=False)
     assert not any("auxiliary" in n for n, _ in plain.task.network.named_parameters())
+    network = unet()
     with pytest.raises(ConfigError, match="prepare"):
-        network = unet()
-        methods.build("adversarial", Task(network, torch.optim.SGD(network.parameters(), 0.1), losses, Precision("cpu")))
+        methods.build(
+            "adversarial", Task(network, torch.optim.SGD(network.parameters(), 0.1), losses, Precision("cpu"))
+        )
     with pytest.raises(ConfigError, match="mode"):
         build(mode="all")
     with pytest.raises(ConfigError, match="no option 'lambda_'"):

@@ -84,7 +84,7 @@ def test_the_adversarial_loss_is_binary_cross_entropy() -> None:
 @pytest.mark.parametrize("shape", [(40, 56, 40), (35, 50, 36), (16, 16, 16), (9, 30)])
 @pytest.mark.parametrize("norm", ["instance", "batch", None])
 def test_discriminator_sizes(shape: tuple[int, ...], norm: str | None) -> None:
-    network = Discriminator(len(shape), 2, norm=norm, half=True)
+    network = Discriminator(len(shape), 2, norm=norm, halve=True)
     assert network(torch.randn(1, 2, *shape)).shape == (1,)
 
 
