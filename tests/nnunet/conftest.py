@@ -125,7 +125,9 @@ def plan(dataset: Dataset, planner: str = "ExperimentPlanner", edit: Edit | None
 
     cls = ExperimentPlanner if planner == "ExperimentPlanner" else getattr(resenc, planner)
     made = cls(dataset.number)
-    made.plan_experiment()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "1")  # planning fails without a process
+        made.plan_experiment()
     plans = json.loads((dataset.preprocessed / dataset.name / f"{made.plans_identifier}.json").read_text())
     for configuration in plans["configurations"].values():
         if "architecture" in configuration:
@@ -172,7 +174,6 @@ def nnunet_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("raw", "preprocessed", "results"):
             (root / name).mkdir()
             patch.setenv(f"nnUNet_{name}", str(root / name))
-        patch.setenv("nnUNet_n_proc_DA", "1")  # planning needs one; trainings set 0
         patch.setenv("nnUNet_def_n_proc", "1")
         patch.delenv("nnUNet_extTrainer", raising=False)
         patch.delenv("MONAI_AUTOAUG_CONFIG", raising=False)
@@ -210,6 +211,9 @@ def tiny(make_dataset: Callable[..., Dataset]) -> Dataset:
 
 
 @pytest.fixture(autouse=True)
-def single_process(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patches come from this process unless a test says otherwise."""
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Patches come from this process unless a test says otherwise, and nnU-Net draws no huge progress.png."""
+    from nnunetv2.training.logging.nnunet_logger import MetaLogger
+
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
+    monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)
