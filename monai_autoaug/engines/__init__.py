@@ -5,9 +5,17 @@
 from __future__ import annotations
 
 from monai_autoaug.engines.checkpoints import AtomicCheckpointSaver, AutoAugState
-from monai_autoaug.engines.handlers import figures
+from monai_autoaug.engines.handlers import AugmenterSaver, figures
 from monai_autoaug.engines.losses import per_sample
 from monai_autoaug.engines.task import EngineTask
 from monai_autoaug.engines.trainer import AutoAugTrainer
 
-__all__ = ["AtomicCheckpointSaver", "AutoAugState", "AutoAugTrainer", "EngineTask", "figures", "per_sample"]
+__all__ = [
+    "AtomicCheckpointSaver",
+    "AugmenterSaver",
+    "AutoAugState",
+    "AutoAugTrainer",
+    "EngineTask",
+    "figures",
+    "per_sample",
+]

@@ -13,7 +13,13 @@ from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch, centre_crop
-from monai_autoaug.engines.losses import TargetForm, hard_target
+from monai_autoaug.engines.losses import (
+    TargetForm,
+    hard_target,
+    ignored_value,
+    preferred_form,
+    unknown_labels_error,
+)
 from monai_autoaug.errors import ConfigError, DataError
 
 __all__ = ["Converter", "EngineBatches", "Prepared", "count_classes", "plain", "target_form"]
@@ -124,9 +130,9 @@ class Converter:
         soft: whether the method needs labels as channels; False hands them on as they are.
         image_channels: what the method's networks were built for, or None.
         regions: whether label channels may overlap.
-        ignore: the label value of unknown voxels, or None.
         num_classes: classes or regions, the background included; None: what the network gives.
-        own_form: how labels of a loader of this package, which yields `Batch`, are given to the host's loss.
+        loss_function: the host's loss, which says which label value is unknown, and in which form it wants the labels
+            of a loader of this package (which yields `Batch`).
     """
 
     def __init__(
@@ -140,14 +146,13 @@ class Converter:
         soft: bool,
         image_channels: int | None = None,
         regions: bool = False,
-        ignore: int | None = None,
         num_classes: int | None = None,
-        own_form: TargetForm = "index",
+        loss_function: Any = None,
     ) -> None:
         self.prepare, self.network, self.device = prepare, network, device
         self.spatial_dims, self.margin, self.soft, self.image_channels = spatial_dims, margin, soft, image_channels
-        self.regions, self.ignore, self.num_classes = regions, ignore, num_classes
-        self.own_form: TargetForm = own_form
+        self.regions, self.num_classes, self.loss_function = regions, num_classes, loss_function
+        self.ignore = ignored_value(loss_function)
         self.form: TargetForm | None = None
 
     def __call__(self, data: Any) -> Prepared:
@@ -182,7 +187,10 @@ class Converter:
         if self.form is None:
             self.num_classes = batch.label.shape[1]
             # one channel is a region by necessity
-            self.form = "channels" if self.regions or self.num_classes == 1 else self.own_form
+            self.form = "channels" if self.num_classes == 1 or self.regions else preferred_form(self.loss_function)
+        if batch.valid is not None and (self.ignore is None or self.form == "channels"):
+            raise unknown_labels_error(self.loss_function)
+        self._check_image(batch.image)
         crop = batch.cropped()
         label = crop.label if crop.valid is None else crop.label * crop.valid
         target = batch.target if batch.target is not None else hard_target(label, self.form, self.ignore)
@@ -197,6 +205,9 @@ class Converter:
             )
         if not isinstance(target, Tensor):
             raise ConfigError("a learned augmentation needs labels, but prepare_batch returns none")
+        self._check_image(image)
+
+    def _check_image(self, image: Tensor) -> None:
         if image.ndim != self.spatial_dims + 2:
             raise ConfigError(f"images must be (B, C, {self.spatial_dims} spatial axes), got {tuple(image.shape)}")
         if self.image_channels is not None and image.shape[1] != self.image_channels:

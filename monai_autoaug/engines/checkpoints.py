@@ -14,9 +14,8 @@ import numpy as np
 import torch
 from ignite.handlers import DiskSaver
 from monai.handlers import CheckpointSaver
-from monai.transforms import Randomizable
-from torch import nn
-from torch.utils.data import DataLoader
+from monai.transforms import Randomizable, Transform
+from torch.utils.data import DataLoader, Dataset
 
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.precision import rank, world_size
@@ -76,7 +75,7 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
 
 def _randomizables(thing: Any, seen: set[int]) -> Iterator[Randomizable]:
     """All random transforms below a data set, each once, in a fixed order."""
-    if id(thing) in seen or isinstance(thing, str | bytes | int | float | np.ndarray | torch.Tensor | nn.Module):
+    if id(thing) in seen:
         return
     seen.add(id(thing))
     if isinstance(thing, Randomizable):
@@ -89,7 +88,7 @@ def _randomizables(thing: Any, seen: set[int]) -> Iterator[Randomizable]:
     else:
         children = vars(thing).values() if hasattr(thing, "__dict__") else ()
     for child in children:
-        if isinstance(child, list | tuple | dict) or "monai" in type(child).__module__ or hasattr(child, "dataset"):
+        if isinstance(child, list | tuple | dict | Dataset | Transform | Randomizable):
             yield from _randomizables(child, seen)
 
 
@@ -160,10 +159,14 @@ class AutoAugState:
         self.trainer.state.best_metric_epoch = state["best"]["epoch"]
         self._pending = state
 
-    def resumed(self) -> bool:
-        """Restore random states if a checkpoint was loaded since the last call; whether one was."""
+    def restore(self) -> None:
+        """Restore random states if a checkpoint was loaded since the last call.
+
+        Raises:
+            CheckpointError: the data's random transforms are not those of the checkpoint.
+        """
         if self._pending is None:
-            return False
+            return
         state, self._pending = self._pending, None
         numbers = _random_numbers(self.trainer.data_loader)
         if len(numbers) != len(state["transforms"]):
@@ -176,18 +179,27 @@ class AutoAugState:
         mine = state["random"][rank()]
         if mine is not None:
             restore_random_states(mine)
-        return True
 
 
 class _AtomicDiskSaver(DiskSaver):
-    """Writes to a temporary file in the same folder and renames it, so that a file is whole or not there."""
+    """Writes to a temporary file in the same folder and renames it, so that a file is whole or not there.
+
+    ignite asks for the old file's removal before it asks for the new one to be written; here it goes afterwards, so
+    that at any moment there is one.
+    """
 
     def __init__(self, directory: Path, filename: str | None) -> None:
         super().__init__(dirname=directory, require_empty=False, atomic=False)
         self.filename = filename
+        self._outdated: list[Path] = []
 
     def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None = None) -> None:
         super().__call__(checkpoint, self.filename or filename, metadata)
+        written = self.dirname / (self.filename or filename)
+        for path in self._outdated:
+            if path != written and rank() == self.save_on_rank:
+                path.unlink(missing_ok=True)
+        self._outdated = []
 
     def _save_func(self, checkpoint: Mapping[str, Any], path: Path, func: Callable[..., None]) -> None:
         temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # not tempfile's: it hides files from the group
@@ -201,7 +213,7 @@ class _AtomicDiskSaver(DiskSaver):
             temporary.unlink(missing_ok=True)
 
     def remove(self, filename: str) -> None:
-        super().remove(self.filename or filename)
+        self._outdated.append(self.dirname / (self.filename or filename))
 
 
 class AtomicCheckpointSaver(CheckpointSaver):
@@ -210,7 +222,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
     Put it after the validation handler, so that the random states it saves are those the next epoch starts with.
 
     >>> import tempfile
-    >>> saver = AtomicCheckpointSaver(tempfile.mkdtemp(), {"model": nn.Linear(1, 1)}, save_interval=1)
+    >>> saver = AtomicCheckpointSaver(tempfile.mkdtemp(), {"model": torch.nn.Linear(1, 1)}, save_interval=1)
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -21,7 +21,7 @@ from monai_autoaug import methods
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.engines.batches import Converter, EngineBatches, Prepared
 from monai_autoaug.engines.checkpoints import AutoAugState, random_states
-from monai_autoaug.engines.losses import PerSampleLoss, hard_target, ignored_value, preferred_form
+from monai_autoaug.engines.losses import PerSampleLoss, hard_target, preferred_form
 from monai_autoaug.engines.streams import RealStream, second_loader, starting_at
 from monai_autoaug.engines.task import (
     AmpPrecision,
@@ -146,13 +146,13 @@ class AutoAugTrainer(SupervisedTrainer):
         self.method = self._make_method(method, dict(method_options or {}), None if found is None else found[1])
         self.converter = Converter(
             self._prepare, self.plain_network, self.task.device, spatial_dims=dims, margin=sizes,
-            soft=self.method.name != "none", image_channels=getattr(self.method, "image_channels", None),
-            regions=self.task.regions, ignore=ignored_value(loss_function), num_classes=num_classes,
-            own_form=preferred_form(loss_function),
+            soft=self.method.name != "none", image_channels=self._image_channels, regions=self.task.regions,
+            num_classes=num_classes, loss_function=loss_function,
         )  # fmt: skip
         self._check()
         self._real: RealStream | None = None
         self._figures: tuple[str, ...] = ()
+        self._entered = False  # between the start of a run and its first epoch
         self.batches = EngineBatches(self._next_real)
         self.autoaug_state = AutoAugState(self)
         self._register()
@@ -177,6 +177,7 @@ class AutoAugTrainer(SupervisedTrainer):
         self, method: str | Callable[[Task], Method], given: dict[str, Any], channels: int | None
     ) -> Method:
         """Build the method and give every rank the same players."""
+        self._image_channels: int | None = None
         if callable(method):
             if given:
                 raise ConfigError("method_options go with a method's name; give a function its options itself")
@@ -190,6 +191,7 @@ class AutoAugTrainer(SupervisedTrainer):
                         " method_options"
                     )
                 given["image_channels"] = channels
+            self._image_channels = given.get("image_channels")
             built = methods.build(method, self.task, **({"seed": self.seed} | given))
         for module in [self.plain_network, *(player.module for player in built.players.values())]:
             _broadcast([*module.parameters(), *module.buffers()])
@@ -232,8 +234,10 @@ class AutoAugTrainer(SupervisedTrainer):
         self.add_event_handler(Events.EPOCH_COMPLETED, AutoAugTrainer._end_epoch)
 
     def _start_epoch(self) -> None:
-        if self.autoaug_state.resumed():
+        self.autoaug_state.restore()
+        if self._entered:
             self.state.dataloader = starting_at(self.data_loader, self.state.iteration)
+            self._entered = False
         if "real" in self.method.needs:
             self.real_stream.start_epoch(self.state.epoch)
 
@@ -255,6 +259,7 @@ class AutoAugTrainer(SupervisedTrainer):
 
     def run(self) -> None:  # type: ignore[override]  # MONAI's signature, not ignite's
         """Train; called again with a larger ``max_epochs``, it goes on (and so does the gradient scaler)."""
+        self._entered = True
         Workflow.run(self)
 
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
