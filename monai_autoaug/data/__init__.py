@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from monai_autoaug.data.audit import Finding, audit, findings_to_json, print_findings, refused
 from monai_autoaug.data.batch import Batch, centre_crop
 from monai_autoaug.data.datalist import Case, DataList, Split, split
 from monai_autoaug.data.layouts import read_datalist, read_images
@@ -16,13 +17,18 @@ __all__ = [
     "Batch",
     "Case",
     "DataList",
+    "Finding",
     "PatchBatches",
     "Preprocessing",
     "Split",
+    "audit",
     "centre_crop",
+    "findings_to_json",
     "loader",
+    "print_findings",
     "read_datalist",
     "read_images",
+    "refused",
     "split",
     "write_phantom",
 ]

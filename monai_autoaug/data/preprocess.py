@@ -26,8 +26,8 @@ from monai_autoaug.data.volume_transforms import (
     MatchGridd,
     NormalizeLikeNNUNetd,
     RecordGridd,
+    ResampleLabeld,
     Scheme,
-    SpacingLabeld,
     StrictCompose,
 )
 from monai_autoaug.errors import ConfigError
@@ -190,7 +190,7 @@ class Preprocessing:
             Spacingd(image, pixdim=self.spacing, mode="bilinear", padding_mode="border", dtype=np.float32),
         ]
         if label:
-            steps.append(SpacingLabeld(label, pixdim=self.spacing))
+            steps.append(ResampleLabeld(label, reference=image))
         return StrictCompose([*steps, RecordGridd(image)])
 
     def restore(

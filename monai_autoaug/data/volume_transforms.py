@@ -14,7 +14,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.data.utils import affine_to_spacing
 from monai.transforms.compose import Compose
 from monai.transforms.io.array import LoadImage
-from monai.transforms.spatial.array import Spacing
+from monai.transforms.spatial.array import SpatialResample
 from monai.transforms.transform import MapTransform
 from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor
@@ -29,8 +29,8 @@ __all__ = [
     "MatchGridd",
     "NormalizeLikeNNUNetd",
     "RecordGridd",
+    "ResampleLabeld",
     "Scheme",
-    "SpacingLabeld",
     "StrictCompose",
     "TOLERANCE",
 ]
@@ -39,7 +39,6 @@ Scheme = Literal["ct", "zscore"]
 TOLERANCE = 0.05  # by how much of a voxel image and label may disagree about where they are
 # of the meta data, what later transforms need; the rest of a NIfTI header would be copied by each of them
 _KEPT = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim", "filename_or_obj")
-_SPACING_TOLERANCE = 1e-3  # mm; MONAI's Spacing leaves a volume alone within it
 Item = Mapping[Hashable, Any]
 
 
@@ -237,48 +236,50 @@ class NormalizeLikeNNUNetd(MapTransform):
         return (channel - mean) / std.clamp(min=1e-8)
 
 
-class SpacingLabeld(MapTransform):
-    """Resample an integer label as MONAI's ``Spacingd`` resamples the image: each class linearly, then the largest.
+class ResampleLabeld(MapTransform):
+    """Bring an integer label onto the grid of the resampled image: each class linearly, then the largest share.
 
-    One class is resampled at a time, so memory does not grow with the number of classes.
+    One class is resampled at a time, so memory does not grow with the number of classes. A label that lies on the
+    image's grid already is left alone.
 
     Args:
         keys: keys of (1, D, H, W) MetaTensors.
-        pixdim: the new spacing in mm, D, H, W.
+        reference: the key of the image.
         allow_missing_keys: skip keys that an item lacks.
     """
 
-    def __init__(self, keys: KeysCollection, pixdim: Sequence[float], allow_missing_keys: bool = False) -> None:
+    def __init__(self, keys: KeysCollection, reference: str, allow_missing_keys: bool = False) -> None:
         super().__init__(keys, allow_missing_keys)
-        self.pixdim = tuple(pixdim)
-        self._spacing = Spacing(self.pixdim, mode="bilinear", padding_mode="border", dtype=np.float32)
+        self.reference = reference
+        self._resample = SpatialResample(mode="bilinear", padding_mode="border", dtype=np.float32)
 
     def __call__(self, data: Item) -> dict[Hashable, Any]:
         """Resample the label of each key."""
         item = dict(data)
+        image = item[self.reference]
         for key in self.key_iterator(item):
             label = item[key]
-            spacing = affine_to_spacing(label.affine.numpy(), r=3)
-            if any(abs(a - b) > _SPACING_TOLERANCE for a, b in zip(spacing, self.pixdim, strict=True)):
-                item[key] = self._resample(label)
+            same = torch.allclose(label.affine, image.affine, atol=1e-6)
+            if not same or label.shape[1:] != image.shape[1:]:
+                item[key] = self._largest(label, image)
         return item
 
-    def _resample(self, label: MetaTensor) -> MetaTensor:
+    def _largest(self, label: MetaTensor, image: MetaTensor) -> MetaTensor:
         """The class with the largest resampled share in each voxel, the lower one where two are equal."""
         values = label.as_tensor().unique().tolist()
-        best = self._share(label, values[0])
+        best = self._share(label, values[0], image)
         winner = torch.full(best.shape, values[0], dtype=label.dtype)
         largest = best.as_tensor()
         for value in values[1:]:
-            share = self._share(label, value).as_tensor()
+            share = self._share(label, value, image).as_tensor()
             winner[share > largest] = value
             largest = torch.maximum(largest, share)
         return convert_to_dst_type(winner, best, dtype=label.dtype)[0]
 
-    def _share(self, label: MetaTensor, value: int) -> MetaTensor:
+    def _share(self, label: MetaTensor, value: int, image: MetaTensor) -> MetaTensor:
         """How much of each resampled voxel a class takes."""
         mask = convert_to_dst_type((label.as_tensor() == value).float(), label, dtype=torch.float32)[0]
-        return cast(MetaTensor, self._spacing(mask))
+        return cast(MetaTensor, self._resample(mask, dst_affine=image.affine, spatial_size=tuple(image.shape[1:])))
 
 
 class RecordGridd(MapTransform):

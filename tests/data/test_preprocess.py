@@ -12,9 +12,10 @@ from typing import Any
 import nibabel as nib
 import numpy as np
 import pytest
-import SimpleITK as sitk
+import SimpleITK as sitk  # noqa: N813  # the name that its own documentation uses
 import torch
 from monai.data import CacheDataset, MetaTensor, PersistentDataset
+from scipy.ndimage import map_coordinates
 from scipy.spatial.transform import Rotation
 
 from monai_autoaug.data import Case, DataList, Preprocessing, read_datalist, write_phantom
@@ -398,3 +399,28 @@ def test_real_cases_return_to_their_own_voxels(hippocampus: Path, tmp_path: Path
         path = preprocessing.restore(prediction, case=case, path=tmp_path / "a.nii.gz", affine=item["affine"])
         written, truth = nib.load(path), nib.load(case.label)
         np.testing.assert_array_equal(np.asanyarray(written.dataobj), np.asanyarray(truth.dataobj))
+
+
+def test_sheared_volumes_are_brought_onto_a_grid_of_right_angles(tmp_path: Path) -> None:
+    data = _data(tmp_path, angle=0.0)
+    case = data.training[0]
+    image, label = nib.load(case.images[0]), nib.load(case.label)
+    sheared = image.affine @ np.array([[1, 0.3, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1.0]])
+    for source, path in ((image, case.images[0]), (label, case.label)):
+        voxels = nib.Nifti1Image(np.asanyarray(source.dataobj), sheared)
+        voxels.set_qform(None, code=0)  # a qform can't hold a shear
+        nib.save(voxels, path)
+    item = _fit(data).transforms()(data.to_monai()[0])
+    axes = item["affine"][:3, :3].numpy()
+    np.testing.assert_allclose(axes.T @ axes, np.diag(np.diag(axes.T @ axes)), atol=1e-6)
+    assert item["label"].shape == item["image"].shape
+    back = np.linalg.inv(nib.load(case.images[0]).affine) @ item["affine"].numpy()
+    where = np.stack(np.meshgrid(*(np.arange(n) for n in item["image"].shape[1:]), [1], indexing="ij")).reshape(4, -1)
+    voxels = image.get_fdata()
+    normalised = (voxels - voxels.mean()) / voxels.std()
+    expected = map_coordinates(normalised, (back @ where)[:3], order=1, mode="nearest")
+    np.testing.assert_allclose(item["image"].numpy().ravel(), expected, atol=1e-3)
+    masks = [(label.get_fdata() == k).astype(float) for k in range(3)]
+    shares = [map_coordinates(mask, (back @ where)[:3], order=1, mode="nearest") for mask in masks]
+    clear = np.diff(np.sort(shares, axis=0)[-2:], axis=0)[0] > 1e-3
+    np.testing.assert_array_equal(item["label"].numpy().ravel()[clear], np.argmax(shares, axis=0)[clear])

@@ -1,0 +1,115 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Checks of a case's files against each other, and of the data set as a whole: one function a check."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator
+
+import numpy as np
+
+from monai_autoaug.data.audit_views import CaseView, DataSetView, Fault, Volume
+from monai_autoaug.data.volume_transforms import TOLERANCE
+
+__all__ = [
+    "absent_class",
+    "duplicates",
+    "odd_spacing",
+    "same_direction",
+    "same_origin",
+    "same_shape",
+    "same_spacing",
+]
+
+_REMEDY = "resample it onto the image"
+
+
+def _tolerance(image: Volume) -> float:
+    """By how many mm files of a case may disagree: a small part of the shortest edge of a voxel."""
+    return TOLERANCE * float(image.spacing.min())
+
+
+def _extent(image: Volume) -> float:
+    """The longest side of a volume in mm."""
+    return float((image.spacing * np.array(image.shape[:3])).max())
+
+
+def same_shape(case: CaseView) -> Iterator[Fault]:
+    """Image, further channels and label have one shape."""
+    for image, other in case.pairs:
+        if image.shape[:3] != other.shape[:3]:
+            message = f"{other.role} differs from the image in shape"
+            yield Fault(message, f"{image.shape[:3]}", f"{other.shape[:3]}", _REMEDY, path=other.path)
+
+
+def same_spacing(case: CaseView) -> Iterator[Fault]:
+    """Image, further channels and label have one spacing."""
+    for image, other in case.pairs:
+        drift = np.abs(image.spacing - other.spacing) * np.array(image.shape[:3])
+        if drift.max() > _tolerance(image):
+            want, came = (" x ".join(f"{s:.5g}" for s in v.spacing) + " mm" for v in (image, other))
+            message = f"{other.role} differs from the image in spacing"
+            yield Fault(message, want, f"{came}, {drift.max():.3g} mm at the far end", _REMEDY, path=other.path)
+
+
+def same_origin(case: CaseView) -> Iterator[Fault]:
+    """Image, further channels and label begin at one place."""
+    for image, other in case.pairs:
+        shift = float(np.linalg.norm(image.affine[:3, 3] - other.affine[:3, 3]))
+        if shift > _tolerance(image):
+            want, came = (str([round(float(x), 3) for x in v.affine[:3, 3]]) for v in (image, other))
+            message = f"{other.role} differs from the image in origin"
+            yield Fault(message, want, f"{came}, {shift:.3g} mm apart", _REMEDY, path=other.path)
+
+
+def same_direction(case: CaseView) -> Iterator[Fault]:
+    """Image, further channels and label have axes that point the same way."""
+    for image, other in case.pairs:
+        if not image.spacing.all() or not other.spacing.all():
+            continue  # told by affine_usable
+        first, second = (v.affine[:3, :3] / v.spacing for v in (image, other))
+        distance = float(np.linalg.norm(first - second, axis=0).max()) * _extent(image)
+        if distance > _tolerance(image):
+            angles = np.degrees(np.arccos(np.clip((first * second).sum(axis=0), -1, 1)))
+            message = f"{other.role} differs from the image in direction"
+            came = f"axes turned by up to {angles.max():.3g} degrees, {distance:.3g} mm at the far end"
+            yield Fault(message, "the same axes", came, "correct its header or " + _REMEDY, path=other.path)
+
+
+def absent_class(data: DataSetView) -> Iterator[Fault]:
+    """Every declared label occurs."""
+    counts = [c.counts for c in data.cases if c.counts is not None]
+    if not counts:
+        return
+    seen = set().union(*counts)
+    for name, value in data.datalist.labels.items():
+        values = set(value if isinstance(value, tuple) else (value,))
+        if values != {0} and not values & seen:
+            came = f"no voxel of {sorted(values)} in {len(counts)} labels"
+            yield Fault(f'the label "{name}" occurs in no case', "at least one voxel", came, "check the declaration")
+
+
+def duplicates(data: DataSetView) -> Iterator[Fault]:
+    """No image comes twice: it could be trained on and validated on."""
+    groups = defaultdict(list)
+    for case in data.cases:
+        if case.digest:
+            groups[case.digest].append(case.name)
+    for names in groups.values():
+        for name in names[1:]:
+            remedy = "keep one, or see that both fall into the same part of a split"
+            yield Fault("holds the same image as another case", "distinct images", names[0], remedy, case=name)
+
+
+def odd_spacing(data: DataSetView) -> Iterator[Fault]:
+    """Spacings are of one order of magnitude."""
+    known = {c.name: np.array(c.spacing) for c in data.cases if c.spacing is not None and min(c.spacing) > 0}
+    if len(known) < 3:
+        return
+    median = np.median(list(known.values()), axis=0)
+    for name, spacing in known.items():
+        ratio = spacing / median
+        if ratio.max() > 4 or ratio.min() < 0.25:
+            want, came = (" x ".join(f"{s:.3g}" for s in v) for v in (median, spacing))
+            yield Fault("has an unusual spacing", f"about {want} mm (median)", f"{came} mm", "check it", case=name)
