@@ -44,7 +44,7 @@ CONFINED = {
     "dynamic_network_architectures": ("nnunet/",),
     "jinja2": ("report/",),
     "click": ("cli.py", "commands/", "nnunet/cli.py"),
-    "rich": ("cli.py", "commands/", "nnunet/cli.py"),
+    "rich": ("cli.py", "commands/", "nnunet/cli.py", "data/findings.py"),
     "ignite": ("engines/",),
     "torchvision": (),
     "timm": (),

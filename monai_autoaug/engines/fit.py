@@ -1,0 +1,229 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The training loop of a run: network, optimiser and method in an engine, with validation, log and checkpoints."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from ignite.engine import Events
+from monai.metrics import DiceMetric
+from torch import Tensor
+
+from monai_autoaug import methods
+from monai_autoaug.data import PatchBatches, loader
+from monai_autoaug.data.patches import Items
+from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.engines.folder import Run
+from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
+from monai_autoaug.engines.progress import Listener, Progress
+from monai_autoaug.engines.segmentation import SegmentationLoss, build_network, infer
+from monai_autoaug.engines.trainer import AutoAugTrainer
+from monai_autoaug.errors import CheckpointError
+from monai_autoaug.methods import Method
+from monai_autoaug.precision import DTYPES, Precision
+
+__all__ = ["Fit"]
+
+_CLIP = 12.0  # as nnU-Net
+
+
+class Fit:
+    """Trains one network.
+
+    Args:
+        run: where log and checkpoint go.
+        options: of the run.
+        preprocessing: of the volumes.
+        patch_size: of training patches and of validation's windows.
+        margin: by which training patches are enlarged for the method.
+        listener: hears of every iteration.
+    """
+
+    def __init__(
+        self,
+        run: Run,
+        options: TrainOptions,
+        preprocessing: Preprocessing,
+        patch_size: tuple[int, ...],
+        margin: tuple[int, ...],
+        listener: Listener,
+    ) -> None:
+        self.folder, self.options, self.preprocessing = run, options, preprocessing
+        self.patch_size, self.margin, self.listener = patch_size, margin, listener
+        self.device = find_device(options.device)
+        self.precision = Precision(self.device, find_precision(options.precision, self.device))
+        plain = build_network(
+            options.network, len(preprocessing.channels), preprocessing.num_outputs, **options.network_options
+        )
+        self.parameters = sum(p.numel() for p in plain.parameters())
+        self.network = methods.prepare(options.method, plain, **options.method_options).to(self.device)
+        self.optimizer = torch.optim.AdamW(
+            self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
+        )
+        self.steps = options.epochs * options.iterations
+        self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, total_iters=self.steps, power=0.9)
+        self.clock = {"seconds": 0.0, "cpu_seconds": 0.0}
+        self._started = (0.0, 0.0)
+        self._losses: list[float] = []
+        self._dice: dict[str, float] = {}
+        self._warnings: list[str] = []
+
+    @property
+    def method(self) -> Method:
+        """The method, once `run` has begun."""
+        return self.trainer.method
+
+    def run(self, items: Items, validation: Items, checkpoint: Mapping[str, Any] | None) -> None:
+        """Train to the end.
+
+        Args:
+            items: preprocessed training cases.
+            validation: preprocessed validation cases.
+            checkpoint: what `Run.save_checkpoint` wrote, to go on from there; None: from the beginning.
+        """
+        self.validation = validation
+        self.trainer = self._make_trainer(items)
+        if checkpoint is not None:
+            self._restore(checkpoint)
+        self.folder.cut_log(self.trainer.state.iteration // self.options.iterations)
+        self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
+        self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+        self._started = (time.perf_counter(), time.process_time())
+        if self.trainer.state.iteration < self.steps:
+            self.trainer.run()
+        self._read_clock()
+
+    def _make_trainer(self, items: Items) -> AutoAugTrainer:
+        options, preprocessing = self.options, self.preprocessing
+        batches = PatchBatches(
+            items, patch_size=self.patch_size, batch_size=options.batch_size, seed=options.seed, length=self.steps,
+            margin=self.margin, **preprocessing.patch_options,
+        )  # fmt: skip
+        dtype = self.precision.dtype
+        trainer = AutoAugTrainer(
+            self.device, options.epochs,
+            loader(batches, num_workers=options.workers, pin_memory=self.device.type == "cuda"),
+            self.network, self.optimizer,
+            SegmentationLoss(
+                regions=preprocessing.regions is not None, ignore=preprocessing.ignore_label is not None
+            ),
+            method=options.method, method_options=options.method_options, seed=options.seed, margin=self.margin,
+            num_classes=preprocessing.num_outputs, regions=preprocessing.regions is not None, clip=_CLIP,
+            amp=dtype is not DTYPES["float32"], amp_kwargs={"dtype": dtype},
+            epoch_length=options.iterations, decollate=False,
+        )  # fmt: skip
+        # its warnings go into log and summary, not into the terminal every epoch; what it reports as errors is raised
+        trainer.logger.setLevel(logging.CRITICAL)
+        return trainer
+
+    def _parts(self) -> dict[str, Any]:
+        """What a checkpoint holds, by name."""
+        return {"network": self.network, "optimizer": self.optimizer, "schedule": self.schedule,
+                "trainer": self.trainer, "autoaug": self.trainer.autoaug_state}  # fmt: skip
+
+    def _restore(self, checkpoint: Mapping[str, Any]) -> None:
+        parts = self._parts()
+        if not set(parts) | {"clock", "dice"} <= set(checkpoint):
+            raise CheckpointError(f"{self.folder.checkpoint}: is incomplete; it holds {sorted(checkpoint)}")
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+        self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
+
+    def _after_iteration(self) -> None:
+        self.schedule.step()
+        state = self.trainer.state
+        self._losses.append(float(state.output["loss"].detach()))
+        self.listener(
+            Progress(
+                "training", state.iteration, self.steps, state.epoch, self.options.epochs, self._losses[-1],
+                self._dice.get("dice"),
+            )
+        )  # fmt: skip
+
+    def _after_epoch(self) -> None:
+        state, options = self.trainer.state, self.options
+        self._warnings = self.method.warnings()
+        row: dict[str, Any] = {"epoch": state.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        row |= {"loss": sum(self._losses) / max(len(self._losses), 1)}
+        row |= {name: float(value) for name, value in state.metrics.items()}
+        self._losses.clear()
+        if state.epoch % options.validation_interval == 0 or state.epoch == options.epochs:
+            self._dice = self.validate()
+            row |= self._dice
+        self._read_clock()
+        row |= self.clock | ({"warnings": self._warnings} if self._warnings else {})
+        self.folder.append_log({name: _number(value) for name, value in row.items()})
+        content = {name: part.state_dict() for name, part in self._parts().items()}
+        self.folder.save_checkpoint(content | {"clock": self.clock, "dice": self._dice})
+
+    def _read_clock(self) -> None:
+        """Add the time since the last look."""
+        now = (time.perf_counter(), time.process_time())
+        for name, before, after in zip(("seconds", "cpu_seconds"), self._started, now, strict=True):
+            self.clock[name] = round(self.clock[name] + after - before, 3)
+        self._started = now
+
+    def validate(self) -> dict[str, float]:
+        """Dice of each foreground structure over the validation cases, on the preprocessed grid, and their mean.
+
+        A structure that a case's label doesn't have is left out of its mean.
+        """
+        metric = DiceMetric(include_background=True, reduction="mean_batch", ignore_empty=True)
+        for i in range(len(self.validation)):
+            item = self.validation[i]
+            logits = infer(self.network, item["image"], self.patch_size, self.precision, overlap=0.25)
+            prediction, reference = masks(logits, item["label"], self.preprocessing)
+            metric(y_pred=prediction[None].float(), y=reference[None].float())
+        values = metric.aggregate()
+        assert isinstance(values, Tensor)  # noqa: S101  # for the type checker: no counts were asked for
+        names = self.preprocessing.label_names[0 if self.preprocessing.regions else 1 :]
+        figures = {"dice": float(values.nanmean())}
+        return figures | {f"dice_{n}": float(v) for n, v in zip(names, values, strict=True)}
+
+    def summary(self) -> dict[str, Any]:
+        """What the training took and gave."""
+        return {
+            "method": self.method.name,
+            "epochs": self.options.epochs,
+            "iterations": self.steps,
+            "parameters": self.parameters,
+            "device": self.device.type,
+            "precision": str(self.precision.dtype).removeprefix("torch."),
+            "threads": torch.get_num_threads(),
+            "skipped_updates": dict(self.trainer.task.precision.skipped),
+            "validation_on_preprocessed_grid": {name: _number(value) for name, value in self._dice.items()},
+            "warnings": self._warnings,
+        } | self.clock
+
+
+def _number(value: Any) -> Any:
+    """Six significant digits of a number; None, as JSON has it, where it is not finite."""
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def masks(logits: Tensor, label: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
+    """Where each foreground structure is predicted and where it is, leaving out voxels of unknown label.
+
+    Args:
+        logits: (K, D, H, W).
+        label: (1, D, H, W) class indices; the number of classes marks unknown voxels.
+        preprocessing: says what the channels and indices are.
+
+    Returns:
+        Two boolean tensors (structures, D, H, W).
+    """
+    known = label != preprocessing.num_classes
+    if preprocessing.regions is None:
+        classes = torch.arange(1, preprocessing.num_classes).view(-1, 1, 1, 1)
+        return (logits.argmax(0, keepdim=True) == classes) & known, label == classes
+    groups = preprocessing.patch_options["regions"]
+    reference = torch.stack([torch.isin(label[0], torch.tensor(g)) for g in groups])
+    return (logits > 0) & known, reference

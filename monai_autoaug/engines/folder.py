@@ -1,0 +1,193 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What a training run leaves on disk: one folder, every file of which is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.engines.segmentation import build_network
+from monai_autoaug.errors import CheckpointError, ConfigError
+
+__all__ = ["Run", "read_json", "write_json"]
+
+_FORMAT, _VERSION = "monai_autoaug.model", 1
+
+
+def _atomically(path: Path, write: Callable[[Path], object]) -> Path:
+    """Let ``write`` make a file beside ``path`` and rename it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        write(temporary)
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> Path:
+    """Write a JSON object."""
+    text = json.dumps(content, indent=1, allow_nan=False) + "\n"
+    return _atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Read a JSON object of a run.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{path}: can't be read ({error}); give the folder of a training run") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{path}: is no JSON object; give the folder of a training run")
+    return content
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run's folder.
+
+    ``config.json`` the options, the split and the versions; ``audit.json``; ``preprocessing.json``; ``log.jsonl`` one
+    line an epoch; ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the plain segmentation network;
+    ``augmenters.pt`` what was learned; ``summary.json``; ``validation/`` the predictions of the validation cases.
+
+    Args:
+        folder: where it is.
+
+    >>> Run(Path("run")).model.name
+    'model.pt'
+    """
+
+    folder: Path
+
+    @property
+    def config(self) -> Path:
+        """Options, split, versions."""
+        return self.folder / "config.json"
+
+    @property
+    def preprocessing(self) -> Path:
+        """How volumes are prepared."""
+        return self.folder / "preprocessing.json"
+
+    @property
+    def audit(self) -> Path:
+        """What the audit of the data found."""
+        return self.folder / "audit.json"
+
+    @property
+    def log(self) -> Path:
+        """One JSON object an epoch."""
+        return self.folder / "log.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """The state at the end of the last epoch."""
+        return self.folder / "checkpoint.pt"
+
+    @property
+    def model(self) -> Path:
+        """The trained network."""
+        return self.folder / "model.pt"
+
+    @property
+    def augmenters(self) -> Path:
+        """The learned augmenters; missing where the method learns none."""
+        return self.folder / "augmenters.pt"
+
+    @property
+    def summary(self) -> Path:
+        """What the run took and gave."""
+        return self.folder / "summary.json"
+
+    @property
+    def validation(self) -> Path:
+        """Predictions of the validation cases."""
+        return self.folder / "validation"
+
+    def append_log(self, row: Mapping[str, Any]) -> None:
+        """Add a line to the log, at once on disk."""
+        with self.log.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+    def cut_log(self, epoch: int) -> None:
+        """Remove lines after ``epoch``: of an epoch that was logged, but whose checkpoint was not reached."""
+        if self.log.exists():
+            lines = self.log.read_text(encoding="utf-8").splitlines()
+            kept = [line for line in lines if _epoch_of(line) <= epoch]
+            text = "".join(line + "\n" for line in kept)
+            _atomically(self.log, lambda file: file.write_text(text, encoding="utf-8"))
+
+    def save_checkpoint(self, content: Mapping[str, Any]) -> None:
+        """Write the checkpoint: tensors, numbers and strings."""
+        _atomically(self.checkpoint, lambda file: torch.save(content, file))
+
+    def load_checkpoint(self) -> dict[str, Any]:
+        """Read the checkpoint, without pickle, onto the CPU.
+
+        Raises:
+            CheckpointError: there is none, or it is damaged.
+        """
+        return _load(self.checkpoint, "there is nothing to resume: start the run without --resume")
+
+    def save_model(
+        self, network: nn.Module, *, name: str, inputs: int, outputs: int, options: Mapping[str, Any]
+    ) -> None:
+        """Write the plain network with what is needed to build it."""
+        options = {n: list(v) if isinstance(v, tuple) else v for n, v in options.items()}
+        content = {
+            "format": _FORMAT, "version": _VERSION, "name": name, "inputs": inputs, "outputs": outputs,
+            "options": options, "state": {k: v.detach().cpu() for k, v in network.state_dict().items()},
+        }  # fmt: skip
+        _atomically(self.model, lambda file: torch.save(content, file))
+
+    def load_model(self) -> nn.Module:
+        """Build the network and load its weights, on the CPU, in evaluation mode.
+
+        Raises:
+            CheckpointError: the file is missing, damaged or of another version.
+        """
+        content = _load(self.model, "train first, or wait until training has ended")
+        if content.get("format") != _FORMAT or content.get("version") != _VERSION:
+            raise CheckpointError(f"{self.model}: is no model of this package, or one of another version")
+        network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
+        network.load_state_dict(content["state"])
+        return network.eval()
+
+    def load_preprocessing(self) -> Preprocessing:
+        """How this run's volumes are prepared."""
+        return Preprocessing.load(self.preprocessing)
+
+
+def _epoch_of(line: str) -> float:
+    """The epoch of a log line; a line that was cut off by a crash belongs to none."""
+    try:
+        return float(json.loads(line)["epoch"])
+    except (ValueError, KeyError, TypeError):
+        return float("inf")
+
+
+def _load(path: Path, missing: str) -> dict[str, Any]:
+    """Read a file of tensors, numbers and strings."""
+    if not path.is_file():
+        raise CheckpointError(f"{path}: is not there; {missing}")
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds; the user needs the file's name and the reason
+        raise CheckpointError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: is no checkpoint of this package")
+    return content

@@ -1,0 +1,180 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""A training run from a folder of NIfTI files to a trained network: read, audit, split, prepare, train, predict."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+from monai.utils import set_determinism
+from torch.utils.data import Subset
+
+import monai_autoaug
+from monai_autoaug import augmenters
+from monai_autoaug.data import Case, DataList, Split, read_datalist, split
+from monai_autoaug.data.audit import Finding, findings_to_json
+from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.engines.fit import Fit
+from monai_autoaug.engines.folder import Run, read_json, write_json
+from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
+from monai_autoaug.engines.predict import predict_cases
+from monai_autoaug.engines.progress import Listener, unheard
+from monai_autoaug.engines.segmentation import choose_margin, choose_patch_size, downsampling
+from monai_autoaug.engines.volumes import sound, volumes
+from monai_autoaug.errors import CheckpointError, ConfigError
+
+__all__ = ["resume", "train"]
+
+_PACKAGES = ("torch", "monai", "numpy", "nibabel")
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What was decided before training: written into config.json, and the same again when a run is resumed."""
+
+    options: TrainOptions
+    split: Split
+    patch_size: tuple[int, ...]
+    margin: tuple[int, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        return {
+            "options": self.options.to_dict() | {"data": str(self.options.data.resolve())},
+            "patch_size": list(self.patch_size),
+            "margin": list(self.margin),
+            "split": {"train": _names(self.split.train), "validation": _names(self.split.validation)},
+            "versions": {"monai_autoaug": monai_autoaug.__version__, "python": platform.python_version()}
+            | {name: version(name) for name in _PACKAGES},
+        }
+
+
+def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
+    """Train a segmentation network on a folder of NIfTI files.
+
+    The data set is audited, split by ``options.split_seed``, preprocessed with statistics of the training cases alone,
+    and trained on by the chosen method. The network after the last epoch is kept (no choice by validation Dice), and
+    predicts the validation cases.
+
+    Args:
+        options: what to do.
+        listener: hears where the run is.
+
+    Returns:
+        The run's folder, complete.
+
+    Raises:
+        ConfigError: an option can't work, or the folder holds another run.
+        DataError: the data set can't be used.
+    """
+    run = Run(options.output)
+    if run.config.exists() or run.checkpoint.exists():
+        raise ConfigError(f"{run.folder} holds a run already: resume it, or choose another folder")
+    find_precision(options.precision, find_device(options.device))
+    datalist, parts, findings = _data(options, listener)
+    preprocessing = Preprocessing.fit(datalist, parts.train, spacing=options.spacing)
+    plan = _plan(options, parts, preprocessing)
+    preprocessing.save(run.preprocessing)
+    run.audit.write_text(findings_to_json(findings) + "\n", encoding="utf-8")
+    write_json(run.config, plan.to_dict())
+    return _carry_out(run, plan, datalist, preprocessing, None, listener)
+
+
+def resume(
+    folder: str | Path, *, device: str | None = None, workers: int | None = None, listener: Listener = unheard
+) -> Run:
+    """Go on with a run that was stopped; on the same machine the result is that of a run that never stopped.
+
+    Args:
+        folder: of the run.
+        device: another device than before; None: the same.
+        workers: another number of processes; None: the same.
+        listener: hears where the run is.
+
+    Returns:
+        The run's folder, complete.
+
+    Raises:
+        ConfigError: there is no run, or it has ended.
+        CheckpointError: the data set has changed, or the checkpoint is damaged.
+    """
+    run = Run(Path(folder))
+    config = read_json(run.config)
+    if run.summary.exists():
+        raise ConfigError(f"{run.folder}: this run has ended; start another one with more epochs")
+    options = TrainOptions.from_mapping(config["options"] | {"output": run.folder})
+    if device is not None:
+        options = replace(options, device=device)
+    if workers is not None:
+        options = replace(options, workers=workers)
+    find_precision(options.precision, find_device(options.device))
+    datalist, parts, _ = _data(options, listener)
+    if {"train": _names(parts.train), "validation": _names(parts.validation)} != config["split"]:
+        raise CheckpointError(f"{run.folder}: the data set no longer splits into the cases that this run began with")
+    preprocessing = run.load_preprocessing()
+    plan = _Plan(options, parts, tuple(config["patch_size"]), tuple(config["margin"]))
+    checkpoint = run.load_checkpoint() if run.checkpoint.exists() else None
+    return _carry_out(run, plan, datalist, preprocessing, checkpoint, listener)
+
+
+def _names(cases: Sequence[Case]) -> list[str]:
+    return [c.name for c in cases]
+
+
+def _data(options: TrainOptions, listener: Listener) -> tuple[DataList, Split, list[Finding]]:
+    """Read, split and audit; only the cases that are used are looked at."""
+    datalist = read_datalist(options.data)
+    parts = split(
+        datalist.training, seed=options.split_seed, validation=options.validation_cases, train=options.train_cases
+    )
+    used = replace(datalist, training=(*parts.train, *parts.validation), test=())
+    return datalist, parts, sound(used, listener=listener)
+
+
+def _plan(options: TrainOptions, parts: Split, preprocessing: Preprocessing) -> _Plan:
+    """Patch size and margin."""
+    factor = downsampling(options.network, options.network_options)
+    patch_size = options.patch_size or choose_patch_size(preprocessing.median_shape, factor)
+    if any(n % factor for n in patch_size):
+        raise ConfigError(
+            f"patch_size must be divisible by {factor} with network {options.network!r}, got {list(patch_size)}"
+        )
+    margin = choose_margin(patch_size, preprocessing.median_shape)
+    return _Plan(options, parts, patch_size, (0, 0, 0) if options.method == "none" else margin)
+
+
+def _carry_out(
+    run: Run,
+    plan: _Plan,
+    datalist: DataList,
+    preprocessing: Preprocessing,
+    checkpoint: Mapping[str, Any] | None,
+    listener: Listener,
+) -> Run:
+    """Preprocess, train, predict the validation cases, and write what remains."""
+    options = plan.options
+    items = volumes(
+        datalist, (*plan.split.train, *plan.split.validation), preprocessing, cache=options.cache, listener=listener
+    )
+    set_determinism(seed=options.seed)
+    fit = Fit(run, options, preprocessing, plan.patch_size, plan.margin, listener)
+    count, everything = len(plan.split.train), cast(Any, items)
+    fit.run(Subset(everything, range(count)), Subset(everything, range(count, len(items))), checkpoint)
+    run.save_model(
+        fit.network, name=options.network, inputs=len(preprocessing.channels), outputs=preprocessing.num_outputs,
+        options=options.network_options,
+    )  # fmt: skip
+    learned = fit.method.augmenters()
+    if learned:
+        augmenters.save(run.augmenters, learned)
+    cases = plan.split.validation
+    files = [run.validation / f"{c.name}.nii.gz" for c in cases]
+    predict_cases(
+        fit.network, preprocessing, cases, files, patch_size=plan.patch_size, precision=fit.precision, listener=listener
+    )
+    write_json(run.summary, fit.summary() | {"cases": {"train": count, "validation": len(cases)}})
+    return run

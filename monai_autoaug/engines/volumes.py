@@ -1,0 +1,119 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The volumes of a run: audited, then preprocessed, in memory or in a folder of their own."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from monai.data import PersistentDataset
+from monai.transforms import Compose
+from torch import Tensor
+
+from monai_autoaug.data import Case, DataList
+from monai_autoaug.data.audit import Finding, audit, refused
+from monai_autoaug.data.patches import Items
+from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.engines.batches import plain
+from monai_autoaug.engines.progress import Listener, Progress, unheard
+from monai_autoaug.errors import DataError
+
+__all__ = ["Kept", "sound", "volumes"]
+
+_SHOWN = 5  # refusals in an error message
+
+
+def sound(datalist: DataList, *, listener: Listener = unheard) -> list[Finding]:
+    """Audit a data set and refuse it where it can't be used.
+
+    Args:
+        datalist: the cases that will be used.
+        listener: hears of each case.
+
+    Returns:
+        What there is to warn of or to note.
+
+    Raises:
+        DataError: the audit refuses; the message holds the first findings.
+    """
+    findings = audit(datalist, progress=lambda done, total: listener(Progress("checking", done, total)))
+    if not refused(findings):
+        return findings
+    wrong = [f for f in findings if f.severity == "refuse"]
+    lines = [f"{f.file or f.case}: {f.message}" + (f" (expected {f.expected}, came {f.came})" if f.expected else "")
+             for f in wrong[:_SHOWN]]  # fmt: skip
+    if len(wrong) > _SHOWN:
+        lines.append(f"and {len(wrong) - _SHOWN} more")
+    raise DataError(
+        f"the data can't be used, {len(wrong)} finding{'s' * (len(wrong) > 1)}:\n  " + "\n  ".join(lines) + "\n",
+        file=datalist.folder.name or None,
+        remedy="correct the files; monai-autoaug check tells all findings in a table",
+    )
+
+
+class Kept:
+    """Keeps of a preprocessed case what training needs, as plain tensors, numbers and strings.
+
+    >>> import torch
+    >>> sorted(Kept((1.0, 1.0, 2.0))({"image": torch.zeros(1, 2, 2, 2), "label": torch.zeros(1, 2, 2, 2), "case": "a"}))
+    ['case', 'image', 'label', 'spacing']
+    """
+
+    def __init__(self, spacing: Sequence[float]) -> None:
+        self.spacing = list(spacing)
+
+    def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
+        """One case."""
+        image: Tensor = plain(item["image"])
+        label: Tensor = plain(item["label"])
+        return {"image": image.contiguous(), "label": label.contiguous(), "case": item["case"], "spacing": self.spacing}
+
+
+def volumes(
+    datalist: DataList,
+    cases: Sequence[Case],
+    preprocessing: Preprocessing,
+    *,
+    cache: Path | None = None,
+    listener: Listener = unheard,
+) -> Items:
+    """Preprocess cases.
+
+    Args:
+        datalist: the data set.
+        cases: of it.
+        preprocessing: decided on the training cases.
+        cache: a folder: volumes are written there once and read at each use; the same volumes with the same
+            preprocessing are found again by later runs. None: all volumes stay in memory.
+        listener: hears of each case.
+
+    Returns:
+        A dictionary a case: ``image`` (C, D, H, W) float32, ``label`` (1, D, H, W), ``case``, ``spacing``.
+    """
+    transform = Compose([preprocessing.transforms(), Kept(preprocessing.spacing)])
+    rows: list[dict[str, Any]] = list(datalist.to_monai(cases))
+    if cache is None:
+        items: Any = [None] * len(rows)
+    else:
+        key = hashlib.sha256(json.dumps(asdict(preprocessing), sort_keys=True).encode()).hexdigest()[:16]
+        stamped = [row | {"stamp": _stamp(case)} for row, case in zip(rows, cases, strict=True)]
+        items = PersistentDataset(stamped, transform, cache_dir=cache / key)
+    for i, row in enumerate(rows):
+        if cache is None:
+            items[i] = transform(row)
+        else:
+            items[i]  # written now, so that a broken file is found before training
+        listener(Progress("preprocessing", i + 1, len(rows)))
+    result: Items = items
+    return result
+
+
+def _stamp(case: Case) -> list[int]:
+    """Sizes and times of a case's files: a changed file is another volume."""
+    files = [*case.images, *([case.label] if case.label is not None else [])]
+    return [n for f in files for n in (f.stat().st_size, f.stat().st_mtime_ns)]

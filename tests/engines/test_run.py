@@ -1,0 +1,227 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""A run from NIfTI to NIfTI: complete, repeatable, resumable, and refused where it can't work."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+
+from monai_autoaug import augmenters
+from monai_autoaug.data import write_phantom
+from monai_autoaug.engines.folder import Run
+from monai_autoaug.engines.options import TrainOptions
+from monai_autoaug.engines.predict import predict
+from monai_autoaug.engines.progress import Progress
+from monai_autoaug.engines.run import resume, train
+from monai_autoaug.errors import CheckpointError, ConfigError, DataError
+
+SMALL: dict[str, Any] = {
+    "epochs": 3, "iterations": 3, "validation_interval": 2, "validation_cases": 2, "device": "cpu",
+    "network_options": {"channels": [4, 8, 8]},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("data"), cases=5, size=20)
+
+
+def options(data: Path, output: Path, **changes: Any) -> TrainOptions:
+    return TrainOptions(data, output, **(SMALL | changes))
+
+
+def rows(run: Run) -> list[dict[str, Any]]:
+    clocks = {"seconds", "cpu_seconds"}
+    lines = [json.loads(line) for line in run.log.read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in clocks} for line in lines]
+
+
+def weights(run: Run) -> dict[str, torch.Tensor]:
+    return dict(run.load_model().state_dict())
+
+
+def test_a_run_leaves_everything(data: Path, tmp_path: Path) -> None:
+    heard: list[Progress] = []
+    run = train(options(data, tmp_path / "run"), listener=heard.append)
+    log = rows(run)
+    assert [r["epoch"] for r in log] == [1, 2, 3]
+    assert ["dice_head" in r for r in log] == [False, True, True]  # every second epoch, and the last
+    assert all(r["deformation_noise_share"] > 0 for r in log)
+    summary = json.loads(run.summary.read_text())
+    assert summary["method"] == "adversarial"
+    assert summary["cases"] == {"train": 3, "validation": 2}
+    assert summary["cpu_seconds"] > 0
+    assert set(augmenters.load(run.augmenters)) == {"affine", "deformation", "appearance"}
+    config = json.loads(run.config.read_text())
+    written = {f.name.removesuffix(".nii.gz"): f for f in run.validation.iterdir()}
+    assert sorted(written) == sorted(config["split"]["validation"])
+    for name, file in written.items():
+        image = nib.load(data / "imagesTr" / f"{name}.nii.gz")
+        prediction = nib.load(file)
+        assert prediction.shape == image.shape
+        np.testing.assert_array_equal(prediction.affine, image.affine)
+        assert set(np.unique(np.asarray(prediction.dataobj))) <= {0, 1, 2, 3}
+    stages = [p.stage for p in heard]
+    assert stages == ["checking"] * 5 + ["preprocessing"] * 5 + ["training"] * 9 + ["predicting"] * 2
+    assert [p.done for p in heard if p.stage == "training"] == list(range(1, 10))
+
+
+def test_the_same_seed_gives_the_same_run_and_another_seed_another(data: Path, tmp_path: Path) -> None:
+    first = train(options(data, tmp_path / "a"))
+    second = train(options(data, tmp_path / "b"))
+    third = train(options(data, tmp_path / "c", seed=1))
+    assert rows(first) == rows(second)
+    assert all(torch.equal(a, b) for a, b in zip(weights(first).values(), weights(second).values(), strict=True))
+    assert rows(first) != rows(third)
+    splits = [json.loads(r.config.read_text())["split"] for r in (first, third)]
+    assert splits[0] == splits[1]  # another seed trains differently on the same cases
+
+
+def stop_at(step: int) -> Any:
+    def listen(progress: Progress) -> None:
+        if progress.stage == "training" and progress.done == step:
+            raise KeyboardInterrupt
+
+    return listen
+
+
+@pytest.mark.parametrize("method", ["none", "random", "adversarial"])
+@pytest.mark.parametrize("step", [1, 5])  # within the first epoch, where there is no checkpoint yet, and the second
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(data: Path, tmp_path: Path, method: str, step: int) -> None:
+    whole = train(options(data, tmp_path / "whole", method=method))
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "stopped", method=method), listener=stop_at(step))
+    stopped = Run(tmp_path / "stopped")
+    assert not stopped.summary.exists()
+    assert stopped.checkpoint.exists() == (step > 3)
+    resume(stopped.folder)
+    assert rows(stopped) == rows(whole)
+    assert all(torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True))
+
+
+def test_resuming_is_refused_where_it_would_be_another_run(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="give the folder of a training run"):
+        resume(tmp_path / "nothing")
+    run = train(options(data, tmp_path / "run"))
+    with pytest.raises(ConfigError, match="holds a run already"):
+        train(options(data, tmp_path / "run"))
+    with pytest.raises(ConfigError, match="this run has ended"):
+        resume(run.folder)
+    run.summary.unlink()
+    config = json.loads(run.config.read_text())
+    config["split"]["train"] = config["split"]["train"][1:]
+    run.config.write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="no longer splits"):
+        resume(run.folder)
+
+
+def test_a_cache_on_disk_changes_nothing(data: Path, tmp_path: Path) -> None:
+    memory = train(options(data, tmp_path / "memory", method="none"))
+    disk = train(options(data, tmp_path / "disk", method="none", cache=tmp_path / "cache"))
+    again = train(options(data, tmp_path / "again", method="none", cache=tmp_path / "cache"))
+    assert rows(memory) == rows(disk) == rows(again)
+    assert len(list((tmp_path / "cache").rglob("*.pt"))) == 5
+
+
+@pytest.mark.parametrize("network", ["segresnet", "dynunet"])
+def test_other_networks_two_channels_and_workers(tmp_path: Path, network: str) -> None:
+    data = write_phantom(tmp_path / "data", cases=4, size=20, channels=2)
+    small = {"segresnet": {"filters": 4, "blocks_down": [1, 1], "blocks_up": [1]}, "dynunet": {"channels": [4, 8, 8]}}
+    one = train(options(data, tmp_path / "one", network=network, network_options=small[network], epochs=1))
+    two = train(options(data, tmp_path / "two", network=network, network_options=small[network], epochs=1, workers=2))
+    assert rows(one) == rows(two)
+    model = one.load_model()
+    assert model(torch.zeros(1, 2, 16, 16, 16)).shape == (1, 4, 16, 16, 16)
+
+
+def test_regions_are_learned_and_written(tmp_path: Path) -> None:
+    data = write_phantom(tmp_path / "data", cases=4, size=20, layout="nnunet", regions=True)
+    run = train(options(data, tmp_path / "run"))
+    assert {"dice_hook", "dice_head", "dice_round"} <= set(rows(run)[-1])
+    for file in run.validation.iterdir():
+        assert set(np.unique(np.asarray(nib.load(file).dataobj))) <= {0, 1, 2, 3}
+
+
+@pytest.mark.parametrize("method", ["none", "adversarial"])
+def test_an_ignore_label_is_no_class(tmp_path: Path, method: str) -> None:
+    data = write_phantom(tmp_path / "data", cases=4, size=20, layout="nnunet", ignore=True)
+    run = train(options(data, tmp_path / "run", method=method))
+    assert np.isfinite([r["loss"] for r in rows(run)]).all()
+    assert run.load_model()(torch.zeros(1, 1, 16, 16, 16)).shape[1] == 4
+    both = write_phantom(tmp_path / "both", cases=4, size=20, layout="nnunet", ignore=True, regions=True)
+    with pytest.raises(ConfigError, match="regions together with an ignore label"):
+        train(options(both, tmp_path / "refused"))
+
+
+def test_predict_file_and_folder(data: Path, tmp_path: Path) -> None:
+    run = train(options(data, tmp_path / "run", epochs=1))
+    image = data / "imagesTr" / "phantom_000.nii.gz"
+    single = predict(run.folder, image, tmp_path / "out" / "mine.nii.gz", device="cpu")
+    assert single == [tmp_path / "out" / "mine.nii.gz"]
+    many = predict(run.folder, data / "imagesTr", tmp_path / "many", device="cpu")
+    assert [f.name for f in many] == [f"phantom_{i:03d}.nii.gz" for i in range(5)]
+    one, same = (np.asarray(nib.load(f).dataobj) for f in (single[0], many[0]))
+    np.testing.assert_array_equal(one, same)
+    with pytest.raises(ConfigError, match="5 images can't be predicted into the one file"):
+        predict(run.folder, data / "imagesTr", tmp_path / "x.nii.gz")
+    with pytest.raises(ConfigError, match="overlap must be"):
+        predict(run.folder, image, tmp_path / "out", overlap=1.0)
+    run.model.unlink()
+    with pytest.raises(CheckpointError, match="train first"):
+        predict(run.folder, image, tmp_path / "out")
+
+
+def test_a_broken_data_set_is_refused_before_training(tmp_path: Path) -> None:
+    data = write_phantom(tmp_path / "data", cases=4, size=20)
+    file = data / "labelsTr" / "phantom_002.nii.gz"
+    label = nib.load(file)
+    nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[:-1], label.affine), file)
+    with pytest.raises(DataError, match="phantom_002"):
+        train(options(data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_options_are_checked_before_anything_is_read() -> None:
+    good = TrainOptions("nowhere", "run")
+    assert TrainOptions.from_mapping(good.to_dict()) == good
+    for change, message in [
+        ({"method": "magic"}, "there is no method 'magic'"),
+        ({"method_options": {"gamma": 1}}, "method 'adversarial' has no option gamma"),
+        ({"network": "vit"}, "there is no network 'vit'"),
+        ({"network_options": {"filters": 8}}, "network 'unet' has no option 'filters'"),
+        ({"network_options": {"channels": [8]}}, "channels must be at least 2 numbers"),
+        ({"network_options": {"channels": [8, 1.5]}}, "channels must be positive whole numbers"),
+        ({"network": "segresnet", "network_options": {"blocks_up": [1]}}, "one number more than blocks_up"),
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"epochs": 2.5}, "epochs must be at least 1, got 2.5"),
+        ({"batch_size": True}, "batch_size must be"),
+        ({"learning_rate": 2.0}, "learning_rate must be between 0 and 1"),
+        ({"patch_size": (8, 8)}, "patch_size must be three positive numbers"),
+        ({"validation_cases": 1.5}, "validation_cases must be"),
+        ({"validation_cases": 0}, "validation_cases must be"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            replace(good, **change)
+
+
+def test_a_patch_size_that_does_not_fit_the_network_is_refused(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"divisible by 4 with network 'unet', got \[16, 18, 16\]"):
+        train(options(data, tmp_path / "run", patch_size=(16, 18, 16)))
+    with pytest.raises(ConfigError, match="device 'cuda:99' can't be used"):
+        train(options(data, tmp_path / "run", device="cuda:99"))
+    with pytest.raises(ConfigError, match="float16 needs a GPU"):
+        train(options(data, tmp_path / "run", precision="float16"))
+
+
+def test_reduced_precision_runs(data: Path, tmp_path: Path) -> None:
+    run = train(options(data, tmp_path / "run", precision="bfloat16", epochs=1))
+    assert json.loads(run.summary.read_text())["precision"] == "bfloat16"
+    assert all(t.dtype == torch.float32 for t in weights(run).values())
