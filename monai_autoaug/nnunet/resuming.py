@@ -37,6 +37,7 @@ class ResumingMixin(_Host):
     method: Method
     task: TrainingTask
     run_seed: int
+    _best_ema: Any
     _streams: dict[str, Stream | StockStream]
     _positions: dict[str, int]
     _resumed: dict[str, Any] | None
@@ -76,6 +77,10 @@ class ResumingMixin(_Host):
         kept = checkpoint.read_checkpoint(filename_or_checkpoint).get(checkpoint.KEY)
         self._check_fits(filename_or_checkpoint, kept)
         super().load_checkpoint(filename_or_checkpoint)
+        # nnU-Net writes checkpoint_latest.pth before it updates this: a resumed run would overwrite a better checkpoint
+        for value in self.logger.get_value("ema_fg_dice", step=None):
+            if self._best_ema is None or value > self._best_ema:
+                self._best_ema = value
         if kept is None:
             return
         self.task.optimizer = self.optimizer
