@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from ignite.handlers import DiskSaver
 from monai.handlers import CheckpointSaver
 from monai.transforms import Randomizable, Transform
@@ -122,19 +123,29 @@ class AutoAugState:
 
     def __init__(self, trainer: AutoAugTrainer) -> None:
         self.trainer = trainer
-        self.others: list[Any] | None = None  # random states of all ranks, gathered at the end of an epoch
+        self._everyone: list[Any] = [None] * world_size()  # what is each rank's own, gathered at the end of an epoch
         self._pending: Mapping[str, Any] | None = None
+
+    def gather(self) -> None:
+        """Let every rank know the others' random states, since only one of them writes a checkpoint."""
+        if world_size() > 1:
+            dist.all_gather_object(self._everyone, self._own())
+
+    def _own(self) -> dict[str, Any]:
+        """What differs between ranks: all of the method's state but players and norms, and all random states."""
+        method = {k: v for k, v in self.trainer.method.state_dict().items() if k not in ("players", "auxiliary")}
+        transforms = transform_states(self.trainer.data_loader)
+        return {"method": method, "random": random_states(), "transforms": transforms}
 
     def state_dict(self) -> dict[str, Any]:
         """Tensors, numbers and strings only."""
-        everyone = list(self.others) if self.others is not None else [None] * world_size()
-        everyone[rank()] = random_states()
+        ranks = list(self._everyone)
+        ranks[rank()] = self._own()
         trainer = self.trainer
         return {
             "version": _VERSION,
             "method": trainer.method.state_dict(),
-            "random": everyone,
-            "transforms": transform_states(trainer.data_loader),
+            "ranks": ranks,
             "real": trainer.real_stream.state_dict() if "real" in trainer.method.needs else {},
             "best": {"metric": float(trainer.state.best_metric), "epoch": int(trainer.state.best_metric_epoch)},
         }
@@ -147,17 +158,18 @@ class AutoAugState:
         """
         if state.get("version") != _VERSION:
             raise CheckpointError(f"the checkpoint has version {state.get('version')}; this package reads {_VERSION}")
-        if len(state["random"]) != world_size():
+        if len(state["ranks"]) != world_size():
             raise CheckpointError(
-                f"the checkpoint was written by {len(state['random'])} processes, this run has {world_size()};"
+                f"the checkpoint was written by {len(state['ranks'])} processes, this run has {world_size()};"
                 " resume with as many, or load only the network and start anew"
             )
-        self.trainer.method.load_state_dict(state["method"])
+        own = state["ranks"][rank()]
+        self.trainer.method.load_state_dict(state["method"] if own is None else {**state["method"], **own["method"]})
         if state["real"]:
             self.trainer.real_stream.load_state_dict(state["real"])
         self.trainer.state.best_metric = state["best"]["metric"]
         self.trainer.state.best_metric_epoch = state["best"]["epoch"]
-        self._pending = state
+        self._pending = own
 
     def restore(self) -> None:
         """Restore random states if a checkpoint was loaded since the last call.
@@ -167,18 +179,16 @@ class AutoAugState:
         """
         if self._pending is None:
             return
-        state, self._pending = self._pending, None
+        own, self._pending = self._pending, None
         numbers = _random_numbers(self.trainer.data_loader)
-        if len(numbers) != len(state["transforms"]):
+        if len(numbers) != len(own["transforms"]):
             raise CheckpointError(
-                f"the checkpoint was written with {len(state['transforms'])} random transforms, this run has"
+                f"the checkpoint was written with {len(own['transforms'])} random transforms, this run has"
                 f" {len(numbers)}: resume with the data and transforms it was started with"
             )
-        for own, saved in zip(numbers, state["transforms"], strict=True):
-            own.set_state(_unpack(saved))
-        mine = state["random"][rank()]
-        if mine is not None:
-            restore_random_states(mine)
+        for number, saved in zip(numbers, own["transforms"], strict=True):
+            number.set_state(_unpack(saved))
+        restore_random_states(own["random"])
 
 
 class _AtomicDiskSaver(DiskSaver):

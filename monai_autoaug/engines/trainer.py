@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from monai_autoaug import methods
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.engines.batches import Converter, EngineBatches, Prepared
-from monai_autoaug.engines.checkpoints import AutoAugState, random_states
+from monai_autoaug.engines.checkpoints import AutoAugState
 from monai_autoaug.engines.losses import PerSampleLoss, hard_target, preferred_form
 from monai_autoaug.engines.streams import RealStream, second_loader, starting_at
 from monai_autoaug.engines.task import (
@@ -252,10 +252,7 @@ class AutoAugTrainer(SupervisedTrainer):
         for warning in self.method.warnings():
             if rank() == 0:
                 self.logger.warning(warning)
-        if world_size() > 1:
-            states: list[Any] = [None] * world_size()
-            dist.all_gather_object(states, random_states())
-            self.autoaug_state.others = states
+        self.autoaug_state.gather()
 
     def run(self) -> None:  # type: ignore[override]  # MONAI's signature, not ignite's
         """Train; called again with a larger ``max_epochs``, it goes on (and so does the gradient scaler)."""

@@ -191,9 +191,9 @@ def test_checkpoint_of_another_run_is_refused() -> None:
     with pytest.raises(CheckpointError, match="version 7"):
         trainer("random").autoaug_state.load_state_dict(state | {"version": 7})
     with pytest.raises(CheckpointError, match="2 processes"):
-        trainer("random").autoaug_state.load_state_dict(state | {"random": [None, None]})
+        trainer("random").autoaug_state.load_state_dict(state | {"ranks": [None, None]})
     other = trainer("random", data=random_crops())
-    other.autoaug_state.load_state_dict(state | {"transforms": []})
+    other.autoaug_state.load_state_dict(state | {"ranks": [state["ranks"][0] | {"transforms": []}]})
     with pytest.raises(CheckpointError, match="0 random transforms"):
         other.run()
 

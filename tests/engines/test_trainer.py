@@ -139,7 +139,7 @@ def test_warnings_of_the_method_go_to_the_log(caplog: pytest.LogCaptureFixture) 
     engine = trainer("random")
     engine.method.warnings = lambda: ["affine: collapsed"]  # type: ignore[method-assign]
     engine.logger.propagate = True
-    with caplog.at_level(logging.WARNING):
+    with caplog.at_level(logging.WARNING, logger=engine.logger.name):
         engine.run()
     assert "affine: collapsed" in caplog.text
 
