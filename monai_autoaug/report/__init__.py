@@ -7,12 +7,16 @@ from __future__ import annotations
 from monai_autoaug.report.curves import training_curves
 from monai_autoaug.report.figures import Panel, PredictionRow, augmentation_figure, prediction_figure
 from monai_autoaug.report.panels import augmentation_panels
+from monai_autoaug.report.pictures import augmentation_picture, prediction_picture, run_pictures
 
 __all__ = [
     "Panel",
     "PredictionRow",
     "augmentation_figure",
     "augmentation_panels",
+    "augmentation_picture",
     "prediction_figure",
+    "prediction_picture",
+    "run_pictures",
     "training_curves",
 ]

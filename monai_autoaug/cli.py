@@ -1,0 +1,81 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The command line: ``monai-autoaug check | train | predict | evaluate | demo | nnunet``."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+import click
+
+from monai_autoaug import __version__
+from monai_autoaug.errors import AutoAugError
+
+__all__ = ["main"]
+
+# name -> where it is, and what the list of commands says; a command's module is imported when it is called
+COMMANDS = {
+    "check": ("monai_autoaug.commands.check:check", "Audit a data set: print every fault, refuse what can't be used."),
+    "train": ("monai_autoaug.commands.train:train", "Train a network on a folder of NIfTI files."),
+    "predict": ("monai_autoaug.commands.predict:predict", "Segment images with a trained run."),
+    "evaluate": ("monai_autoaug.commands.evaluate:evaluate", "Compare predictions with labels."),
+    "demo": ("monai_autoaug.commands.demo:demo", "Do everything on a synthetic data set, in minutes."),
+    "nnunet": ("monai_autoaug.nnunet.cli:nnunet_commands", "Learned augmentation inside nnU-Net."),
+}
+INTERRUPTED = 130
+
+
+class Failure(click.ClickException):
+    """A fault that the user can mend: one message, no traceback."""
+
+    exit_code = 2
+
+    def show(self, file: Any = None) -> None:
+        """Print the message."""
+        click.secho(f"error: {self.message}", fg="red", err=True)
+
+
+class Commands(click.Group):
+    """Finds subcommands by name, and turns what goes wrong into a message and an exit code."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """In the order in which they are used."""
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        """Import a command."""
+        if name not in COMMANDS:
+            return None
+        module, _, attribute = COMMANDS[name][0].partition(":")
+        command: click.Command = getattr(import_module(module), attribute)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The list of commands, without importing them."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, text) for name, (_, text) in COMMANDS.items()])
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run a command; 2 for a fault of options or data, 130 for an interruption."""
+        try:
+            return super().invoke(ctx)
+        except AutoAugError as error:
+            if ctx.params["debug"]:
+                raise
+            raise Failure(str(error)) from error
+        except KeyboardInterrupt:
+            if ctx.params["debug"]:
+                raise
+            click.secho("stopped", fg="yellow", err=True)
+            ctx.exit(INTERRUPTED)
+
+
+@click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show where an error comes from.")
+@click.version_option(__version__, prog_name="monai-autoaug")
+def main(debug: bool) -> None:
+    """Learned data augmentation for 3D medical image segmentation, with MONAI and nnU-Net.
+
+    Not a medical device: for research only.
+    """

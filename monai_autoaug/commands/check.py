@@ -1,0 +1,44 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""``monai-autoaug check``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+__all__ = ["check"]
+
+
+@click.command()
+@click.argument("data", type=click.Path(path_type=Path))
+@click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings to this file too.")
+@click.option("--workers", type=click.IntRange(min=1), help="Threads; by default one a core, at most 8.")
+@click.pass_context
+def check(ctx: click.Context, data: Path, json_file: Path | None, workers: int | None) -> None:
+    """Audit the data set in the folder DATA and print all its faults at once.
+
+    Decathlon (dataset.json), nnU-Net raw (imagesTr/CASE_0000.nii.gz) and a pair of folders (images/, labels/) are told
+    apart by themselves. Exit code 1: something forbids training.
+    """
+    from monai_autoaug.commands.console import bars, console
+    from monai_autoaug.data import read_datalist
+    from monai_autoaug.data.audit import audit, findings_to_json, print_findings, refused
+    from monai_autoaug.engines.progress import Progress
+
+    datalist = read_datalist(data)
+    with bars() as listener:
+        findings = audit(
+            datalist, workers=workers, progress=lambda done, total: listener(Progress("checking", done, total))
+        )
+    names = ", ".join(f"{name} ({value})" for name, value in datalist.labels.items())
+    console.print(
+        f"{len(datalist.training)} labelled and {len(datalist.test)} other cases ({datalist.layout});"
+        f" channels: {', '.join(datalist.channels)}; labels: {names}",
+        markup=False,
+    )
+    print_findings(findings, console)
+    if json_file is not None:
+        json_file.write_text(findings_to_json(findings) + "\n", encoding="utf-8")
+    ctx.exit(1 if refused(findings) else 0)

@@ -1,0 +1,84 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What the commands show: a progress bar for every stage, and tables."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    ProgressColumn,
+    SpinnerColumn,
+    Task,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.progress import Progress as Bars
+from rich.table import Table
+from rich.text import Text
+
+if TYPE_CHECKING:
+    from monai_autoaug.engines.progress import Listener, Progress
+    from monai_autoaug.evaluation import Evaluation
+
+__all__ = ["bars", "console", "dice_table"]
+
+console = Console(highlight=False)
+
+
+class _State(ProgressColumn):
+    """Epoch, loss and Dice, as far as there are any."""
+
+    def render(self, task: Task) -> Text:
+        return Text(str(task.fields.get("state", "")), style="cyan")
+
+
+@contextmanager
+def bars() -> Iterator[Listener]:
+    """A listener that draws one progress bar a stage."""
+    columns = (
+        SpinnerColumn(), TextColumn("{task.description:<13}"), BarColumn(bar_width=28), MofNCompleteColumn(),
+        _State(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+    )  # fmt: skip
+    with warnings.catch_warnings(), Bars(*columns, console=console) as drawn:
+        # one line an import and the same for everyone: MONAI says which of its own kernels it found
+        warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample.*")
+        tasks: dict[str, int] = {}
+
+        def hear(progress: Progress) -> None:
+            if progress.stage not in tasks:
+                tasks[progress.stage] = drawn.add_task(progress.stage, total=progress.total)
+            task = tasks[progress.stage]
+            drawn.update(task, completed=progress.done, total=progress.total, state=_state(progress))  # type: ignore[arg-type]  # rich's TaskID is an int
+
+        yield hear
+
+
+def _state(progress: Progress) -> str:
+    """What is known of a training run, in a few words."""
+    words = []
+    if progress.epochs:
+        words.append(f"epoch {progress.epoch}/{progress.epochs}")
+    if progress.loss is not None:
+        words.append(f"loss {progress.loss:.3f}")
+    if progress.dice is not None:
+        words.append(f"Dice {progress.dice:.3f}")
+    return "  ".join(words)
+
+
+def dice_table(evaluation: Evaluation, title: str) -> Table:
+    """Mean and 95 % interval of each structure."""
+    table = Table(title=title, title_justify="left", title_style="bold")
+    for name in ("structure", "Dice", "95 % interval", "cases"):
+        table.add_column(name, justify="left" if name == "structure" else "right")
+    for name, value, count in evaluation.rows("dice"):
+        style = "bold" if name == "mean" else None
+        table.add_row(name, f"{value.mean:.3f}", f"{value.low:.3f} to {value.high:.3f}", str(count), style=style)
+    return table

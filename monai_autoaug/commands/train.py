@@ -1,0 +1,136 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""``monai-autoaug train``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["assignments", "train"]
+
+
+def assignments(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` pairs; values are read as YAML, so that numbers are numbers and ``[8, 16]`` is a list."""
+    import yaml
+
+    found = {}
+    for text in values:
+        key, equals, value = text.partition("=")
+        try:
+            found[key.strip()] = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise click.BadParameter(f"{text!r} is no key=value ({error})") from error
+        if not equals or not key.strip():
+            raise click.BadParameter(f"{text!r} is no key=value")
+    return found
+
+
+def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | float | None:
+    """A number of cases, or a share of them."""
+    if value is None:
+        return None
+    try:
+        return int(value) if value.isdigit() else float(value)
+    except ValueError as error:
+        raise click.BadParameter(f"{value!r} is no number") from error
+
+
+_PATH = click.Path(path_type=Path)
+_OPTIONS: tuple[Callable[[Any], Any], ...] = (
+    click.option("--output", "-o", type=_PATH, help="Folder of the run.  [default: runs/METHOD]"),
+    click.option("--method", help="none, random or adversarial.  [default: adversarial]"),
+    click.option("--method-option", "method_options", multiple=True, callback=assignments, metavar="KEY=VALUE",
+                 help="An option of the method, such as mode=affine; may be repeated."),
+    click.option("--epochs", type=int, help="Epochs.  [default: 40]"),
+    click.option("--iterations", type=int, help="Iterations an epoch.  [default: 50]"),
+    click.option("--batch-size", type=int, help="Patches a batch.  [default: 4]"),
+    click.option("--patch-size", type=int, nargs=3, help="Voxels D H W.  [default: from the data]"),
+    click.option("--lr", "learning_rate", type=float, help="Learning rate of AdamW.  [default: 0.002]"),
+    click.option("--weight-decay", type=float, help="Weight decay of AdamW.  [default: 0.0001]"),
+    click.option("--network", help="unet, segresnet or dynunet.  [default: unet]"),
+    click.option("--network-option", "network_options", multiple=True, callback=assignments, metavar="KEY=VALUE",
+                 help="An option of the network, such as channels=[8,16,32]; may be repeated."),
+    click.option("--train-cases", type=int, help="Cases to learn from.  [default: all others]"),
+    click.option("--validation-cases", callback=_share, help="Number or share of validation cases.  [default: 0.2]"),
+    click.option("--validation-interval", type=int, help="Epochs between validations.  [default: 5]"),
+    click.option("--spacing", type=float, nargs=3, help="Voxel size in mm.  [default: the median]"),
+    click.option("--seed", type=int, help="Seed of everything but the split.  [default: 0]"),
+    click.option("--split-seed", type=int, help="Seed of the split.  [default: 0]"),
+    click.option("--device", help="auto, cpu, cuda or cuda:1.  [default: auto]"),
+    click.option("--precision", help="auto, float32, bfloat16 or float16.  [default: auto]"),
+    click.option("--workers", type=int, help="Processes that cut patches.  [default: 0]"),
+    click.option("--cache", type=_PATH, help="Keep preprocessed volumes here instead of in memory."),
+)  # fmt: skip
+
+
+def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_OPTIONS):
+        command = option(command)
+    return command
+
+
+@click.command()
+@click.argument("data", type=_PATH, required=False)
+@_with_options
+@click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False),
+              help="YAML file of options by their long names (learning_rate, method_options ...).")  # fmt: skip
+@click.option("--resume", is_flag=True, help="Go on with the run in --output, which was stopped.")
+def train(config: Path | None, resume: bool, **given: Any) -> None:
+    """Train a segmentation network on the data set in the folder DATA.
+
+    The data set is audited first. The run's folder gets the trained network, the learned augmenters, a log, the
+    predictions of the validation cases with their Dice, and pictures. Options on the command line win over --config.
+    """
+    from monai_autoaug.commands.console import bars, console
+    from monai_autoaug.commands.results import results
+    from monai_autoaug.engines.options import TrainOptions
+    from monai_autoaug.engines.run import resume as go_on
+    from monai_autoaug.engines.run import train as begin
+
+    chosen = {name: value for name, value in given.items() if value not in (None, {})}
+    with bars() as listener:
+        if resume:
+            run = go_on(listener=listener, **_resumed(chosen, config))
+        else:
+            run = begin(TrainOptions.from_mapping(_options(chosen, config)), listener=listener)
+    results(run, console)
+
+
+def _options(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
+    """Options of the file, then those of the command line."""
+    import yaml
+
+    from monai_autoaug.errors import ConfigError
+
+    content: Any = {}
+    if config is not None:
+        try:
+            content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+            raise ConfigError(f"{config}: can't be read as YAML ({error})") from error
+        if not isinstance(content, dict):
+            raise ConfigError(f"{config}: must hold options by name, got {type(content).__name__}")
+    content |= chosen
+    if "data" not in content:
+        raise ConfigError("which data? Give the folder: monai-autoaug train DATA")
+    content.setdefault("output", Path("runs") / str(content.get("method", "adversarial")))
+    return content
+
+
+def _resumed(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
+    """A resumed run has its options already; only where it runs may change."""
+    from monai_autoaug.errors import ConfigError
+
+    if "output" not in chosen:
+        raise ConfigError("which run? Give its folder: monai-autoaug train --resume --output RUN")
+    extra = sorted(set(chosen) - {"output", "device", "workers"}) + (["config"] if config is not None else [])
+    if extra:
+        raise ConfigError(
+            f"a resumed run keeps the options it was started with; leave out {', '.join(extra)}"
+            " (only --device and --workers may change)"
+        )
+    return {"folder": chosen.pop("output"), **chosen}

@@ -1,0 +1,123 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The pictures of a finished run: what its augmenters do, what its network predicts, how it got there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import torch
+from torch import Tensor
+
+from monai_autoaug import augmenters
+from monai_autoaug.data import Case, DataList
+from monai_autoaug.data.nifti import read_nifti
+from monai_autoaug.engines.folder import Run, read_json
+from monai_autoaug.engines.volumes import volumes
+from monai_autoaug.evaluation import Evaluation
+from monai_autoaug.report.curves import training_curves
+from monai_autoaug.report.figures import PredictionRow, augmentation_figure, prediction_figure
+from monai_autoaug.report.panels import augmentation_panels
+
+__all__ = ["augmentation_picture", "prediction_picture", "run_pictures"]
+
+
+def run_pictures(run: Run, datalist: DataList, evaluation: Evaluation) -> list[Path]:
+    """Draw all pictures of a run into its folder.
+
+    Args:
+        run: a run that has ended.
+        datalist: its data set.
+        evaluation: of its validation predictions.
+
+    Returns:
+        ``training.png``, ``predictions.png`` and, where something was learned, ``augmentations.png``.
+    """
+    drawn = [training_curves(run.log, run.folder / "training.png")]
+    drawn.append(prediction_picture(run, datalist, evaluation, run.folder / "predictions.png"))
+    if run.augmenters.exists():
+        drawn.append(augmentation_picture(run, datalist, run.folder / "augmentations.png"))
+    return drawn
+
+
+def _around(label: Tensor, size: tuple[int, ...]) -> tuple[slice, ...]:
+    """A window of at most ``size`` about the middle of the foreground of ``label`` (1, D, H, W)."""
+    places = torch.nonzero(label[0] > 0).float()
+    shape = label.shape[1:]
+    middle = places.mean(0) if len(places) else torch.tensor([n / 2 for n in shape])
+    starts = [int(min(max(round(float(m)) - s // 2, 0), max(n - s, 0)))
+              for m, s, n in zip(middle, size, shape, strict=True)]  # fmt: skip
+    return (slice(None), *(slice(a, a + s) for a, s in zip(starts, size, strict=True)))
+
+
+def augmentation_picture(run: Run, datalist: DataList, path: str | Path, *, seed: int = 0) -> Path:
+    """Draw the first training case of a run before and after each of its augmenters.
+
+    Args:
+        run: with augmenters.
+        datalist: its data set.
+        path: a PNG file.
+        seed: of the draws.
+
+    Returns:
+        ``path``.
+    """
+    config, preprocessing = read_json(run.config), run.load_preprocessing()
+    case = _case(datalist, config["split"]["train"][0])
+    item = volumes(datalist, [case], preprocessing)[0]
+    # as large as training patches, at which the augmenters have learned
+    window = _around(item["label"], tuple(config["patch_size"]))
+    image, label = item["image"][window], item["label"][window]
+    classes = torch.arange(preprocessing.num_classes).view(-1, 1, 1, 1)
+    one_hot = (label == classes).float()
+    panels = augmentation_panels(augmenters.load(run.augmenters), image, one_hot, seed=seed)
+    return augmentation_figure(panels, path, spacing=preprocessing.spacing, classes=_names(datalist)[1:])
+
+
+def prediction_picture(run: Run, datalist: DataList, evaluation: Evaluation, path: str | Path) -> Path:
+    """Draw the worst, the median and the best validation case.
+
+    Args:
+        run: with validation predictions.
+        datalist: its data set.
+        evaluation: of these predictions.
+        path: a PNG file.
+
+    Returns:
+        ``path``.
+    """
+    order = evaluation.worst("dice")
+    chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
+    titles = dict(zip(chosen, ("worst", "median", "best"), strict=False)) if len(chosen) == 3 else {}
+    rows = []
+    for name in chosen:
+        case = _case(datalist, name)
+        image, spacing = _canonical(case.images[0])
+        reference = None if case.label is None else _canonical(case.label)[0].long()[0]
+        prediction = _canonical(run.validation / f"{name}.nii.gz")[0].long()[0]
+        values = evaluation.values["dice"][evaluation.cases.index(name)]
+        dice = ", ".join(f"{c} {v:.2f}" for c, v in zip(evaluation.classes, values, strict=True) if v == v)
+        title = f"{titles[name]}: {name}" if name in titles else name
+        rows.append(PredictionRow(title, image, reference, prediction, spacing, f"Dice {dice}"))
+    values = datalist.label_values[1:]
+    return prediction_figure(rows, path, classes=dict(zip(_names(datalist)[1:], values, strict=True)))
+
+
+def _case(datalist: DataList, name: str) -> Case:
+    return next(c for c in datalist.training if c.name == name)
+
+
+def _names(datalist: DataList) -> list[str]:
+    """A name for each label value; with regions values have none of their own."""
+    names = {value: name for name, value in datalist.labels.items()}
+    return [names.get(v) or names.get((v,)) or f"label {v}" for v in datalist.label_values]
+
+
+def _canonical(path: Path) -> tuple[Tensor, tuple[float, ...]]:
+    """The first channel (1, D, H, W) of a file with its axes to the right, front and head, and the voxel size in mm."""
+    image = nib.as_closest_canonical(read_nifti(path).image)
+    voxels = np.asarray(image.dataobj, dtype=np.float32)
+    voxels = voxels.reshape(*voxels.shape[:3], -1)[..., 0]
+    return torch.from_numpy(voxels.copy())[None], tuple(float(s) for s in image.header.get_zooms()[:3])
