@@ -1,0 +1,106 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The checked update of every player, and the mean over ranks."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from torch import nn
+
+from monai_autoaug.errors import AutoAugError, ConfigError
+from monai_autoaug.precision import Precision, average_gradients, average_over_ranks, float32_region, rank, world_size
+
+
+def linear(value: float = 1.0) -> tuple[nn.Module, torch.optim.SGD]:
+    network = nn.Linear(1, 1, bias=False)
+    nn.init.constant_(network.weight, value)
+    return network, torch.optim.SGD(network.parameters(), lr=1.0)
+
+
+def test_a_finite_gradient_is_clipped_and_applied() -> None:
+    precision, (network, optimizer) = Precision("cpu"), linear()
+    precision.backward(3 * network(torch.ones(1, 1)).sum())
+    assert precision.step("network", optimizer, clip=0.5)
+    assert float(network.weight) == pytest.approx(0.5)
+
+
+def test_without_a_clip_the_gradient_is_untouched_to_the_bit() -> None:
+    precision, (network, optimizer) = Precision("cpu"), linear()
+    x = torch.randn(1, 1)
+    precision.backward(network(x).sum())
+    before = network.weight.grad.clone()
+    precision.step("network", optimizer)
+    assert torch.equal(network.weight.grad, before)
+    assert torch.equal(network.weight, 1 - before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_gradient_is_skipped_counted_and_in_the_end_explained(bad: float) -> None:
+    precision, (network, optimizer) = Precision("cpu", max_skipped=3), linear()
+    for number in range(1, 4):
+        precision.backward(bad * network(torch.ones(1, 1)).sum())
+        assert not precision.step("network", optimizer)
+        assert precision.skipped["network"] == number
+    assert float(network.weight) == 1.0
+    precision.backward(bad * network(torch.ones(1, 1)).sum())
+    with pytest.raises(AutoAugError, match="gradient of network was not finite in 4 updates in a row"):
+        precision.step("network", optimizer)
+    again = Precision("cpu")
+    again.load_state_dict(precision.state_dict())
+    assert again.skipped == precision.skipped
+
+
+def test_one_good_update_ends_the_row() -> None:
+    precision, (network, optimizer) = Precision("cpu", max_skipped=1), linear()
+    for _ in range(4):
+        for value in (float("nan"), 1.0):
+            optimizer.zero_grad()
+            precision.backward(value * network(torch.ones(1, 1)).sum())
+            precision.step("network", optimizer)
+    assert precision.skipped["network"] == 4
+
+
+def test_options_are_checked() -> None:
+    with pytest.raises(ConfigError, match="precision must be one of"):
+        Precision("cpu", "half")
+    with pytest.raises(ConfigError, match="float16 training needs a GPU"):
+        Precision("cpu", "float16")
+
+
+def test_autocast_and_its_opposite() -> None:
+    a = torch.ones(2, 2)
+    with Precision("cpu", "bfloat16").autocast():
+        assert (a @ a).dtype == torch.bfloat16
+        with float32_region("cpu"):
+            assert (a @ a).dtype == torch.float32
+    with Precision("cpu").autocast():
+        assert (a @ a).dtype == torch.float32
+
+
+def _two_ranks(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
+    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
+    used.grad = torch.full((2,), float(number + 1))
+    if number == 1:
+        unused.grad = torch.ones(1)
+    average_gradients([used, unused])
+    mean = average_over_ranks(torch.tensor(float(number)))
+    torch.save([rank(), world_size(), used.grad, unused.grad, mean], os.path.join(folder, f"{number}.pt"))
+    dist.destroy_process_group()
+
+
+def test_gradients_are_averaged_over_ranks(tmp_path: Path) -> None:
+    mp.spawn(_two_ranks, (str(tmp_path),), nprocs=2)
+    for number in range(2):
+        mine, size, used, unused, mean = torch.load(tmp_path / f"{number}.pt", weights_only=True)
+        assert (mine, size) == (number, 2)
+        assert torch.equal(used, torch.tensor([1.5, 1.5]))
+        assert torch.equal(unused, torch.tensor([0.5]))  # rank 0 had none
+        assert float(mean) == 0.5
