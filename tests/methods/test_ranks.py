@@ -1,0 +1,63 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Two ranks train one set of networks: equal after every update, with noise of their own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.multiprocessing as mp
+from monai.networks.nets import UNet
+from torch import Tensor, nn
+
+from monai_autoaug import methods
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.methods import Task
+from monai_autoaug.precision import Precision
+
+
+def losses(output: Any, label: Tensor, valid: Tensor | None) -> Tensor:
+    return -(label * output.float().log_softmax(1)).sum(1).flatten(1).mean(1)
+
+
+class OwnBatches:
+    """Every rank has other patches."""
+
+    def __init__(self, number: int) -> None:
+        self.generator = torch.Generator().manual_seed(number)
+
+    def next(self, stream: str) -> Batch:
+        image = torch.randn(4, 1, 16, 16, 16, generator=self.generator)
+        label = nn.functional.one_hot((image[:, 0] > 0).long(), 3).movedim(-1, 1).float()
+        return Batch(image, label, case=("",) * 4)
+
+
+def _train(number: int, folder: str) -> None:
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
+    torch.manual_seed(0)
+    network = methods.prepare("adversarial", UNet(3, 1, 3, (4, 8), (2,), num_res_units=1))
+    optimizer = torch.optim.SGD(network.parameters(), 1e-2)
+    method = methods.build("adversarial", Task(network, optimizer, losses, Precision("cpu")), seed=3, warm_up=0)
+    batches = OwnBatches(number)
+    for _ in range(3):
+        method.step(batches)
+    torch.save({"network": network.state_dict(), "method": method.state_dict()}, f"{folder}/{number}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_ranks_stay_together(tmp_path: Path) -> None:
+    mp.spawn(_train, (str(tmp_path),), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in range(2))
+    assert not torch.equal(first["method"]["generator"], second["method"]["generator"])  # noise differs by rank
+    pairs = [(first["network"], second["network"]), (first["method"]["auxiliary"], second["method"]["auxiliary"])]
+    pairs += [(first["method"]["players"][n]["module"], second["method"]["players"][n]["module"])
+              for n in ("generators", "discriminator")]  # fmt: skip
+    for one, other in pairs:
+        assert one
+        for key, tensor in one.items():
+            assert torch.equal(tensor, other[key]), key
+    assert torch.equal(first["method"]["balancer"], second["method"]["balancer"])
