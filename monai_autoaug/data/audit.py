@@ -46,6 +46,7 @@ CHECKS: tuple[Check, ...] = (
     Check("spacing_mismatch", "refuse", "case", cases.same_spacing),
     Check("origin_mismatch", "refuse", "case", cases.same_origin),
     Check("direction_mismatch", "refuse", "case", cases.same_direction),
+    Check("no_foreground", "refuse", "dataset", cases.no_foreground),
     Check("absent_class", "warn", "dataset", cases.absent_class),
     Check("duplicate_image", "warn", "dataset", cases.duplicates),
     Check("unusual_spacing", "warn", "dataset", cases.odd_spacing),

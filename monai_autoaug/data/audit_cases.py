@@ -15,6 +15,7 @@ from monai_autoaug.data.volume_transforms import TOLERANCE
 __all__ = [
     "absent_class",
     "duplicates",
+    "no_foreground",
     "odd_spacing",
     "same_direction",
     "same_origin",
@@ -77,12 +78,21 @@ def same_direction(case: CaseView) -> Iterator[Fault]:
             yield Fault(message, "the same axes", came, "correct its header or " + _REMEDY, path=other.path)
 
 
+def no_foreground(data: DataSetView) -> Iterator[Fault]:
+    """Some case has foreground."""
+    counts = [c.counts for c in data.cases if c.counts is not None]
+    declared = set(data.datalist.label_values) - {0}
+    if counts and not declared & set().union(*counts):
+        came = f"background only in {len(counts)} labels"
+        yield Fault("has no foreground in any case", "declared labels above 0", came, "check the label files")
+
+
 def absent_class(data: DataSetView) -> Iterator[Fault]:
     """Every declared label occurs."""
     counts = [c.counts for c in data.cases if c.counts is not None]
-    if not counts:
-        return
     seen = set().union(*counts)
+    if not seen & set(data.datalist.label_values) - {0}:
+        return  # told by no_foreground, or there are no labels at all
     for name, value in data.datalist.labels.items():
         values = set(value if isinstance(value, tuple) else (value,))
         if values != {0} and not values & seen:

@@ -226,7 +226,7 @@ def fractional(volume: Volume) -> Iterator[Fault]:
     if counts is not None and counts.num_fractional:
         came = f"{counts.num_fractional:,} voxels with values such as {counts.fractional}"
         remedy = "resample labels by nearest neighbour"
-        yield Fault("holds labels that are no whole numbers", "0, 1, 2 ...", came, remedy)
+        yield Fault("holds values that are no labels", "whole numbers 0, 1, 2 ...", came, remedy)
 
 
 def rounded(volume: Volume) -> Iterator[Fault]:

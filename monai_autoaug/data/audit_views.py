@@ -22,6 +22,8 @@ from monai_autoaug.errors import DataError
 
 __all__ = ["CaseSummary", "CaseView", "Check", "DataSetView", "Fault", "LabelCounts", "Volume"]
 
+_LARGEST_LABEL = 1e9
+
 
 @dataclass(frozen=True)
 class Fault:
@@ -69,7 +71,7 @@ class LabelCounts:
 
     Args:
         whole: value -> voxels, for values within 1e-3 of a whole number.
-        fractional: up to five other values.
+        fractional: up to five other values, or values beyond 1e9.
         num_fractional: how many voxels hold such a value.
         rounding: the largest distance of ``whole`` values to whole numbers.
     """
@@ -151,11 +153,9 @@ class Volume:
             return None
         if voxels.dtype.kind == "f":
             voxels = voxels[np.isfinite(voxels)]
-            if not voxels.size or np.abs(voxels).max() > 1e9:
-                return None
             whole = np.rint(voxels)
             distance = np.abs(voxels - whole)
-            off = distance > 1e-3
+            off = (distance > 1e-3) | (np.abs(voxels) > _LARGEST_LABEL)
             wrong, rounding = voxels[off], float(distance[~off].max(initial=0))
             values = whole[~off].astype(np.int64)
         else:

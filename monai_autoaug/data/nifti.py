@@ -131,8 +131,11 @@ def _parse_header(head: bytes, path: Path) -> tuple[type[nib.Nifti1Image], nib.N
     block = header_class.sizeof_hdr
     try:
         header = header_class(head[:block], check=False)
-        voxels = math.prod(max(int(n), 0) for n in header.get_data_shape())
-        size = max(int(header["vox_offset"]), block) + voxels * header.get_data_dtype().itemsize
+        shape = [int(n) for n in header.get_data_shape()]
+        if any(n < 0 for n in shape):
+            raise ValueError(f"negative size in {shape}")
+        offset = max(int(header["vox_offset"]), header.single_vox_offset)
+        size = offset + math.prod(shape) * header.get_data_dtype().itemsize
     except (*_UNREADABLE, KeyError) as error:
         raise DataError(
             f"has a header that can't be read ({error})", file=path, remedy="export or convert the file again"
@@ -202,7 +205,7 @@ def read_nifti(path: str | Path) -> Nifti:
         raise _damaged(path, size, error) from error
     except OSError as error:
         _raise_io(path, error)
-    except MemoryError as error:  # mostly a header that declares far more than the file holds
+    except (MemoryError, OverflowError) as error:  # mostly a header that declares far more than the file holds
         if _count(path) < size:
             raise _damaged(path, size, None) from error
         raise DataError("does not fit into memory", file=path, came=f"{size:,} bytes") from error

@@ -5,22 +5,20 @@
 from __future__ import annotations
 
 import gzip
-import json
 import threading
 from collections.abc import Callable
 from dataclasses import replace
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
-from rich.console import Console
 
-from monai_autoaug.data import Finding, audit, findings_to_json, print_findings, read_datalist, refused, write_phantom
+from monai_autoaug.data import Finding, Preprocessing, audit, read_datalist, refused, write_phantom
 from monai_autoaug.data.audit import CHECKS, Check, Fault
 from monai_autoaug.data.datalist import DataList
+from monai_autoaug.data.nifti import read_header
 
 Edit = Callable[[nib.Nifti1Image], nib.Nifti1Image]
 
@@ -201,7 +199,7 @@ def test_bad_input_is_found(
 
 
 def test_every_row_is_tried() -> None:
-    others = {"link_leaves_folder", "wide_label", "absent_class", "duplicate_image", "unusual_spacing"}
+    others = {"link_leaves_folder", "wide_label", "no_foreground", "absent_class", "duplicate_image", "unusual_spacing"}
     assert {c.name for c in CHECKS} == {b[0] for b in BAD} | others
     assert len({c.name for c in CHECKS}) == len(CHECKS)
     assert all(c.severity == b[1] for c in CHECKS for b in BAD if b[0] == c.name)
@@ -315,6 +313,49 @@ def test_data_set_as_a_whole(data: DataList) -> None:
     assert found[1].came == "phantom_000"
 
 
+def test_no_foreground_anywhere(data: DataList) -> None:
+    for case in data.training:
+        _edit(case.label, _voxels(np.zeros_like))
+    found = audit(data)
+    assert [f.check for f in found] == ["empty_mask"] * 3 + ["no_foreground"]
+    assert found[-1].came == "background only in 3 labels"
+
+
+@pytest.mark.parametrize("value", [2.0**40, -(2.0**40), 1e30])
+def test_values_beyond_any_label(data: DataList, value: float) -> None:
+    _edit(data.training[0].label, _set((0, 0, 0), value))
+    found = audit(data)
+    assert [(f.case, f.check) for f in found] == [("phantom_000", "fractional_label")]
+
+
+def test_damaged_headers_never_stop_the_audit(data: DataList) -> None:
+    """What is not refused can be preprocessed and written back; nothing raises anything else."""
+    rng = np.random.default_rng(0)
+    data = replace(data, training=data.training[:1])
+    case = data.training[0]
+    whole = {p: gzip.decompress(p.read_bytes()) for p in (*case.images, case.label)}
+    places = [*range(40, 56), *range(70, 74), *range(76, 120), *range(252, 328)]  # shape, type, spacing, scaling, forms
+    outcomes = set()
+    for _ in range(40):
+        place, value = rng.choice(places), rng.integers(256)
+        for path, content in whole.items():
+            damaged = bytearray(content)
+            damaged[place] = value
+            path.write_bytes(gzip.compress(bytes(damaged), 1))
+        bad = refused(audit(data, workers=1))
+        outcomes.add(bad)
+        if bad:
+            continue
+        extent = np.linalg.norm(np.array(read_header(case.images[0]).get_best_affine())[:3, :3] * 16)
+        if extent < 1e3:  # a spacing of kilometres is sound but takes long
+            preprocessing = Preprocessing.fit(data, data.training, spacing=(4, 4, 4))
+            item = preprocessing.transforms()(data.to_monai()[0])
+            assert item["image"].isfinite().all()
+            path = preprocessing.restore(item["label"], case=case, path=data.folder / "out.nii.gz")
+            np.testing.assert_array_equal(nib.load(path).affine, nib.load(case.images[0]).affine)
+    assert outcomes == {True, False}
+
+
 def test_images_to_be_predicted_are_audited_without_labels(data: DataList) -> None:
     cases = [replace(c, label=None) for c in data.training]
     _edit(cases[2].images[0], _set((0, 0, 0), np.nan))
@@ -358,21 +399,3 @@ def test_result_does_not_depend_on_the_workers(data: DataList) -> None:
     for case in data.training:
         _edit(case.label, _set((0, 0, 0), 9, np.uint8))
     assert audit(data, workers=1) == audit(data, workers=4)
-
-
-def test_table_and_json() -> None:
-    found = [
-        Finding("b", "constant_image", "warn", "holds one value only", came="[7]", file="images[1]/b.nii.gz"),
-        Finding("a", "nan", "refuse", "holds NaN", "finite voxels", "1 NaN", "fill them", "images/a.nii.gz"),
-    ]
-    text = StringIO()
-    print_findings(found, Console(file=text, width=200))
-    shown = text.getvalue()
-    assert shown.index("holds NaN") < shown.index("holds one value only")  # the worst first
-    assert "images[1]/b.nii.gz" in shown
-    assert "1 refused, 1 warnings, 0 notes" in shown
-    content = json.loads(findings_to_json(found))
-    assert content["counts"] == {"refuse": 1, "warn": 1, "note": 0}
-    assert [Finding(**f) for f in content["findings"]] == found
-    print_findings([], Console(file=text, width=200))
-    assert "0 refused, 0 warnings, 0 notes" in text.getvalue()

@@ -323,40 +323,6 @@ def test_image_can_be_inverted_by_monai_too(tmp_path: Path) -> None:
     np.testing.assert_allclose(back.affine, nib.load(data.training[0].images[0]).affine, atol=1e-6)
 
 
-def test_saved_and_loaded(tmp_path: Path) -> None:
-    folder = write_phantom(tmp_path / "data", cases=1, size=16, layout="nnunet", channels=2, regions=True, ignore=True)
-    preprocessing = _fit(read_datalist(folder), normalisation=("ct", "zscore"))
-    assert Preprocessing.load(preprocessing.save(tmp_path / "run" / "preprocessing.json")) == preprocessing
-    assert [f.name for f in (tmp_path / "run").iterdir()] == ["preprocessing.json"]
-
-
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {"spacing": [1.0, 0.0, 1.0]}, {"spacing": [1.0, 1.0]}, {"spacing": ["1", 1.0, 1.0]}, {"channels": []},
-        {"normalisation": ["minmax"]}, {"label_values": [1, 2, 3]}, {"label_values": [0, 2, 1]}, {"ignore_label": 1},
-        {"orientation": "RAX"}, {"orientation": "RLS"}, {"version": 2}, {"extra": 1}, {"statistics": [{"mean": 1.0}]},
-        {"regions_class_order": [1]}, {"label_names": ["background"]}, {"median_shape": [1.5, 1, 1]},
-    ],
-)
-def test_invalid_files_are_refused(tmp_path: Path, changes: dict[str, Any]) -> None:
-    path = _fit(_data(tmp_path / "data")).save(tmp_path / "p.json")
-    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
-    with pytest.raises(ConfigError, match=r"p\.json: is no valid preprocessing"):
-        Preprocessing.load(path)
-
-
-def test_files_that_are_not_finite_or_not_json(tmp_path: Path) -> None:
-    path = _fit(_data(tmp_path / "data")).save(tmp_path / "p.json")
-    text = path.read_text()
-    path.write_text(text.replace(str(json.loads(text)["statistics"][0]["mean"]), "NaN"))
-    with pytest.raises(ConfigError, match="mean must be a finite number"):
-        Preprocessing.load(path)
-    path.write_text(text[:100])
-    with pytest.raises(ConfigError, match="can't be read"):
-        Preprocessing.load(path)
-
-
 def test_predictions_that_cannot_be_written(tmp_path: Path) -> None:
     data = _data(tmp_path)
     preprocessing, case = _fit(data), data.training[0]

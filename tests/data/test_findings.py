@@ -1,0 +1,30 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Findings are shown with the worst first, and written as JSON."""
+
+from __future__ import annotations
+
+import json
+from io import StringIO
+
+from rich.console import Console
+
+from monai_autoaug.data import Finding, findings_to_json, print_findings
+
+
+def test_table_and_json() -> None:
+    found = [
+        Finding("b", "constant_image", "warn", "holds one value only", came="[7]", file="images[1]/b.nii.gz"),
+        Finding("a", "nan", "refuse", "holds NaN", "finite voxels", "1 NaN", "fill them", "images/a.nii.gz"),
+    ]
+    text = StringIO()
+    print_findings(found, Console(file=text, width=200))
+    shown = text.getvalue()
+    assert shown.index("holds NaN") < shown.index("holds one value only")  # the worst first
+    assert "images[1]/b.nii.gz" in shown
+    assert "1 refused, 1 warnings, 0 notes" in shown
+    content = json.loads(findings_to_json(found))
+    assert content["counts"] == {"refuse": 1, "warn": 1, "note": 0}
+    assert [Finding(**f) for f in content["findings"]] == found
+    print_findings([], Console(file=text, width=200))
+    assert "0 refused, 0 warnings, 0 notes" in text.getvalue()
