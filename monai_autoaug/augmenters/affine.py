@@ -61,7 +61,7 @@ class AffineAugmenter(Augmenter):
         )  # fmt: skip
         self.bounds = {"rotation": rotation, "log_scale": log_scale, "shear": shear, "translation": translation}
         channels = int(self.trunk.out_channels)  # type: ignore[arg-type]  # nn.Module types attributes loosely
-        last = nn.Linear(32 if fidelity == "default" else channels, sum(self.split))
+        last = nn.Linear(32 if fidelity == "default" else channels, self.outputs * sum(self.split))
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         if fidelity == "paper":
@@ -88,7 +88,7 @@ class AffineAugmenter(Augmenter):
             turn * math.radians(self.bounds["rotation"]), scale * self.bounds["log_scale"],
             shear * self.bounds["shear"], shift * self.bounds["translation"] * size, spacing,
         )  # fmt: skip
-        return Transformation(shape, matrix=matrix, normalised=self.fidelity == "paper", shift=raw)
+        return Transformation(shape, matrix=matrix, normalised=self.fidelity == "paper", deviation=raw)
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON values."""

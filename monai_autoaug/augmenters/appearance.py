@@ -54,7 +54,7 @@ class AppearanceAugmenter(Augmenter):
         )  # fmt: skip
         self.additive = additive
         channels = int(self.trunk.out_channels)  # type: ignore[arg-type]  # nn.Module types attributes loosely
-        self.head = Conv[Conv.CONV, spatial_dims](channels, in_channels, 3, padding=1)
+        self.head = Conv[Conv.CONV, spatial_dims](channels, self.outputs * in_channels, 3, padding=1)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
 
@@ -72,7 +72,7 @@ class AppearanceAugmenter(Augmenter):
         """Features -> additive mask at the trunk's resolution; ``spacing`` is not needed."""
         raw = self.head(features)
         mask = self.additive * self.bounded(raw, noise)
-        return Transformation(shape, additive=mask, normalised=self.fidelity == "paper", shift=raw)
+        return Transformation(shape, additive=mask, normalised=self.fidelity == "paper", deviation=raw)
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON values."""

@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What the image-conditioned augmenters share: trunk, noise, bounds and the random policy that they shift."""
+"""What the image-conditioned augmenters share: trunk, noise, bounds and the random policy that they start from."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ class Augmenter(nn.Module):
     Two parametrisations, both bounded and both the identity when fresh:
 
     - ``base="identity"``, the paper's: ``bound * tanh(G(x, z))`` with a zero-initialised last layer.
-    - ``base="random"``, the default: ``strength * bound * tanh(G(x, z) + atanh(u))``, a learned shift of the policy
-      that draws every parameter uniformly within its bounds (``u`` is a function of the noise). With G = 0 it is that
-      random policy; ``strength`` is a buffer that starts at 0 (identity) and that a method raises to 1 while it warms
-      up.
+    - ``base="random"``, the default: ``strength * bound * tanh(a(x, z) + exp(tanh(b(x, z))) * atanh(u))``, a learned
+      shift ``a`` and a learned spread ``b`` of the policy that draws every parameter uniformly within its bounds
+      (``u`` is a function of the noise). With G = (a, b) = 0 it is that random policy; a spread below 0 pulls towards
+      the identity, above 0 towards the bounds. ``strength`` is a buffer that starts at 0 (identity) and that a method
+      raises to 1 while it warms up.
 
     Args:
         spatial_dims: 2 or 3.
@@ -124,20 +125,21 @@ class Augmenter(nn.Module):
             "image_condition": trunk.image_condition,
         }  # fmt: skip
 
-    def bounded(self, shift: Tensor, noise: Tensor) -> Tensor:
+    def bounded(self, raw: Tensor, noise: Tensor) -> Tensor:
         """Squash the head's output to (-1, 1) around the random policy's draw, in float32.
 
         Args:
-            shift: (B, n, ...) the head's output, flattened to the same number of values a sample as there are draws.
+            raw: (B, n, ...) the head's output; with ``base="random"`` (B, 2n, ...): the shift, then the spread.
             noise: (B, noise_size + draws).
         """
-        with float32_region(shift.device):
-            shift = shift if shift.dtype == torch.float64 else shift.float()
-            shift = self.tap(shift)
+        with float32_region(raw.device):
+            raw = raw if raw.dtype == torch.float64 else raw.float()
+            raw = self.tap(raw)
             if self.base == "random":
-                z = noise[:, self.noise_size :].to(shift.dtype).view(len(noise), *self.draw_shape())
-                shift = shift + self.place(_prior(z), shift)
-            unit = shift.tanh()
+                z = noise[:, self.noise_size :].to(raw.dtype).view(len(noise), *self.draw_shape())
+                shift, spread = raw.chunk(2, dim=1)
+                raw = shift + spread.tanh().exp() * self.place(_prior(z), shift)
+            unit = raw.tanh()
             for listener in self._listeners:
                 listener(unit.detach())
             return self.strength * unit
@@ -155,10 +157,15 @@ class Augmenter(nn.Module):
         """Bring the random policy's pre-activations to the shape of ``shift``."""
         return prior
 
+    @property
+    def outputs(self) -> int:
+        """Values that the head has to give for each parameter: a shift and, around a random policy, a spread."""
+        return 2 if self.base == "random" else 1
 
-def _untapped(shift: Tensor) -> Tensor:
+
+def _untapped(raw: Tensor) -> Tensor:
     """Nobody listens at the head's output; a method may put something here that measures or scales the gradient."""
-    return shift
+    return raw
 
 
 def _prior(z: Tensor) -> Tensor:

@@ -89,7 +89,7 @@ class DeformationAugmenter(Augmenter):
         channels = int(self.trunk.out_channels)  # type: ignore[arg-type]  # nn.Module types attributes loosely
         conv = Conv[Conv.CONV, spatial_dims]
         kernel = 3 if fidelity == "paper" else 1
-        last = conv(channels, spatial_dims, kernel, padding=kernel // 2)
+        last = conv(channels, self.outputs * spatial_dims, kernel, padding=kernel // 2)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
         first = [] if fidelity == "paper" else [conv(channels, channels, 3, padding=1), nn.SiLU()]
@@ -112,14 +112,14 @@ class DeformationAugmenter(Augmenter):
         features = self.head(features)
         if self.fidelity == "paper":
             raw = self.last(features)
-            return Transformation(shape, displacement=bound * self.bounded(raw, noise), normalised=True, shift=raw)
+            return Transformation(shape, displacement=bound * self.bounded(raw, noise), normalised=True, deviation=raw)
         raw = self.last(adaptive_pool(features, self.control))
         points = bound * self.bounded(raw, noise)
         with float32_region(points.device):
             velocity = spline_field(points, tuple(-(-n // 4) for n in shape))
             velocity = velocity - velocity.mean(dim=tuple(range(2, velocity.ndim)), keepdim=True)
         ddf = integrate(velocity, shape, steps=self.steps)
-        return Transformation(shape, velocity=velocity, displacement=ddf, shift=raw)
+        return Transformation(shape, velocity=velocity, displacement=ddf, deviation=raw)
 
     def options(self) -> dict[str, Any]:
         """The constructor's arguments, as JSON values."""

@@ -31,7 +31,7 @@ class Transformation:
         inverted: the order is reversed (mask, deformation, affine map).
         padding: what the image is outside the volume, "minimum" or "border".
         normalised: regularisers in the paper's units, displacements in [-1, 1] coordinates (see `regularization`).
-        shift: (B, ...) what the generator added to the random policy's pre-activations, or None (see `Augmenter`).
+        deviation: (B, ...) the generator's raw output: how far it is from the policy it started as, or None.
 
     >>> t = Transformation.identity((8, 8, 8), batch_size=2)
     >>> t.apply(torch.ones(2, 1, 8, 8, 8)).shape
@@ -46,7 +46,7 @@ class Transformation:
     inverted: bool = False
     padding: str = "minimum"
     normalised: bool = False
-    shift: Tensor | None = None
+    deviation: Tensor | None = None
 
     @staticmethod
     def identity(shape: Sequence[int], *, batch_size: int = 1) -> Transformation:
@@ -226,7 +226,7 @@ class Transformation:
         return replace(self, **{n: getattr(self, n)[index] for n in _TENSORS if getattr(self, n) is not None})
 
 
-_TENSORS = ("matrix", "displacement", "velocity", "additive", "shift")
+_TENSORS = ("matrix", "displacement", "velocity", "additive", "deviation")
 
 
 def _full(x: Tensor) -> Tensor:

@@ -208,8 +208,8 @@ class Adversarial(AugmentedMethod):
         for part in moved:
             assert part.transformation is not None  # noqa: S101  # for the type checker: these parts have one
             total = total + self.weight_magnitude * part.transformation.regularization()
-            if self.weight_prior and part.transformation.shift is not None:
-                total = total + self.weight_prior / 2 * part.transformation.shift.float().square().mean()
+            if self.weight_prior and part.transformation.deviation is not None:
+                total = total + self.weight_prior / 2 * part.transformation.deviation.float().square().mean()
         return total
 
     def on_epoch(self, epoch: int) -> dict[str, float]:

@@ -46,9 +46,10 @@ def collapse_figures(augmenter: Augmenter, image: Tensor, generator: torch.Gener
         generator: random numbers of the noise.
 
     Returns:
-        ``noise_share``, ``saturation`` (share of parameters beyond 0.95 of their bound, 0.05 for a uniform draw) and
-        every figure of `Transformation.magnitude`: the mean over samples, but the smallest ``jacobian_minimum`` and
-        the largest ``displacement_max``.
+        What the generator does to the random policy, ``shift`` (root mean square before tanh) and ``spread`` (mean
+        factor, 1 as it starts); ``noise_share``, ``saturation`` (share of parameters beyond 0.95 of their bound, 0.05
+        for a uniform draw) and every figure of `Transformation.magnitude`: the mean over samples, but the smallest
+        ``jacobian_minimum`` and the largest ``displacement_max``.
     """
     training = augmenter.training
     augmenter.eval()
@@ -59,6 +60,9 @@ def collapse_figures(augmenter: Augmenter, image: Tensor, generator: torch.Gener
     listen()
     augmenter.train(training)
     figures = {"noise_share": noise_share(t), "saturation": float((saturated[0].abs() > 0.95).float().mean())}
+    if augmenter.base == "random" and t.deviation is not None:
+        shift, spread = t.deviation.float().chunk(2, dim=1)
+        figures |= {"shift": float(shift.square().mean().sqrt()), "spread": float(spread.tanh().exp().mean())}
     for name, value in t.magnitude().items():
         pick = (
             value.amin() if name == "jacobian_minimum" else value.amax() if name == "displacement_max" else value.mean()
