@@ -5,8 +5,11 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +19,9 @@ import nibabel as nib
 import numpy as np
 import pytest
 import torch
+
+# nnU-Net reads it when it is imported: processes of its pools
+os.environ["nnUNet_def_n_proc"] = "1"
 
 Edit = Callable[[dict[str, Any]], None]
 
@@ -174,7 +180,6 @@ def nnunet_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
         for name in ("raw", "preprocessed", "results"):
             (root / name).mkdir()
             patch.setenv(f"nnUNet_{name}", str(root / name))
-        patch.setenv("nnUNet_def_n_proc", "1")
         patch.delenv("nnUNet_extTrainer", raising=False)
         patch.delenv("MONAI_AUTOAUG_CONFIG", raising=False)
         yield root
@@ -208,6 +213,20 @@ def make_dataset(nnunet_folders: Path) -> Callable[..., Dataset]:
 def tiny(make_dataset: Callable[..., Dataset]) -> Dataset:
     """One channel, two classes, isotropic; 3d_fullres."""
     return make_dataset(labels={"background": 0, "shell": 1, "core": 2})
+
+
+@pytest.fixture(scope="session")
+def forked_pools() -> Callable[[], AbstractContextManager[None]]:
+    """Within the block nnU-Net's pools fork: a spawned process spends many seconds on imports."""
+    original = multiprocessing.get_context
+
+    @contextmanager
+    def within() -> Iterator[None]:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(multiprocessing, "get_context", lambda method=None: original("fork"))
+            yield
+
+    return within
 
 
 @pytest.fixture(autouse=True)
