@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
 
@@ -62,7 +62,7 @@ class DataList:
     regions_class_order: tuple[int, ...] | None = None
     ignore_label: int | None = None
     training: tuple[Case, ...] = ()
-    test: tuple[Case, ...] = field(default=())
+    test: tuple[Case, ...] = ()
 
     @property
     def has_regions(self) -> bool:

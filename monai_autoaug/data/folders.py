@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -185,7 +186,7 @@ def _no_match(cases: Sequence[Case], labels: Sequence[Path], folder: Path) -> Da
 
 def _values(cases: Sequence[Case]) -> list[int]:
     """All whole, non-negative values of the label files; the audit reports the files and voxels that hold others."""
-    with ThreadPoolExecutor() as pool:
+    with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
         found = pool.map(_values_of, [c.label for c in cases if c.label is not None])
     return sorted(set().union(*found))
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import os
 import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -123,12 +124,12 @@ def case_facts(
         datalist: names channels and the ignore label.
         cases: which cases.
         orientation: of the axes of ``spacing`` and ``shape``.
-        workers: threads.
+        workers: threads, each with one case in memory; None: one a core, at most 8.
 
     Raises:
         DataError: a file is broken, or channels or label don't fit.
     """
-    with ThreadPoolExecutor(workers) as pool:
+    with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
         return list(pool.map(lambda case: _facts(case, datalist, orientation), cases))
 
 
