@@ -139,12 +139,12 @@ class Fit:
         self.schedule.step()
         state = self.trainer.state
         self._losses.append(float(state.output["loss"].detach()))
-        self.listener(
-            Progress(
-                "training", state.iteration, self.steps, state.epoch, self.options.epochs, self._losses[-1],
-                self._dice.get("dice"),
-            )
-        )  # fmt: skip
+        self._tell()
+
+    def _tell(self) -> None:
+        state, loss = self.trainer.state, self._losses[-1]
+        dice = self._dice.get("dice")
+        self.listener(Progress("training", state.iteration, self.steps, state.epoch, self.options.epochs, loss, dice))
 
     def _after_epoch(self) -> None:
         state, options = self.trainer.state, self.options
@@ -152,10 +152,11 @@ class Fit:
         row: dict[str, Any] = {"epoch": state.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"]}
         row |= {"loss": sum(self._losses) / max(len(self._losses), 1)}
         row |= {name: float(value) for name, value in state.metrics.items()}
-        self._losses.clear()
         if state.epoch % options.validation_interval == 0 or state.epoch == options.epochs:
             self._dice = self.validate()
             row |= self._dice
+            self._tell()
+        self._losses.clear()
         self._read_clock()
         row |= self.clock | ({"warnings": self._warnings} if self._warnings else {})
         self.folder.append_log({name: _number(value) for name, value in row.items()})

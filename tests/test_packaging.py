@@ -1,0 +1,121 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What is installed, and that README, .ci/run and command line say the same."""
+
+from __future__ import annotations
+
+import configparser
+import os
+import re
+import shlex
+from importlib import metadata
+from pathlib import Path
+
+import click
+import pytest
+
+import monai_autoaug
+from monai_autoaug.cli import main
+from monai_autoaug.data import write_phantom
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
+
+
+def blocks(language: str) -> list[str]:
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def marked(name: str) -> str:
+    found = re.findall(rf"<!-- {name} -->\n```bash\n(.*?)```", README, re.DOTALL)
+    assert len(found) == 1
+    return str(found[0]).strip()
+
+
+def test_the_two_commands_of_the_first_screen_are_what_ci_runs() -> None:
+    assert marked("main job") == "pip install . && monai-autoaug demo"
+    assert marked("tests").startswith('pip install ".[test]" && pytest')
+    assert re.findall(r'readme "([a-z ]+)"', CI) == ["main job", "tests"]
+    first_screen = README.splitlines()[:45]
+    assert "<!-- main job -->" in first_screen
+    assert "<!-- tests -->" in first_screen
+    assert sum(line.startswith("![") for line in first_screen) == 1
+
+
+def commands() -> list[str]:
+    lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
+    parts = [part.strip() for line in lines for part in re.split(r"&&|\||\$\(|\)", line.split(" #")[0])]
+    return [p for p in parts if p.startswith("monai-autoaug ")]
+
+
+@pytest.mark.parametrize("line", commands())
+def test_every_command_in_the_readme_can_be_given(line: str) -> None:
+    words = shlex.split(line)[1:]
+    command: click.Command = main
+    context = click.Context(main, info_name="monai-autoaug")
+    while isinstance(command, click.Group):
+        found = command.get_command(context, words.pop(0))
+        assert found is not None, line
+        command, context = found, click.Context(found, parent=context)
+    command.make_parser(context).parse_args(words)
+
+
+def test_the_readme_has_commands_and_pictures_that_exist() -> None:
+    assert {line.split()[1] for line in commands()} >= {"demo", "check", "train", "predict", "evaluate", "nnunet"}
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
+    assert pictures
+    assert all((ROOT / p).stat().st_size > 10_000 for p in pictures)
+
+
+@pytest.mark.parametrize("number", range(len(blocks("python"))))
+def test_the_python_of_the_readme_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    write_phantom("data", cases=6, size=20)
+    code = blocks("python")[number].replace("epochs=40", "epochs=1, iterations=2")
+    exec(compile(code, f"README.md, block {number}", "exec"), {})  # noqa: S102  # our own README
+
+
+def distribution() -> metadata.Distribution:
+    try:
+        return metadata.distribution("monai_autoaug")
+    except metadata.PackageNotFoundError:
+        if os.environ.get("CI", "").lower() in ("1", "true"):
+            raise
+        pytest.skip("the package is not installed")
+
+
+def test_metadata_says_what_setup_cfg_says() -> None:
+    installed = distribution().metadata
+    config = configparser.ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert installed["Version"] == monai_autoaug.__version__
+    assert installed["License-Expression"] == config["metadata"]["license"] == "Apache-2.0"
+    assert installed["Requires-Python"] == config["options"]["python_requires"]
+    named = {re.split(r"[\[<>=!; ]", r)[0].lower() for r in config["options"]["install_requires"].split("\n") if r}
+    assert {"torch", "monai", "nnunetv2", "pytorch-ignite", "simpleitk", "itk", "fire", "pyyaml"} <= named
+    required = {re.split(r"[\[<>=!; ]", r)[0].lower() for r in distribution().requires or [] if "extra ==" not in r}
+    assert required == named
+    assert not {"torchvision", "timm"} & named
+
+
+def test_what_is_installed() -> None:
+    files = [str(f) for f in distribution().files or []]
+    assert any(f.endswith("licenses/LICENSE") for f in files)
+    if any(f.startswith("__editable__") for f in files):
+        return  # an editable installation lists no modules
+    assert "monai_autoaug/py.typed" in files
+    assert [f for f in files if re.match(r"monai_autoaug/nnunet/ext/[^/]+\.py$", f)]
+    assert not [f for f in files if f.split("/")[0] in ("tests", "bundles", "benchmarks", "docs", "build")]
+    sizes = sum(f.locate().stat().st_size for f in distribution().files or [] if str(f).endswith(".py"))  # type: ignore[union-attr]
+    assert sizes < 2e6
+
+
+def test_every_source_file_has_the_licence_header() -> None:
+    without = [
+        str(f.relative_to(ROOT))
+        for folder in ("monai_autoaug", "tests", "benchmarks")
+        for f in (ROOT / folder).rglob("*.py")
+        if not f.read_text(encoding="utf-8").startswith("# Copyright (c) monai_autoaug contributors\n# Licensed under")
+    ]
+    assert without == []
