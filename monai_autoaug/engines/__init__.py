@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from monai_autoaug.engines.checkpoints import AtomicCheckpointSaver, AutoAugState
+from monai_autoaug.engines.checkpoints import AtomicCheckpointSaver, AutoAugState, TrainingCheckpoint
 from monai_autoaug.engines.handlers import AugmenterSaver, figures
 from monai_autoaug.engines.losses import per_sample
 from monai_autoaug.engines.task import EngineTask
@@ -16,6 +16,7 @@ __all__ = [
     "AutoAugState",
     "AutoAugTrainer",
     "EngineTask",
+    "TrainingCheckpoint",
     "figures",
     "per_sample",
 ]

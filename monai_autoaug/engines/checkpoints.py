@@ -13,18 +13,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 import torch.distributed as dist
+from ignite.engine import Engine
 from ignite.handlers import DiskSaver
-from monai.handlers import CheckpointSaver
+from monai.handlers import CheckpointLoader, CheckpointSaver
 from monai.transforms import Randomizable, Transform
 from torch.utils.data import DataLoader, Dataset
 
-from monai_autoaug.errors import CheckpointError
+from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.precision import rank, world_size
 
 if TYPE_CHECKING:
     from monai_autoaug.engines.trainer import AutoAugTrainer
 
-__all__ = ["AtomicCheckpointSaver", "AutoAugState", "random_states", "restore_random_states", "transform_states"]
+__all__ = [
+    "AtomicCheckpointSaver",
+    "AutoAugState",
+    "TrainingCheckpoint",
+    "random_states",
+    "restore_random_states",
+    "transform_states",
+]
 
 _VERSION = 1
 
@@ -114,8 +122,10 @@ class AutoAugState:
     It holds the method (players, their optimisers, auxiliary norms, generator, scaler), the random states and the
     streams' positions. Saved at the end of an epoch after validation, a run that loads it continues bit for bit::
 
-        handlers = {"model": network, "optimizer": optimizer, "autoaug": trainer.autoaug_state, "trainer": trainer}
-        AtomicCheckpointSaver(save_dir, handlers, save_interval=1), CheckpointLoader(path, handlers)
+        saved = {"model": network, "optimizer": optimizer, "autoaug": trainer.autoaug_state, "trainer": trainer}
+        AtomicCheckpointSaver(save_dir, saved, save_interval=1), CheckpointLoader(path, saved)
+
+    `TrainingCheckpoint` is both in one handler.
 
     Args:
         trainer: the engine it belongs to.
@@ -229,15 +239,84 @@ class _AtomicDiskSaver(DiskSaver):
 class AtomicCheckpointSaver(CheckpointSaver):
     """``monai.handlers.CheckpointSaver`` whose files are never half written, whenever the process is killed.
 
-    Put it after the validation handler, so that the random states it saves are those the next epoch starts with.
+    It has a ``state_dict`` too, so that a resumed run knows how good the best network was that it has saved.
+
+    Args:
+        args: of ``CheckpointSaver``.
+        interval_filename: one file for the checkpoints of ``save_interval``, each in place of the one before.
+        kwargs: of ``CheckpointSaver``.
 
     >>> import tempfile
     >>> saver = AtomicCheckpointSaver(tempfile.mkdtemp(), {"model": torch.nn.Linear(1, 1)}, save_interval=1)
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, interval_filename: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         for checkpoint in (self._final_checkpoint, self._key_metric_checkpoint, self._interval_checkpoint):
             if checkpoint is not None:
                 old: Any = checkpoint.save_handler
-                checkpoint.save_handler = _AtomicDiskSaver(old.dirname, old.filename)
+                fixed = interval_filename if checkpoint is self._interval_checkpoint else old.filename
+                checkpoint.save_handler = _AtomicDiskSaver(old.dirname, fixed)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The metric and file of the best networks saved so far; empty if it saves none."""
+        return {} if self._key_metric_checkpoint is None else dict(self._key_metric_checkpoint.state_dict())
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        if state_dict:
+            super().load_state_dict(dict(state_dict))
+
+
+class TrainingCheckpoint:
+    """Handler of an `AutoAugTrainer` that writes all of a run into one file and resumes from it.
+
+    To what it is given it adds the engine itself and its `AutoAugState`, which a configuration file can't refer to
+    where it makes the engine. It belongs behind the validation handler and the learning rate schedule, so that what it
+    saves is what the next epoch starts with.
+
+    Args:
+        path: the file, written anew and atomically.
+        objects: what else to save and load, by name: network, optimiser, schedule, an `AtomicCheckpointSaver`.
+        interval: epochs between writes.
+        resume: go on from the file.
+        map_location: of ``torch.load``.
+
+    Raises:
+        CheckpointError: when it is attached, if there is nothing to resume from.
+        ConfigError: it is attached to another kind of engine.
+
+    >>> net = torch.nn.Conv3d(1, 2, 1)
+    >>> TrainingCheckpoint("run/checkpoint.pt", {"model": net}, resume=True).resume
+    True
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        objects: Mapping[str, Any],
+        *,
+        interval: int = 1,
+        resume: bool = False,
+        map_location: Any = None,
+    ) -> None:
+        if interval < 1:
+            raise ConfigError(f"interval must be a number of epochs, got {interval}")
+        if {"autoaug", "trainer"} & set(objects):
+            raise ConfigError("the names 'autoaug' and 'trainer' are taken: the engine is saved by itself")
+        self.path, self.objects, self.interval = Path(path), dict(objects), interval
+        self.resume, self.map_location = resume, map_location
+
+    def attach(self, engine: Engine) -> None:
+        """Load at the start of the run, if asked to, and save from then on."""
+        state = getattr(engine, "autoaug_state", None)
+        if state is None:
+            raise ConfigError(f"TrainingCheckpoint belongs to an AutoAugTrainer, not to a {type(engine).__name__}")
+        objects = {**self.objects, "autoaug": state, "trainer": engine}
+        if self.resume:
+            if not self.path.is_file():
+                raise CheckpointError(f"{self.path}: there is no checkpoint to resume from; start without resume")
+            CheckpointLoader(str(self.path), objects, map_location=self.map_location).attach(engine)
+        AtomicCheckpointSaver(
+            str(self.path.parent), objects, save_interval=self.interval, n_saved=1, interval_filename=self.path.name
+        ).attach(engine)

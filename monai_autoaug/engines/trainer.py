@@ -46,7 +46,8 @@ class AutoAugTrainer(SupervisedTrainer):
 
     The network goes through `monai_autoaug.methods.prepare` before its optimiser is made. In a bundle::
 
-        "network": "$monai_autoaug.methods.prepare(@method, @network_def.to(@device), **@method_options)",
+        "imports": ["$from monai_autoaug.methods import prepare"],
+        "network": "$prepare(@method, @network_def.to(@device), **@method_options)",
         "optimizer": {"_target_": "torch.optim.AdamW", "params": "$@network.parameters()"},
         "trainer": {"_target_": "monai_autoaug.engines.AutoAugTrainer", "method": "@method",
                     "method_options": "@method_options", "network": "@network", "optimizer": "@optimizer", ...}

@@ -13,6 +13,7 @@ import pytest
 import torch
 from engine_helpers import SIZE, items, loader, loss, network, record, trainer
 from ignite.engine import Events
+from ignite.metrics import Metric
 from monai.data import DataLoader, Dataset
 from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader, LrScheduleHandler, ValidationHandler
@@ -23,9 +24,9 @@ from monai.transforms import Compose, RandFlipd, RandSpatialCropd, Transform
 from monai_autoaug import methods
 from monai_autoaug.data.loading import loader as patch_loader
 from monai_autoaug.data.patches import PatchBatches
-from monai_autoaug.engines import AtomicCheckpointSaver, AutoAugTrainer
+from monai_autoaug.engines import AtomicCheckpointSaver, AutoAugTrainer, TrainingCheckpoint
 from monai_autoaug.engines.checkpoints import random_states, restore_random_states, transform_states
-from monai_autoaug.errors import CheckpointError
+from monai_autoaug.errors import CheckpointError, ConfigError
 
 
 def whole_run(
@@ -167,6 +168,58 @@ def test_old_checkpoint_goes_only_after_the_new_one_is_there(tmp_path: Path, mon
     engine.run()
     assert before == [0, 1, 1]
     assert [p.name for p in tmp_path.iterdir()] == ["net_epoch=3.pt"]
+
+
+def test_one_handler_writes_and_resumes_a_run(tmp_path: Path) -> None:
+    def handlers(net: Any, optimizer: Any, resume: bool) -> list[Any]:
+        best = AtomicCheckpointSaver(str(tmp_path), {"net": net}, save_key_metric=True, key_metric_filename="best.pt")
+        objects = {"model": net, "optimizer": optimizer, "best": best}
+        return [best, TrainingCheckpoint(tmp_path / "run.pt", objects, resume=resume)]
+
+    runs = []
+    for epochs, resume in ((4, False), (2, False), (4, True)):
+        torch.manual_seed(99 if resume else 0)
+        net = methods.prepare("adversarial", network())
+        optimizer = torch.optim.AdamW(net.parameters(), lr=0.01)
+        engine = AutoAugTrainer(
+            "cpu", epochs, loader(batch_size=4), net, optimizer, loss(), key_train_metric={"number": Countdown()},
+            train_handlers=handlers(net, optimizer, resume),
+        )  # fmt: skip
+        rows = record(engine)
+        engine.run()
+        runs.append(rows)
+    whole, first, second = runs
+    assert first + second == whole
+    content = torch.load(tmp_path / "run.pt", weights_only=True)
+    assert content["best"]["_saved"][0][0] == 10.0  # of the first epoch: the resumed run knew of it
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["best.pt", "run.pt"]
+
+
+class Countdown(Metric):
+    """A key metric that gets worse every epoch."""
+
+    epochs = 0
+
+    def attach(self, engine: Any, name: str, *args: Any) -> None:
+        engine.add_event_handler(
+            Events.EPOCH_COMPLETED, lambda e: e.state.metrics.update({name: 11.0 - e.state.epoch})
+        )
+
+    def reset(self) -> None: ...
+    def update(self, output: Any) -> None: ...
+    def compute(self) -> None: ...
+
+
+def test_checkpoint_handler_refuses_what_cannot_work(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="interval"):
+        TrainingCheckpoint("x.pt", {}, interval=0)
+    with pytest.raises(ConfigError, match="taken"):
+        TrainingCheckpoint("x.pt", {"trainer": None})
+    with pytest.raises(CheckpointError, match="no checkpoint to resume from"):
+        trainer("none", train_handlers=[TrainingCheckpoint(tmp_path / "x.pt", {"model": network()}, resume=True)])
+    evaluator = SupervisedEvaluator("cpu", [], network())
+    with pytest.raises(ConfigError, match="SupervisedEvaluator"):
+        TrainingCheckpoint("x.pt", {"model": network()}).attach(evaluator)
 
 
 def test_files_have_ordinary_permissions(tmp_path: Path) -> None:
