@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Diagnosis": "doctor_report",
+    "Diagnosis": "diagnosis",
     "Options": "options",
-    "doctor": "doctor_report",
+    "doctor": "diagnosis",
     "export_plain": "export",
     "ext_path": "launcher",
     "nnUNetTrainerAutoAugAdversarial": "trainers",

@@ -23,7 +23,7 @@ from monai_autoaug.nnunet.losses import soft_losses
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.nnunet.patches import PatchLayout
 from monai_autoaug.nnunet.task import TrainingTask
-from monai_autoaug.precision import Precision, rank
+from monai_autoaug.precision import Precision, rank, world_size
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as _Host
@@ -147,6 +147,13 @@ class BuildingMixin(_Host):
     def _set_batch_size_and_oversample(self) -> None:
         with self._together():
             super()._set_batch_size_and_oversample()
+            size, share = self.configuration_manager.batch_size, world_size()
+            if self.configuration_manager.batch_dice and size % share:
+                # a gather of tensors of different size: gloo aborts, NCCL waits for ever
+                raise ConfigError(
+                    f"nnU-Net's batch Dice takes the same number of patches on each rank: {size} is not divisible by"
+                    f" {share}; set the autoaug option batch_size to {size - size % share or share}"
+                )
 
     def _build_loss(self) -> Any:
         with self._together():

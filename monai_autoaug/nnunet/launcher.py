@@ -162,8 +162,8 @@ def _gpu_rank(rank: int, *arguments: Any) -> None:
 
 
 def _train_on_cpu_ranks(parsed: dict[str, Any]) -> None:
-    import torch.multiprocessing
     from nnunetv2.run.run_training import find_free_network_port
+    from torch.multiprocessing.spawn import spawn
 
     if parsed["continue_training"] and parsed["only_validation"]:
         raise ConfigError("--c continues training and --val only validates; give one of them")
@@ -173,7 +173,7 @@ def _train_on_cpu_ranks(parsed: dict[str, Any]) -> None:
         parsed["fold"] = int(parsed["fold"])
     os.environ["MASTER_ADDR"] = "localhost"
     os.environ.setdefault("MASTER_PORT", str(find_free_network_port()))
-    torch.multiprocessing.spawn(_cpu_rank, args=(parsed["num_gpus"], parsed), nprocs=parsed["num_gpus"], join=True)
+    spawn(_cpu_rank, args=(parsed["num_gpus"], parsed), nprocs=parsed["num_gpus"], join=True)
 
 
 def _cpu_rank(rank: int, world_size: int, parsed: dict[str, Any]) -> None:

@@ -1,0 +1,80 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The commands ``monai-autoaug nnunet ...``; nnU-Net is imported by the command that needs it."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+__all__ = ["nnunet_commands"]
+
+_PASS_ON = {"ignore_unknown_options": True, "help_option_names": []}
+
+
+@click.group("nnunet")
+def nnunet_commands() -> None:
+    """nnU-Net trainers with learned augmentation: paths, checks, training, prediction, export."""
+
+
+@nnunet_commands.command("path")
+def path() -> None:
+    """Print the folder to name in nnUNet_extTrainer, by which plain nnU-Net finds the trainers."""
+    from monai_autoaug.nnunet.launcher import ext_path
+
+    click.echo(ext_path())
+
+
+@nnunet_commands.command("doctor")
+@click.pass_context
+def doctor(context: click.Context) -> None:
+    """Say what is wrong when nnU-Net can't find or run a trainer, and what to do; exits with 1 if something is."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    from monai_autoaug.nnunet.diagnosis import doctor as examine
+
+    table = Table("check", "", "found", "to do", show_lines=True)
+    colours = {"ok": "green", "warning": "yellow", "error": "red"}
+    diagnoses = examine()
+    for d in diagnoses:
+        severity = f"[{colours[d.severity]}]{d.severity}[/]"
+        table.add_row(d.check, severity, escape(d.found), escape(d.remedy))
+    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    context.exit(1 if any(d.severity == "error" for d in diagnoses) else 0)
+
+
+@nnunet_commands.command("train", context_settings=_PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def train(arguments: tuple[str, ...]) -> None:
+    """nnUNetv2_train with the trainers of this package; the arguments are nnU-Net's (-h shows them).
+
+    -tr defaults to nnUNetTrainerAutoAugAdversarial; -num_gpus 2 -device cpu trains on two CPU ranks.
+    """
+    from monai_autoaug.nnunet.launcher import train as run
+
+    run(arguments)
+
+
+@nnunet_commands.command("predict", context_settings=_PASS_ON)
+@click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
+def predict(arguments: tuple[str, ...]) -> None:
+    """nnUNetv2_predict with the trainers of this package; the arguments are nnU-Net's (-h shows them)."""
+    from monai_autoaug.nnunet.launcher import predict as run
+
+    run(arguments)
+
+
+@nnunet_commands.command("export-plain")
+@click.argument("model_folder", type=click.Path(exists=True, file_okay=False))
+@click.argument("out_folder", type=click.Path(file_okay=False))
+def export_plain(model_folder: str, out_folder: str) -> None:
+    """Make of MODEL_FOLDER a model in OUT_FOLDER that an nnU-Net without this package loads.
+
+    MODEL_FOLDER is <nnUNet_results>/<dataset>/<trainer>__<plans>__<configuration>.
+    """
+    from monai_autoaug.nnunet.export import export_plain as run
+
+    click.echo(run(model_folder, out_folder))

@@ -1,0 +1,209 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What is wrong when nnU-Net can't find or run a trainer of this package, and what to do about it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import pkgutil
+import site
+import sysconfig
+from collections.abc import Callable
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from importlib import metadata
+from io import StringIO
+from pathlib import Path
+
+from monai_autoaug.errors import AutoAugError
+from monai_autoaug.nnunet.launcher import DEFAULT_TRAINER, EXT_VARIABLE, ext_path
+from monai_autoaug.nnunet.options import CONFIG_VARIABLE, read_options
+
+__all__ = ["CHECKS", "Diagnosis", "doctor"]
+
+_OK, _WARNING, _ERROR = "ok", "warning", "error"
+_EXPORT = f"export {EXT_VARIABLE}=$(monai-autoaug nnunet path)"
+_LAUNCHER = "or use monai-autoaug nnunet train|predict, which need neither"
+
+
+@dataclass(frozen=True)
+class Diagnosis:
+    """What one check found.
+
+    Args:
+        check: what was looked at.
+        severity: "ok", "warning" (something works only in part) or "error" (training or prediction can't work).
+        found: what there is.
+        remedy: what to do; empty when all is well.
+
+    >>> Diagnosis("torchvision", "ok", "0.29").remedy
+    ''
+    """
+
+    check: str
+    severity: str
+    found: str
+    remedy: str = ""
+
+
+def _version(package: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in metadata.version(package).split("+")[0].split(".")[:2] if part.isdigit())
+
+
+def _check_nnunet() -> Diagnosis:
+    try:
+        version = metadata.version("nnunetv2")
+        importlib.import_module("nnunetv2.training.nnUNetTrainer.nnUNetTrainer")
+    except Exception as error:  # an import can fail in any way; that is what is reported
+        return Diagnosis(
+            "nnunetv2",
+            _ERROR,
+            f"{type(error).__name__}: {error}",
+            "pip install 'nnunetv2>=2.8,<2.9' in this environment",
+        )
+    if not (2, 8) <= _version("nnunetv2") < (2, 9):
+        return Diagnosis("nnunetv2", _ERROR, version, f"pip install 'nnunetv2>=2.8,<2.9': {EXT_VARIABLE} came with 2.8")
+    return Diagnosis("nnunetv2", _OK, version)
+
+
+def _check_torch() -> Diagnosis:
+    import torch
+
+    if _version("torch") < (2, 8):
+        return Diagnosis("torch", _ERROR, torch.__version__, "pip install 'torch>=2.8'")
+    return Diagnosis("torch", _OK, f"{torch.__version__}, GPU: {torch.cuda.is_available()}")
+
+
+def _check_torchvision() -> Diagnosis:
+    remedy = (
+        "nnU-Net imports all of its own trainers before it looks at external ones, and one of them needs torchvision:"
+        f" install the one that fits torch (pip install torchvision), {_LAUNCHER}"
+    )
+    try:
+        module = importlib.import_module("torchvision")
+    except Exception as error:  # missing, or built for another torch: an import can fail in any way
+        return Diagnosis("torchvision", _WARNING, f"{type(error).__name__}: {error}", remedy)
+    return Diagnosis("torchvision", _OK, str(module.__version__))
+
+
+def _check_path() -> Diagnosis:
+    name, value = EXT_VARIABLE, os.environ.get(EXT_VARIABLE, "")
+    if not value:
+        return Diagnosis(name, _WARNING, "not set", f"{_EXPORT}, {_LAUNCHER}")
+    paths = [Path(p) for p in value.split(os.pathsep) if p.strip()]
+    missing = [str(p) for p in paths if not p.is_dir()]
+    if missing:
+        return Diagnosis(name, _ERROR, f"{', '.join(missing)}: no folder", _EXPORT)
+    packages = {Path(p).resolve() for p in (*site.getsitepackages(), sysconfig.get_paths()["purelib"])}
+    wide = [str(p) for p in paths if p.resolve() in packages or (p / "monai_autoaug").is_dir()]
+    if wide:
+        return Diagnosis(
+            name, _ERROR, f"{', '.join(wide)}: holds whole packages, and nnU-Net imports every module in it", _EXPORT
+        )
+    if any((p / "nnunet" / "ext").is_dir() or p.name == "nnunet" for p in paths):
+        return Diagnosis(name, _ERROR, f"{value}: is the package itself; its modules can't be imported so", _EXPORT)
+    if ext_path() not in [p.resolve() for p in paths]:
+        return Diagnosis(name, _WARNING, f"{value}: doesn't name {ext_path()}", _EXPORT)
+    return Diagnosis(name, _OK, value)
+
+
+def _check_import() -> Diagnosis:
+    try:
+        from monai_autoaug.nnunet.trainers import TRAINERS
+    except Exception as error:  # an import can fail in any way; that is what is reported
+        return Diagnosis(
+            "import of the trainers", _ERROR, f"{type(error).__name__}: {error}", "install what the message names"
+        )
+    return Diagnosis("import of the trainers", _OK, ", ".join(TRAINERS))
+
+
+def _check_shadow() -> Diagnosis:
+    """nnU-Net takes the first class of a name, and looks through its own folder first."""
+    try:
+        folder = Path(importlib.import_module("nnunetv2.training.nnUNetTrainer").__path__[0])
+    except ImportError as error:
+        return Diagnosis("copies inside nnunetv2", _WARNING, str(error), "see nnunetv2 above")
+    copies = [
+        str(p) for p in folder.rglob("*.py") if DEFAULT_TRAINER in p.read_text(encoding="utf-8", errors="replace")
+    ]
+    if copies:
+        return Diagnosis(
+            "copies inside nnunetv2",
+            _ERROR,
+            ", ".join(copies),
+            "remove them: nnU-Net would take them instead of this package",
+        )
+    return Diagnosis("copies inside nnunetv2", _OK, "none")
+
+
+def _check_search() -> Diagnosis:
+    """What plain nnU-Net itself says."""
+    check = f"plain nnU-Net finds {DEFAULT_TRAINER}"
+    try:
+        from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+        with redirect_stdout(StringIO()):
+            found = recursive_find_trainer_class_by_name(DEFAULT_TRAINER)
+    except Exception as error:  # nnU-Net's search imports foreign modules, which can fail in any way
+        return Diagnosis(check, _WARNING, f"{type(error).__name__}: {error}", f"{_EXPORT}, {_LAUNCHER}")
+    return Diagnosis(check, _OK, f"{found.__module__}.{found.__qualname__}")
+
+
+def _check_folder(variable: str) -> Callable[[], Diagnosis]:
+    def check() -> Diagnosis:
+        value = os.environ.get(variable)
+        if not value:
+            return Diagnosis(variable, _ERROR, "not set", f"export {variable}=<folder>")
+        if not Path(value).is_dir():
+            return Diagnosis(variable, _ERROR, f"{value}: no folder", f"mkdir -p {value}")
+        if variable != "nnUNet_raw" and not os.access(value, os.W_OK):
+            return Diagnosis(variable, _ERROR, f"{value}: not writable", f"chmod u+w {value}")
+        return Diagnosis(variable, _OK, value)
+
+    return check
+
+
+def _check_options() -> Diagnosis:
+    if not os.environ.get(CONFIG_VARIABLE):
+        return Diagnosis(CONFIG_VARIABLE, _OK, "not set; options come from the plans")
+    try:
+        options = read_options({}, {"configurations": {}}, "")
+    except AutoAugError as error:
+        return Diagnosis(CONFIG_VARIABLE, _ERROR, str(error), "correct the file")
+    return Diagnosis(CONFIG_VARIABLE, _OK, f"{os.environ[CONFIG_VARIABLE]}: method {options.method}")
+
+
+def _check_shim() -> Diagnosis:
+    modules = [m.name for m in pkgutil.iter_modules([str(ext_path())])]
+    if modules != ["monai_autoaug_trainers"]:
+        return Diagnosis("folder for nnU-Net", _ERROR, f"{ext_path()} holds {modules}", "reinstall monai_autoaug")
+    return Diagnosis("folder for nnU-Net", _OK, str(ext_path()))
+
+
+CHECKS: tuple[Callable[[], Diagnosis], ...] = (
+    _check_nnunet,
+    _check_torch,
+    _check_torchvision,
+    _check_import,
+    _check_shim,
+    _check_path,
+    _check_shadow,
+    _check_search,
+    _check_folder("nnUNet_raw"),
+    _check_folder("nnUNet_preprocessed"),
+    _check_folder("nnUNet_results"),
+    _check_options,
+)
+
+
+def doctor() -> list[Diagnosis]:
+    """Look at everything on which finding and running a trainer depends.
+
+    Returns:
+        One diagnosis a check, in the order in which to repair them.
+
+    >>> [d.severity for d in doctor() if d.check == "torch"]
+    ['ok']
+    """
+    return [check() for check in CHECKS]

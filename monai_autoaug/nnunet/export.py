@@ -1,0 +1,113 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""A trained model without any trace of this package, for an nnU-Net that doesn't have it.
+
+The deployed network is the plain one (its auxiliary norm groups never enter its state), so nothing about the prediction
+changes: the checkpoint gets the plain trainer's name and loses what was added to it, the plans lose the key
+    ``autoaug``.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import torch
+from batchgenerators.utilities.file_and_folder_operations import load_json, save_json
+
+from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.nnunet.checkpoint import KEY, read_checkpoint
+
+__all__ = ["export_plain", "plain_checkpoint"]
+
+_COPIED = ("dataset.json", "dataset_fingerprint.json")
+
+
+def export_plain(model_folder: str | os.PathLike[str], out_folder: str | os.PathLike[str]) -> Path:
+    """Write a model folder that plain nnU-Net loads, and that predicts what this one does.
+
+    Args:
+        model_folder: ``<nnUNet_results>/<dataset>/<trainer>__<plans>__<configuration>``.
+        out_folder: where the new model folder is made; ``<nnUNet_results>/<dataset>`` of another machine, for example.
+
+    Returns:
+        The new folder, ``<out_folder>/<plain trainer>__<plans>__<configuration>``.
+
+    Raises:
+        CheckpointError: there is no checkpoint of this package's trainers in the folder.
+        ConfigError: the folder is no model folder, or the new one exists already.
+    """
+    source = Path(model_folder)
+    parts = source.resolve().name.split("__")
+    if len(parts) != 3 or not (source / "plans.json").is_file():
+        raise ConfigError(
+            f"{source}: is no model folder; expected <trainer>__<plans>__<configuration> with plans.json in it"
+        )
+    files = sorted(source.glob("fold_*/checkpoint_*.pth"))
+    if not files:
+        raise CheckpointError(f"{source}: holds no fold_*/checkpoint_*.pth; train first")
+    target: Path | None = None
+    for file in files:
+        checkpoint = read_checkpoint(file)
+        if KEY not in checkpoint:
+            raise CheckpointError(f"{file}: was not written by a trainer of monai_autoaug; nothing to export")
+        plain = plain_checkpoint(checkpoint)
+        if target is None:
+            target = Path(out_folder) / "__".join([plain["trainer_name"], *parts[1:]])
+            if target.exists():
+                raise ConfigError(f"{target}: exists already; remove it or choose another folder")
+        fold = target / file.parent.name
+        fold.mkdir(parents=True, exist_ok=True)
+        torch.save(plain, fold / file.name)
+    assert target is not None  # noqa: S101  # for the type checker: there was a file
+    save_json(_plain_plans(load_json(str(source / "plans.json"))), str(target / "plans.json"), sort_keys=False)
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copy(source / name, target / name)
+    return target
+
+
+def plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """nnU-Net's checkpoint as a plain trainer would have written it.
+
+    The optimiser's state goes along, without the auxiliary norms' part, where it is of plain nnU-Net's kind;
+    otherwise a fresh one does.
+
+    Args:
+        checkpoint: with the key ``autoaug``; not changed.
+    """
+    ours = checkpoint[KEY]
+    plain = {key: value for key, value in checkpoint.items() if key != KEY}
+    plain["trainer_name"] = ours["plain_trainer"]
+    plain["init_args"] = {**checkpoint["init_args"], "plans": _plain_plans(checkpoint["init_args"]["plans"])}
+    plain["optimizer_state"] = _plain_optimizer(
+        checkpoint["optimizer_state"], ours["parameter_names"], fresh=ours["options"]["optimizer"] is not None
+    )
+    return plain
+
+
+def _plain_plans(plans: dict[str, Any]) -> dict[str, Any]:
+    plans = deepcopy(plans)
+    for configuration in plans["configurations"].values():
+        configuration.pop(KEY, None)
+    return plans
+
+
+def _plain_optimizer(state: dict[str, Any], names: list[str], fresh: bool) -> dict[str, Any]:
+    """Without the parameters that only auxiliary norms have, the others renumbered in their order."""
+    kept = [i for i, name in enumerate(names) if not name.rpartition(".")[2].startswith("auxiliary_")]
+    if fresh:  # plain nnU-Net has another optimiser; this one's state says nothing to it
+        parameters = [torch.nn.Parameter(torch.zeros(1)) for _ in kept]
+        made = torch.optim.SGD(parameters, 1e-2, weight_decay=3e-5, momentum=0.99, nesterov=True)
+        return dict(made.state_dict())
+    order = [i for group in state["param_groups"] for i in group["params"]]
+    number = {old: new for new, old in enumerate(order[i] for i in kept)}
+    return {
+        "state": {number[i]: value for i, value in state["state"].items() if i in number},
+        "param_groups": [
+            {**group, "params": [number[i] for i in group["params"] if i in number]} for group in state["param_groups"]
+        ],
+    }
