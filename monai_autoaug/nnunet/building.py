@@ -118,7 +118,7 @@ class BuildingMixin(_Host):
             ignore_label=self.label_manager.ignore_label,
             spacing=tuple(float(s) for s in self.configuration_manager.spacing[-len(patch_size) :]),
             masked_channels=tuple(bool(m) for m in self.configuration_manager.use_mask_for_norm),
-            margin=self.autoaug.margins(len(patch_size)),
+            margin=self.autoaug.margins(patch_size, self.configuration_manager.median_image_size_in_voxels),
             scales=self._get_deep_supervision_scales(),
         )
 

@@ -10,6 +10,7 @@ prediction needs neither the variable nor this package to build the same network
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
@@ -66,6 +67,8 @@ class Options:
             that has learned nothing leaves plain nnU-Net), "mirror" (mirroring only) or "none".
         margin: voxels by which each end of each axis of a patch is enlarged, one number or one an axis, so that a
             learned deformation draws real voxels into the patch instead of its border; the step crops it off again.
+            None: an eighth of the patch as far as images are larger than it, nothing with method "none". nnU-Net's
+            workers augment the enlarged patches, which takes them up to twice the time.
         save_every: epochs between two checkpoints ``checkpoint_latest.pth``.
 
     >>> Options(method="none", epochs=2).epochs
@@ -91,7 +94,7 @@ class Options:
     loader: str = "seeded"
     precision: str | None = None
     base_augmentation: str = "stock"
-    margin: int | tuple[int, ...] = 0
+    margin: int | tuple[int, ...] | None = None
     save_every: int | None = None
 
     def __post_init__(self) -> None:
@@ -128,19 +131,29 @@ class Options:
         plain = asdict(self)
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
-    def margins(self, spatial_dims: int) -> tuple[int, ...]:
+    def margins(self, patch_size: Sequence[int], image_size: Sequence[float]) -> tuple[int, ...]:
         """The margin of each axis.
+
+        Args:
+            patch_size: of the network.
+            image_size: median size of the images in voxels.
 
         Raises:
             ConfigError: another number of axes was given.
 
-        >>> Options(margin=4).margins(3)
-        (4, 4, 4)
+        >>> Options().margins((64, 64, 40), (80, 68, 40)), Options(margin=4).margins((64, 64), (80, 80))
+        ((8, 2, 0), (4, 4))
         """
+        if self.margin is None:
+            beyond = [math.ceil((n - p) / 2) for p, n in zip(patch_size, image_size, strict=True)]
+            wanted = [0 if self.method == "none" else math.ceil(p / 8) for p in patch_size]
+            return tuple(max(0, min(w, b)) for w, b in zip(wanted, beyond, strict=True))
         if isinstance(self.margin, int):
-            return (self.margin,) * spatial_dims
-        if len(self.margin) != spatial_dims:
-            raise ConfigError(f"autoaug option margin has {len(self.margin)} numbers, the patches {spatial_dims} axes")
+            return (self.margin,) * len(patch_size)
+        if len(self.margin) != len(patch_size):
+            raise ConfigError(
+                f"autoaug option margin has {len(self.margin)} numbers, patches have {len(patch_size)} axes"
+            )
         return self.margin
 
 
@@ -182,7 +195,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     ),
     "save_every": (_is_count, "a positive whole number"),
 }
-_REQUIRED = ("method", "method_options", "loader", "base_augmentation", "margin")
+_REQUIRED = ("method", "method_options", "loader", "base_augmentation")
 
 
 def _check_types(options: Options) -> None:

@@ -27,6 +27,7 @@ from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainer
     nnUNetTrainerNoDeepSupervision,
 )
 
+from monai_autoaug.nnunet import launcher
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial as Adversarial
 from monai_autoaug.nnunet.trainers import with_autoaug
 
@@ -160,13 +161,16 @@ def test_2d(make_dataset: Callable[..., Any]) -> None:
     assert trainer.task.spatial_dims == 2
 
 
-@pytest.mark.parametrize("planner", ["nnUNetPlannerResEncM", "nnUNetPlannerResEncL"])
-def test_residual_encoder_plans(make_dataset: Callable[..., Any], planner: str) -> None:
-    dataset = make_dataset(labels=LABELS, planner=planner)
-    assert dataset.plans["plans_name"] == planner.replace("nnUNetPlanner", "nnUNet").replace("Enc", "EncUNet") + "Plans"
+def test_residual_encoder_plans(make_dataset: Callable[..., Any], forked_pools: Callable[..., Any]) -> None:
+    """Through the command, with -p."""
+    dataset = make_dataset(labels=LABELS, planner="nnUNetPlannerResEncL")
     trainer = dataset.trainer(Adversarial, width=0.5)
     steps(trainer)
     assert type(trainer.task.network).__name__ == "ResidualEncoderUNet"
+    with forked_pools():
+        launcher.train([str(dataset.number), "3d_fullres", "0", "-p", "nnUNetResEncUNetLPlans", "-device", "cpu"])
+    folder = dataset.results / dataset.name / "nnUNetTrainerAutoAugAdversarial__nnUNetResEncUNetLPlans__3d_fullres"
+    assert (folder / "fold_0" / "validation" / "summary.json").is_file()
 
 
 @pytest.mark.parametrize(
@@ -216,7 +220,7 @@ def test_low_resolution(cascade: Any, trained_low: Any) -> None:
     assert tuple(trained_low.layout.spacing) == (1.5, 1.5, 1.5)
 
 
-def test_cascade(cascade: Any, trained_low: Any) -> None:
+def test_cascade(cascade: Any, trained_low: Any, forked_pools: Callable[..., Any]) -> None:
     """The previous segmentation moves with the image, stays out of intensity changes, and reaches the network."""
     trainer = cascade.trainer(Adversarial, "3d_cascade_fullres")
     assert trainer.is_cascaded
@@ -225,6 +229,9 @@ def test_cascade(cascade: Any, trained_low: Any) -> None:
         assert batch.extra.shape[1] == 2
         assert batch.extra.min() >= 0
         assert batch.extra.max() <= 1 + 1e-5
+    with forked_pools():
+        trainer.perform_actual_validation()
+    assert (Path(trainer.output_folder) / "validation" / "summary.json").is_file()
     untouched = {"base_augmentation": "none", "method_options": {"mode": "appearance", "warm_up": 0}}
     for batch, _ in steps(cascade.trainer(Adversarial, "3d_cascade_fullres", **untouched)):
         assert ((batch.extra == 0) | (batch.extra == 1)).all()

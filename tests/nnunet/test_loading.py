@@ -188,6 +188,10 @@ def test_margins_reach_what_lies_beyond_the_patch(make_dataset: Callable[..., An
     border = torch.ones_like(image, dtype=torch.bool)
     border[:, :, 4:-4, 4:-4, 4:-4] = False
     assert (image[border] != 0).float().mean() > 0.3
+    automatic, _ = streams(dataset)
+    assert automatic.layout.margin == (2, 2, 2)
+    off, _ = streams(dataset, method="none")
+    assert off.layout.margin == (0, 0, 0)
 
 
 def test_a_trainer_with_another_list_of_transforms_is_refused_by_name(tiny: Any) -> None:
