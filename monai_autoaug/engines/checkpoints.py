@@ -15,10 +15,12 @@ import torch
 import torch.distributed as dist
 from ignite.engine import Engine
 from ignite.handlers import DiskSaver
+from monai.data import SmartCacheDataset
 from monai.handlers import CheckpointLoader, CheckpointSaver
 from monai.transforms import Randomizable, Transform
 from torch.utils.data import DataLoader, Dataset
 
+from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.precision import rank, world_size
 
@@ -29,6 +31,7 @@ __all__ = [
     "AtomicCheckpointSaver",
     "AutoAugState",
     "TrainingCheckpoint",
+    "inexact",
     "random_states",
     "restore_random_states",
     "transform_states",
@@ -116,6 +119,30 @@ def _random_numbers(loader: Any) -> list[np.random.RandomState]:
     return list(unique.values())
 
 
+def inexact(loader: Any, epoch_length: int | None) -> list[str]:
+    """Why the batches of a resumed run can't be those of an uninterrupted one; empty where they are.
+
+    >>> inexact(DataLoader([1, 2, 3]), epoch_length=2)
+    ["epoch_length 2 is not the loader's length 3, and the place in its order isn't known"]
+    """
+    if not isinstance(loader, DataLoader) or isinstance(loader.dataset, PatchBatches):
+        return []
+    reasons = []
+    if loader.num_workers > 0 and loader.persistent_workers:
+        reasons.append("persistent workers keep random states that only they know")
+    if isinstance(loader.dataset, SmartCacheDataset):
+        reasons.append("a SmartCacheDataset starts with a new cache")
+    try:
+        length = len(loader)
+    except TypeError:  # an iterable data set that doesn't know its length
+        length = epoch_length if epoch_length is not None else 0
+    if epoch_length not in (None, length):
+        reasons.append(
+            f"epoch_length {epoch_length} is not the loader's length {length}, and the place in its order isn't known"
+        )
+    return reasons
+
+
 class AutoAugState:
     """All that a resumed run needs besides network, optimiser and engine: for ``save_dict`` and ``load_dict``.
 
@@ -125,7 +152,7 @@ class AutoAugState:
         saved = {"model": network, "optimizer": optimizer, "autoaug": trainer.autoaug_state, "trainer": trainer}
         AtomicCheckpointSaver(save_dir, saved, save_interval=1), CheckpointLoader(path, saved)
 
-    `TrainingCheckpoint` is both in one handler.
+    `TrainingCheckpoint` is both in one handler. Where a run can't be repeated to the bit (`inexact`), the log says so.
 
     Args:
         trainer: the engine it belongs to.
@@ -190,6 +217,8 @@ class AutoAugState:
         if self._pending is None:
             return
         own, self._pending = self._pending, None
+        for reason in inexact(self.trainer.data_loader, self.trainer.state.epoch_length):
+            self.trainer.logger.warning(f"the resumed run will differ from an uninterrupted one: {reason}")
         numbers = _random_numbers(self.trainer.data_loader)
         if len(numbers) != len(own["transforms"]):
             raise CheckpointError(

@@ -235,7 +235,7 @@ def test_properties_are_where_monai_looks_for_them(workflow: str, config: str, b
     assert not unmet_properties(bundle, data, workflow, config)
 
 
-@pytest.mark.parametrize("missing", ["train::trainer", "train::inferer", "train::dataset", "dataset_dir"])
+@pytest.mark.parametrize("missing", ["train::trainer", "train::inferer", "train::dataset"])
 def test_the_property_check_can_fail(missing: str, bundle: Path, data: Path) -> None:
     path = bundle / "configs" / "train.json"
     path.write_text(path.read_text().replace(f'"{missing.rpartition("::")[2]}": ', '"elsewhere": '))

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from engine_helpers import SIZE, items, loader, loss, network, record, trainer
 from ignite.engine import Events
 from ignite.metrics import Metric
-from monai.data import DataLoader, Dataset
+from monai.data import DataLoader, Dataset, SmartCacheDataset
 from monai.engines import SupervisedEvaluator
 from monai.handlers import CheckpointLoader, LrScheduleHandler, ValidationHandler
 from monai.inferers import SlidingWindowInferer
@@ -25,7 +26,7 @@ from monai_autoaug import methods
 from monai_autoaug.data.loading import loader as patch_loader
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.engines import AtomicCheckpointSaver, AutoAugTrainer, TrainingCheckpoint
-from monai_autoaug.engines.checkpoints import random_states, restore_random_states, transform_states
+from monai_autoaug.engines.checkpoints import inexact, random_states, restore_random_states, transform_states
 from monai_autoaug.errors import CheckpointError, ConfigError
 
 
@@ -227,6 +228,20 @@ def test_files_have_ordinary_permissions(tmp_path: Path) -> None:
     trainer("none", train_handlers=[saver]).run()
     (tmp_path / "plain").write_text("")
     assert (tmp_path / "model_epoch=1.pt").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+def test_a_resume_that_can_only_be_near_says_so(caplog: pytest.LogCaptureFixture) -> None:
+    assert inexact(cached(), 2) == inexact(own_patches(), 3) == inexact([], 3) == []
+    persistent = loader(num_workers=1, persistent_workers=True)
+    assert "persistent workers" in inexact(persistent, len(persistent))[0]
+    smart = DataLoader(SmartCacheDataset(items(), lambda x: x, 0.5, 2, progress=False), batch_size=1)
+    assert "SmartCacheDataset" in inexact(smart, len(smart))[0]
+    engine = trainer("none", epoch_length=1)
+    engine.autoaug_state.load_state_dict(engine.autoaug_state.state_dict())
+    engine.logger.propagate = True
+    with caplog.at_level(logging.WARNING, logger=engine.logger.name):
+        engine.run()
+    assert "epoch_length 1 is not the loader's length 2" in caplog.text
 
 
 def test_best_metric_goes_on() -> None:

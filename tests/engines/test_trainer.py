@@ -205,9 +205,10 @@ def test_float16_switches_itself_off_on_the_cpu(caplog: pytest.LogCaptureFixture
     engine.run()
 
 
-def test_compiled_network_trains_as_the_plain_one_does() -> None:
+@pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
+def test_compiled_network_trains_as_the_plain_one_does(backend: str) -> None:
     runs = []
-    for options in ({}, {"compile": True, "compile_kwargs": {"backend": "eager"}}):
+    for options in ({}, {"compile": True, "compile_kwargs": {"backend": backend}}):
         torch.manual_seed(0)
         engine = trainer(**options)
         runs.append(record(engine))
