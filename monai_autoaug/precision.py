@@ -156,11 +156,13 @@ class Precision:
         """
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         average_gradients(parameters)
+        given = [p for p in parameters if p.grad is not None]
+        if not given:  # a player without samples in this step; a scaler would complain
+            return True
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
-        given = [p for p in parameters if p.grad is not None]
-        norm = torch.nn.utils.clip_grad_norm_(given, float("inf") if clip is None else clip) if given else None
-        if norm is not None and not bool(torch.isfinite(norm)):
+        norm = torch.nn.utils.clip_grad_norm_(given, float("inf") if clip is None else clip)
+        if not bool(torch.isfinite(norm)):
             self._skip(name, optimizer)
             return False
         self._in_a_row[name] = 0

@@ -66,6 +66,26 @@ def test_one_good_update_ends_the_row() -> None:
     assert precision.skipped["network"] == 4
 
 
+def test_one_scaler_serves_all_players_and_each_is_skipped_on_its_own() -> None:
+    precision = Precision("cpu", scaler=torch.amp.GradScaler("cpu", init_scale=1024.0))
+    (good, good_optimizer), (bad, bad_optimizer), (idle, idle_optimizer) = linear(), linear(), linear()
+    x = torch.ones(1, 1)
+    assert precision.scale == 1024.0
+    precision.backward(0.25 * good(x).sum() + float("inf") * bad(x).sum())
+    assert float(good.weight.grad) == 256.0  # scaled
+    assert precision.step("good", good_optimizer)
+    assert not precision.step("bad", bad_optimizer)
+    assert precision.step("idle", idle_optimizer)
+    precision.update()
+    assert float(good.weight) == 0.75
+    assert float(bad.weight) == float(idle.weight) == 1.0
+    assert dict(precision.skipped) == {"bad": 1}
+    assert precision.scale == 512.0
+    again = Precision("cpu", scaler=torch.amp.GradScaler("cpu"))
+    again.load_state_dict(precision.state_dict())
+    assert again.scale == 512.0
+
+
 def test_options_are_checked() -> None:
     with pytest.raises(ConfigError, match="precision must be one of"):
         Precision("cpu", "half")
