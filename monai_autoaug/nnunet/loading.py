@@ -12,7 +12,10 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import multiprocessing
+import os
 import random
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -109,7 +112,21 @@ class RecordingLoader:
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called by a worker before its first batch."""
+        _end_with_parent()
         self.loader.set_thread_id(thread_id)
+
+
+def _end_with_parent() -> None:
+    """Let this worker end when the process that started it is gone, were it killed; batchgenerators' go on for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
 
 
 class SeededLoader:

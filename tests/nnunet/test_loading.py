@@ -5,9 +5,16 @@
 from __future__ import annotations
 
 import copy
+import json
+import os
 import pickle
 import random
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +25,7 @@ from batchgeneratorsv2.transforms.spatial.spatial import SpatialTransform
 from batchgeneratorsv2.transforms.utils.compose import ComposeTransforms
 
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.nnunet import launcher
 from monai_autoaug.nnunet.loading import SeededLoader, Stream, seeded, take_loader
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial as Adversarial
 
@@ -79,6 +87,44 @@ def test_the_trainer_itself_uses_workers(tiny: Any, monkeypatch: pytest.MonkeyPa
     for name in ("train", "val", "real"):
         for _ in range(2):
             assert equal(next(several[name]), next(single[name])), name
+
+
+ORPHANS = """
+import json, os, signal, sys, torch
+from pathlib import Path
+from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial
+plans, dataset_json = json.loads(Path(sys.argv[1]).read_text())
+trainer = nnUNetTrainerAutoAugAdversarial(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+trainer.on_train_start()
+for stream in trainer._streams.values():
+    next(stream)
+workers = [p.pid for s in trainer._streams.values() for p in s._augmenter._processes]
+Path(sys.argv[2]).write_text(json.dumps(workers))
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def alive(pid: int) -> bool:
+    """Whether a process runs (a zombie that nobody waits for doesn't)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
+def test_workers_end_with_a_killed_training(tiny: Any, tmp_path: Path) -> None:
+    given, out = tmp_path / "given.json", tmp_path / "workers.json"
+    given.write_text(json.dumps([tiny.plans, tiny.json]))
+    environment = os.environ | {"nnUNet_n_proc_DA": "2", "PYTHONPATH": str(Path(launcher.__file__).parents[2])}
+    process = subprocess.Popen([sys.executable, "-c", ORPHANS, str(given), str(out)], env=environment)
+    assert process.wait(timeout=300) == -signal.SIGKILL
+    workers = json.loads(out.read_text())
+    assert len(workers) == 4
+    deadline = time.time() + 30
+    while any(map(alive, workers)) and time.time() < deadline:
+        time.sleep(0.1)
+    assert not any(map(alive, workers))
 
 
 def test_streams_ranks_and_seeds_differ(tiny: Any) -> None:
