@@ -72,6 +72,7 @@ def test_checksum_is_compared(tmp_path: Path) -> None:
         ("a.nii.gz", b"this is a text that someone renamed", "damaged"),
         ("a.nii.gz", gzip.compress(b"this is a text that someone renamed"), "not a NIfTI file"),
     ],
+    ids=["empty", "empty-gz", "text", "text-gz", "compressed-text"],
 )
 def test_no_nifti(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)

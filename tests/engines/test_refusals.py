@@ -59,7 +59,7 @@ class Endless(IterableDataset[Any]):
         ),
         ({"data": DataLoader(list(range(4)), batch_size=None)}, "batch_sampler"),
     ],
-    ids=str,
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else v if isinstance(v, str) else "error",
 )
 def test_refused_before_training(options: dict[str, Any], words: str) -> None:
     with pytest.raises(ConfigError, match=words):
@@ -76,7 +76,7 @@ def test_refused_before_training(options: dict[str, Any], words: str) -> None:
         ({"num_classes": 2}, DataError, "undeclared label value"),
         ({"loss_function": NACLLoss(classes=3, dim=3)}, ConfigError, "NACLLoss"),
     ],
-    ids=str,
+    ids=lambda v: next(iter(v)) if isinstance(v, dict) else v if isinstance(v, str) else "error",
 )
 def test_refused_at_the_first_batch(options: dict[str, Any], error: type[Exception], words: str) -> None:
     net = network()
