@@ -12,13 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from monai.data import PersistentDataset
-from monai.transforms import Compose
+from monai.transforms import Transform
 from torch import Tensor
 
 from monai_autoaug.data import Case, DataList
 from monai_autoaug.data.audit import Finding, audit, refused
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.data.volume_transforms import StrictCompose
 from monai_autoaug.engines.batches import plain
 from monai_autoaug.engines.progress import Listener, Progress, unheard
 from monai_autoaug.errors import DataError
@@ -56,8 +57,10 @@ def sound(datalist: DataList, *, listener: Listener = unheard) -> list[Finding]:
     )
 
 
-class Kept:
+class Kept(Transform):
     """Keeps of a preprocessed case what training needs, as plain tensors, numbers and strings.
+
+    It is a MONAI transform, so that a `PersistentDataset` writes its result and not what went in.
 
     >>> import torch
     >>> sorted(Kept((1.0, 1.0, 2.0))({"image": torch.zeros(1, 2, 2, 2), "label": torch.zeros(1, 2, 2, 2), "case": "a"}))
@@ -95,7 +98,8 @@ def volumes(
     Returns:
         A dictionary a case: ``image`` (C, D, H, W) float32, ``label`` (1, D, H, W), ``case``, ``spacing``.
     """
-    transform = Compose([preprocessing.transforms(), Kept(preprocessing.spacing)])
+    # one flat list: MONAI takes a list within a list for a random transform and would cache nothing after it
+    transform = StrictCompose([*preprocessing.transforms().transforms, Kept(preprocessing.spacing)])
     rows: list[dict[str, Any]] = list(datalist.to_monai(cases))
     if cache is None:
         items: Any = [None] * len(rows)

@@ -1,0 +1,36 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Preprocessed volumes in memory and in a folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from monai_autoaug.data import Preprocessing, read_datalist, write_phantom
+from monai_autoaug.engines.volumes import volumes
+
+
+def test_the_folder_holds_volumes_and_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datalist = read_datalist(write_phantom(tmp_path / "data", cases=2, size=24))
+    preprocessing = Preprocessing.fit(datalist, datalist.training)
+    memory = volumes(datalist, datalist.training, preprocessing)
+    folder = volumes(datalist, datalist.training, preprocessing, cache=tmp_path / "cache")
+    for i in range(2):
+        assert torch.equal(memory[i]["image"], folder[i]["image"])
+        assert torch.equal(memory[i]["label"], folder[i]["label"])
+    monkeypatch.setattr("monai_autoaug.data.nifti.read_nifti", _forbidden)
+    monkeypatch.setattr("monai_autoaug.data.volume_transforms.read_nifti", _forbidden, raising=False)
+    again = volumes(datalist, datalist.training, preprocessing, cache=tmp_path / "cache")
+    assert torch.equal(again[0]["image"], memory[0]["image"])
+    with pytest.raises(RuntimeError, match="LoadNiftid"):  # another preprocessing is another cache
+        volumes(
+            datalist, datalist.training, Preprocessing.fit(datalist, datalist.training, spacing=(2.0, 2.0, 2.0)),
+            cache=tmp_path / "cache",
+        )  # fmt: skip
+
+
+def _forbidden(*args: object, **kwargs: object) -> None:
+    raise RuntimeError("the file was read again")
