@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 __all__ = ["bars", "console", "dice_table"]
 
 console = Console(highlight=False)
+if not console.is_terminal:
+    console = Console(highlight=False, width=120)  # a file or a pipe has no width of its own
 
 
 class _State(ProgressColumn):
@@ -44,8 +46,8 @@ class _State(ProgressColumn):
 def bars() -> Iterator[Listener]:
     """A listener that draws one progress bar a stage."""
     columns = (
-        SpinnerColumn(), TextColumn("{task.description:<13}"), BarColumn(bar_width=28), MofNCompleteColumn(),
-        _State(), TimeElapsedColumn(), TextColumn("left"), TimeRemainingColumn(),
+        SpinnerColumn(), TextColumn("{task.description:<10}"), BarColumn(bar_width=10), MofNCompleteColumn(),
+        _State(), TimeElapsedColumn(), TimeRemainingColumn(),
     )  # fmt: skip
     with warnings.catch_warnings(), Bars(*columns, console=console) as drawn:
         # one line an import and the same for everyone: MONAI says which of its own kernels it found
@@ -70,7 +72,7 @@ def _state(progress: Progress) -> str:
         words.append(f"loss {progress.loss:.3f}")
     if progress.dice is not None:
         words.append(f"Dice {progress.dice:.3f}")
-    return "  ".join(words)
+    return " ".join(words)
 
 
 def dice_table(evaluation: Evaluation, title: str) -> Table:

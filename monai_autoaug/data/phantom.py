@@ -29,7 +29,7 @@ __all__ = ["write_phantom"]
 LABELS = {"background": 0, "head": 1, "body": 2, "round": 3}
 _SPACING = np.array([1.0, 1.0, 4 / 3])
 # mean intensity of air, tissue, distractor, head, body, round in each of two contrasts
-_CONTRASTS = np.array([[0.0, 0.55, 0.9, 0.75, 0.7, 0.35], [0.0, 0.5, 0.15, 0.8, 0.65, 0.95]])
+_CONTRASTS = np.array([[0.0, 0.5, 0.95, 0.82, 0.72, 0.25], [0.0, 0.5, 0.15, 0.8, 0.65, 0.95]])
 Array = NDArray[np.float64]
 
 
@@ -104,9 +104,9 @@ def _intensities(rng: np.random.Generator, tissue: NDArray[np.uint8], channels: 
     texture *= 0.04 / texture.std()
     image = np.empty((channels, *shape), np.int16)
     for c in range(channels):
-        means = _CONTRASTS[c % 2] + np.concatenate([[0.02], rng.normal(0, 0.04, 5)])
+        means = _CONTRASTS[c % 2] + np.concatenate([[0.02], rng.normal(0, 0.025, 5)])
         clean = gaussian_filter(np.maximum(means[tissue] + texture * (tissue > 0), 0), 0.6)
-        clean = clean ** np.exp(rng.normal(0, 0.15))
+        clean = clean ** np.exp(rng.normal(0, 0.08))
         bias = np.exp(0.12 * _smooth_noise(rng, shape, 3))
         noise = rng.standard_normal((2, *shape)) * rng.uniform(0.03, 0.08)
         magnitude = np.hypot(clean * bias + noise[0], noise[1])  # Rician, as in magnitude MRI

@@ -112,7 +112,7 @@ def volumes(
             items[i] = transform(row)
         else:
             items[i]  # written now, so that a broken file is found before training
-        listener(Progress("preprocessing", i + 1, len(rows)))
+        listener(Progress("preparing", i + 1, len(rows)))
     result: Items = items
     return result
 

@@ -23,6 +23,8 @@ from monai_autoaug.report.panels import augmentation_panels
 
 __all__ = ["augmentation_picture", "prediction_picture", "run_pictures"]
 
+_LEAST = 64  # voxels a side of the window about the structures, where volumes are as large
+
 
 def run_pictures(run: Run, datalist: DataList, evaluation: Evaluation) -> list[Path]:
     """Draw all pictures of a run into its folder.
@@ -67,8 +69,9 @@ def augmentation_picture(run: Run, datalist: DataList, path: str | Path, *, seed
     config, preprocessing = read_json(run.config), run.load_preprocessing()
     case = _case(datalist, config["split"]["train"][0])
     item = volumes(datalist, [case], preprocessing)[0]
-    # as large as training patches, at which the augmenters have learned
-    window = _around(item["label"], tuple(config["patch_size"]))
+    # at least what the augmenters saw in training, and enough for a person to see where it is
+    patch = (n + 2 * m for n, m in zip(config["patch_size"], config["margin"], strict=True))
+    window = _around(item["label"], tuple(max(n, _LEAST) for n in patch))
     image, label = item["image"][window], item["label"][window]
     classes = torch.arange(preprocessing.num_classes).view(-1, 1, 1, 1)
     one_hot = (label == classes).float()

@@ -231,5 +231,5 @@ def test_the_bar_shows_every_stage(data: Path, tmp_path: Path) -> None:
     os.close(parent)
     assert process.wait(timeout=60) == 0
     text = seen.decode(errors="replace")
-    for word in ("checking", "preprocessing", "training", "predicting", "epoch 2/2", "loss ", "Dice 0."):
+    for word in ("checking", "preparing", "training", "predicting", "epoch 2/2", "loss ", "Dice 0."):
         assert word in text, word
