@@ -309,7 +309,9 @@ class AutoAugTrainer(SupervisedTrainer):
         if self.method.name == "none":
             inputs = prepared.inputs
             if isinstance(inputs, MetaTensor) and isinstance(prediction, Tensor):
-                prediction = MetaTensor(prediction, meta=inputs.meta, applied_operations=inputs.applied_operations)
+                # not through the constructor, which can't take a batch's metadata (a channel axis for each sample)
+                prediction = MetaTensor(prediction)
+                prediction.copy_meta_from(inputs, copy_attr=False)
             return {Keys.PRED: prediction}
         label = batch.label.detach() if batch.valid is None else batch.label.detach() * batch.valid.detach()
         form = self.converter.form or "index"

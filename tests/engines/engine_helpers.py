@@ -30,7 +30,8 @@ def network() -> nn.Module:
     return UNet(3, 1, 3, channels=(4, 8), strides=(2,), norm="batch", dropout=0.1)
 
 
-def items(count: int = 5) -> list[dict[str, Any]]:
+def items(count: int = 5, *, channel_axis: bool = True) -> list[dict[str, Any]]:
+    """Images and labels with metadata as MONAI's readers leave it, in batches a tensor for each entry."""
     generator = torch.Generator().manual_seed(3)
     meta = {"affine": torch.diag(torch.tensor([1.0, 2.0, 3.0, 1.0]))}
     made = []
@@ -38,6 +39,8 @@ def items(count: int = 5) -> list[dict[str, Any]]:
         image = torch.randn(1, *SIZE, generator=generator)
         label = (image > 0.3).float() + (image > 1).float()
         here = meta | {"filename_or_obj": f"case_{n}"}
+        if channel_axis:
+            here["original_channel_dim"] = float("nan")
         made.append({"image": MetaTensor(image, meta=here), "label": MetaTensor(label, meta=here)})
     return made
 
@@ -46,8 +49,8 @@ def transforms() -> Compose:
     return Compose([RandFlipd(["image", "label"], prob=0.5), RandGaussianNoised("image", prob=0.5)])
 
 
-def loader(**options: Any) -> DataLoader:
-    dataset = CacheDataset(items(), transforms(), progress=False)
+def loader(*, channel_axis: bool = True, **options: Any) -> DataLoader:
+    dataset = CacheDataset(items(channel_axis=channel_axis), transforms(), progress=False)
     return DataLoader(dataset, **({"batch_size": 2, "shuffle": True} | options))
 
 
