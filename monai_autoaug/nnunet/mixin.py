@@ -107,7 +107,9 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
         """Log the losses and what the method says of the epoch."""
         super().on_train_epoch_end(train_outputs)
         ranks.average_statistics(self.task.network)
-        figures = ranks.mean_over_ranks(self.method.on_epoch(self.current_epoch))
+        figures = self.method.on_epoch(self.current_epoch)
+        figures |= {f"skipped_{name}": float(count) for name, count in self.task.precision.skipped.items()}
+        figures = ranks.mean_over_ranks(figures)
         warnings = self.method.warnings()
         if self.local_rank != 0:
             return

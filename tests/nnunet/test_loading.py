@@ -146,6 +146,20 @@ def test_a_stream_starts_where_another_stopped(tiny: Any) -> None:
     assert equal(next(later), batches[3])
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_the_stock_loader_under_a_learned_method(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, closing: list[Any], workers: int
+) -> None:
+    """As nnU-Net serves patches, unseeded, but with what a method needs to know of them."""
+    monkeypatch.setenv("nnUNet_n_proc_DA", str(workers))
+    trainer, made = streams(tiny, loader="stock")
+    closing += made.values()
+    first, second = next(made["train"]), next(made["real"])
+    assert not torch.equal(first["data"], second["data"])
+    assert trainer.layout.batch(first, torch.device("cpu")).classes.shape == (2,)
+    assert made["train"].position == 1
+
+
 def test_seeding_leaves_the_global_generators_alone() -> None:
     def draw() -> tuple[float, float, float]:
         return np.random.rand(), float(torch.rand(())), random.random()  # noqa: NPY002, S311

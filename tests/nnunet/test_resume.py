@@ -118,6 +118,11 @@ def test_nnunets_keys_stay_and_ours_holds_plain_data_only(tiny: Any) -> None:
     plain.initialize()
     assert list(content["network_weights"]) == list(plain.network.state_dict())
     plain.network.load_state_dict(content["network_weights"])
+    # and computes what the trained one computes, whose auxiliary norms rest in evaluation
+    image = torch.randn(1, 1, 24, 28, 24)
+    with torch.no_grad():
+        for a, b in zip(plain.network.eval()(image), trainer.network.eval()(image), strict=True):
+            assert torch.equal(a, b)
     assert (Path(trainer.output_folder) / "augmenters.pt").is_file()
 
 
