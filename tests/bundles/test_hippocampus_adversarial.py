@@ -347,8 +347,7 @@ def test_two_processes_train_by_the_multi_gpu_configuration(bundle: Path, data: 
     assert len(state["autoaug"]["ranks"]) == 2
 
 
-@pytest.mark.long
-@pytest.mark.parametrize("method", ["none", "random"])
+@pytest.mark.parametrize("method", ["none", pytest.param("random", marks=pytest.mark.long)])
 def test_other_methods_by_one_option(method: str, bundle: Path, data: Path) -> None:
     log = run(bundle, data, "train", epochs=1, val_interval=1, method=method)
     assert "val_mean_dice" in log
