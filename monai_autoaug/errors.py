@@ -26,8 +26,8 @@ class DataError(AutoAugError):
         remedy: what the user can do.
 
     >>> print(DataError("label and image differ in shape", file="case_03", expected=(3, 4, 5), came=(3, 4, 4),
-    ...                 remedy="resample the label onto the image"))
-    case_03: label and image differ in shape; expected (3, 4, 5), came (3, 4, 4). To do: resample the label onto the image
+    ...                 remedy="resample the label"))
+    case_03: label and image differ in shape; expected (3, 4, 5), came (3, 4, 4). To do: resample the label
     """
 
     def __init__(
