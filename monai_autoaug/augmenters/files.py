@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -50,13 +49,12 @@ def save(path: str | os.PathLike[str], augmenters: Mapping[str, nn.Module]) -> P
         state = {key: tensor.detach().cpu().clone() for key, tensor in augmenter.state_dict().items()}
         entries[name] = {"kind": augmenter.kind, "options": augmenter.options(), "state": state}
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # beside it, so that replacing it is one step
     try:
-        with os.fdopen(handle, "wb") as file:
-            torch.save(content | {"augmenters": entries}, file)
+        torch.save(content | {"augmenters": entries}, temporary)
         os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 
