@@ -21,7 +21,7 @@ from monai_autoaug.engines.volumes import sound
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.precision import Precision
 
-__all__ = ["predict", "predict_cases"]
+__all__ = ["predict", "predict_cases", "probabilities_of"]
 
 
 def predict(
@@ -109,5 +109,5 @@ def predict_cases(
 
 
 def probabilities_of(logits: Tensor, preprocessing: Preprocessing) -> Tensor:
-    """Logits (K, D, H, W) -> probabilities of classes, or of regions."""
+    """Logits (K, D, H, W) -> probabilities of classes (softmax), or of regions (sigmoid)."""
     return torch.sigmoid(logits) if preprocessing.regions is not None else torch.softmax(logits, dim=0)

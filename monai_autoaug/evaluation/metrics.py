@@ -20,8 +20,8 @@ class Metric:
     """A figure of one structure in one case.
 
     Args:
-        function: ``(prediction, reference, spacing) -> value``: two boolean arrays (D, H, W) of the voxels that count,
-            voxel size in mm along the same axes; NaN where the figure is not defined, which leaves the case out.
+        function: ``(prediction, reference, spacing) -> value``: two boolean arrays on the label's grid and its voxel
+            size in mm along the same axes; NaN where the figure is not defined, which leaves the case out.
         unit: "" or such as "mm".
         higher_is_better: the direction.
 
