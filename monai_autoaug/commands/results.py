@@ -39,6 +39,9 @@ def results(run: Run, console: Console) -> Evaluation:
     console.print()
     console.print(dice_table(evaluation, f"{summary['method']}: {len(evaluation.cases)} validation cases"))
     console.print(_line(summary), style="dim")
+    doubts = read_json(run.audit)["counts"]["warn"]
+    if doubts:
+        console.print(f"the audit of the data warns {doubts} times; monai-autoaug check tells of what", style="yellow")
     for warning in summary["warnings"]:
         console.print(f"warning: {warning}", style="yellow", markup=False)
     names = ", ".join(p.name for p in pictures)

@@ -42,9 +42,15 @@ class _Plan:
     patch_size: tuple[int, ...]
     margin: tuple[int, ...]
 
+    def _options(self) -> dict[str, Any]:
+        """The options with whole paths, so that the run can be resumed from any folder."""
+        paths = {name: getattr(self.options, name) for name in ("data", "cache")}
+        return self.options.to_dict() | {name: str(p.resolve()) for name, p in paths.items() if p is not None}
+
     def to_dict(self) -> dict[str, Any]:
+        """JSON values."""
         return {
-            "options": self.options.to_dict() | {"data": str(self.options.data.resolve())},
+            "options": self._options(),
             "patch_size": list(self.patch_size),
             "margin": list(self.margin),
             "split": {"train": _names(self.split.train), "validation": _names(self.split.validation)},

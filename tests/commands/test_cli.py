@@ -82,6 +82,18 @@ def test_train_leaves_a_run_and_says_what_came_out(run: tuple[Path, Result]) -> 
     assert "3 training cases, 4 iterations" in result.output
 
 
+def test_doubts_about_the_data_are_mentioned(tmp_path: Path) -> None:
+    data = write_phantom(tmp_path / "data", cases=5, size=20)
+    for file in (data / "labelsTr").iterdir():
+        label = nib.load(file)
+        if "000" in file.name:
+            nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
+    result = call("train", data, "--output", tmp_path / "run", *SMALL, "--method", "none")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "audit.json").read_text())["counts"]["warn"] > 0
+    assert "the audit of the data warns" in result.output
+
+
 def test_predict_and_evaluate(run: tuple[Path, Result], data: Path, tmp_path: Path) -> None:
     folder, _ = run
     result = call("predict", folder, data / "imagesTr", tmp_path / "out", "--device", "cpu")
