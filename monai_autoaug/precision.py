@@ -149,7 +149,7 @@ class Precision:
             clip: largest gradient norm, or None.
 
         Returns:
-            Whether the update was made.
+            False if a non-finite gradient was skipped.
 
         Raises:
             AutoAugError: this player's gradient was non-finite ``max_skipped`` times in a row.

@@ -28,7 +28,8 @@ def _basis(size: int, control: int, dtype: torch.dtype, device: str) -> Tensor:
     knots = np.arange(-3, control + 1) - 0.0
     where = np.linspace(0, control - 3, size) if size > 1 else np.array([(control - 3) / 2])
     matrix = BSpline.design_matrix(np.clip(where, 0, control - 3 - 1e-9), knots, 3).toarray()
-    return torch.tensor(matrix, dtype=dtype, device=device)
+    with torch.inference_mode(False):  # what is kept here must serve training too
+        return torch.tensor(matrix, dtype=dtype, device=device)
 
 
 def spline_field(control: Tensor, size: tuple[int, ...]) -> Tensor:

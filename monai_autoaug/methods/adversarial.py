@@ -19,7 +19,7 @@ from torch import Tensor
 
 from monai_autoaug.augmenters import Transformation
 from monai_autoaug.data.batch import centre_crop
-from monai_autoaug.methods.augmented import AugmentedMethod, Part
+from monai_autoaug.methods.augmented import AugmentedMethod, Part, transform
 from monai_autoaug.methods.balancer import Balancer
 from monai_autoaug.methods.base import Batches, Player, Task
 from monai_autoaug.methods.collapse import collapse_figures, collapse_warnings
@@ -52,7 +52,8 @@ class Adversarial(AugmentedMethod):
         width: channels of the generators.
         image_condition: False is the paper's ablation without image condition.
         bounds: options of single augmenters by kind.
-        warm_up: steps over which the augmentation grows from the identity.
+        warm_up: steps over which the augmentation grows from the identity; the discriminator rests meanwhile. None:
+            25, or 0 with ``fidelity="paper"``.
         discriminator: False is the paper's ablation without discriminator.
         discriminator_resamples: real patches pass a resampling by less than a voxel, and of all patches only the
             interior is looked at, so that neither blur nor corners give the transformed ones away. False is the
@@ -86,7 +87,7 @@ class Adversarial(AugmentedMethod):
         width: int = 16,
         image_condition: bool = True,
         bounds: Mapping[str, Mapping[str, Any]] | None = None,
-        warm_up: int = 25,
+        warm_up: int | None = None,
         discriminator: bool = True,
         discriminator_resamples: bool = True,
         saturating: bool | None = None,
@@ -100,7 +101,7 @@ class Adversarial(AugmentedMethod):
         super().__init__(
             task, seed=seed, image_channels=image_channels, mode=mode, auxiliary_norms=auxiliary_norms,
             fidelity=fidelity, base=base, noise_size=noise_size, width=width, image_condition=image_condition,
-            bounds=bounds, warm_up=warm_up,
+            bounds=bounds, warm_up=(0 if fidelity == "paper" else 25) if warm_up is None else warm_up,
         )  # fmt: skip
         paper = fidelity == "paper"
         self.saturating = paper if saturating is None else saturating
@@ -124,7 +125,7 @@ class Adversarial(AugmentedMethod):
 
     def _make_discriminator(self, channels: int, paper: bool, seed: int) -> Discriminator:
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed + 1)
+            torch.default_generator.manual_seed(seed + 1)
             network = Discriminator(
                 self.task.spatial_dims, channels, width=16 if paper else 8, norm="batch" if paper else "instance",
                 halve=not paper,
@@ -135,13 +136,13 @@ class Adversarial(AugmentedMethod):
         """One backward for segmentation network, generators and discriminator (Algorithm 1)."""
         if self.balance:
             for kind in self.kinds:
-                self.augmenter(kind).tap = self.balancer.unit(kind)
+                self.augmenter(kind).tap = self.balancer.unit(kind, 1 / self.task.accumulation_steps)
         parts = self.generate(batches.next("train"))
         moved = [p for p in parts if p.transformation is not None]
         loss, losses = self._task_game(parts)
         total, figures = loss, dict[str, Tensor]()
         if moved:
-            if self.discriminator is not None:
+            if self.discriminator is not None and self.ramp >= 1:  # before, all patches are nearly real
                 realism, figures = self._realism_game(moved, batches)
                 total = total + realism
             total = total + self._penalties(moved)
@@ -165,7 +166,7 @@ class Adversarial(AugmentedMethod):
     def _realism_game(self, moved: list[Part], batches: Batches) -> tuple[Tensor, dict[str, Tensor]]:
         """The discriminator tells real from transformed; the generators make that hard (Eq. 4)."""
         assert self.discriminator is not None  # noqa: S101  # for the type checker: the caller has asked
-        fake = torch.cat([p.batch.image for p in moved])
+        fake = torch.cat([self._resampled(p) for p in moved])
         real = self._real(batches, len(fake))
         fake = self._interior(fake)
         weight = self.weight_discriminator
@@ -185,16 +186,25 @@ class Adversarial(AugmentedMethod):
 
     def _real(self, batches: Batches, count: int) -> Tensor:
         """``count`` untransformed patches of a second batch, resampled and cropped as the transformed ones are."""
-        batch = batches.next("real")
-        batch = batch.rows(slice(0, count))
+        batch = batches.next("real").rows(slice(0, count))
         if not self.discriminator_resamples:
             return batch.cropped().image
-        shape = tuple(batch.image.shape[2:])
-        d = len(shape)
-        shift = torch.rand(len(batch.image), d, 1, generator=self.generator, device=self.generator.device) - 0.5
-        matrix = torch.cat([torch.eye(d).to(shift).expand(len(shift), d, d), shift], dim=2)
         with torch.no_grad():
-            return self._interior(Transformation(shape, matrix=matrix).apply(batch.image, margin=batch.margin))
+            return self._interior(transform(batch, self._jitter(batch.image), regions=self.task.regions).image)
+
+    def _jitter(self, image: Tensor) -> Transformation:
+        """A shift by less than half a voxel: the blur of one linear resampling and nothing else."""
+        shape, d = tuple(image.shape[2:]), image.ndim - 2
+        shift = torch.rand(len(image), d, 1, generator=self.generator, device=self.generator.device) - 0.5
+        matrix = torch.cat([torch.eye(d).to(shift).expand(len(shift), d, d), shift], dim=2)
+        return Transformation(shape, matrix=matrix)
+
+    def _resampled(self, part: Part) -> Tensor:
+        """A part's patches as the discriminator sees them: once resampled, as the real ones are."""
+        assert part.transformation is not None  # noqa: S101  # for the type checker: these parts have one
+        if part.transformation.moves_geometry or not self.discriminator_resamples:
+            return part.batch.image
+        return self._jitter(part.batch.image).apply(part.batch.image)
 
     def _interior(self, image: Tensor) -> Tensor:
         """The patch without its outer eighth, where a transformed patch shows what lay outside."""

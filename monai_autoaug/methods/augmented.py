@@ -92,7 +92,7 @@ def transform(batch: Batch, transformation: Transformation, *, regions: bool = F
     mask = pieces.pop(0) if batch.mask is not None else None
     image = moved[:, : moved.shape[1] - still]
     if mask is not None:
-        image = image * mask.to(image.dtype)
+        image = image * (mask >= 0.5).to(image.dtype)  # the interpolated mask would darken edges a second time
     extra = moved[:, moved.shape[1] - still :] if still else None
     none = tuple(0 for _ in batch.margin)
     return replace(batch, image=image, label=label, valid=valid, mask=mask, extra=extra, margin=none, target=None)
@@ -192,7 +192,7 @@ class AugmentedMethod(Method):
         generators = nn.ModuleDict()
         trunk: nn.Module | None = None
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds GPUs for good
             for kind in self.kinds:
                 augmenter = KINDS[kind](self.task.spatial_dims, channels, trunk=trunk, **common, **bounds.get(kind, {}))
                 trunk = augmenter.trunk if common["fidelity"] == "default" else None
@@ -200,17 +200,28 @@ class AugmentedMethod(Method):
         return generators.to(self.task.device)
 
     def partition(self, batch_size: int) -> Tensor:
-        """Part of each sample, 0 clean and 1, 2, 3 the kinds: whole seeded permutations one after the other.
+        """Part of each sample, 0 clean and 1, 2, 3 the kinds, by seeded permutations.
 
-        A batch of four or more always holds every part; a smaller one goes through them over the iterations.
+        A batch of four or more always holds every part; what is left of it, or a smaller batch, goes through them over
+        the iterations.
         """
         if self.mode != "combined":
             return torch.ones(batch_size, dtype=torch.long)
-        while len(self._turns) < batch_size:
-            order = torch.randperm(4, generator=self.generator, device=self.generator.device)
-            self._turns += order.tolist()
-        turns, self._turns = self._turns[:batch_size], self._turns[batch_size:]
-        return torch.tensor(turns)
+        whole = [part for _ in range(batch_size // 4) for part in self._permutation()]
+        rest = batch_size % 4
+        if len(self._turns) < rest:
+            self._turns += self._permutation()
+        turns, self._turns = self._turns[:rest], self._turns[rest:]
+        return torch.tensor(whole + turns)
+
+    def _permutation(self) -> list[int]:
+        order: list[int] = torch.randperm(4, generator=self.generator, device=self.generator.device).tolist()
+        return order
+
+    @property
+    def ramp(self) -> float:
+        """Strength of the augmentation in the coming step, in (0, 1]."""
+        return 1.0 if self.warm_up <= 0 else min(1.0, (self.steps + 1) / self.warm_up)
 
     def augmenter(self, kind: str) -> Augmenter:
         """The augmenter of one kind."""
@@ -219,9 +230,7 @@ class AugmentedMethod(Method):
     def generate(self, batch: Batch) -> list[Part]:
         """Transform each part of ``batch`` by its augmenter."""
         for augmenter in map(self.augmenter, self.kinds):
-            ramp = 1.0 if self.warm_up <= 0 else min(1.0, (self.steps + 1) / self.warm_up)
-            if augmenter.base == "random":
-                augmenter.strength.fill_(ramp)
+            augmenter.strength.fill_(self.ramp)
         assigned = self.partition(len(batch.image)).to(batch.image.device)
         parts = []
         clean = torch.nonzero(assigned == 0)[:, 0]
@@ -269,8 +278,12 @@ class AugmentedMethod(Method):
         task = self.task
         whole = _concatenate([p.batch for p in parts])
         if reverse is not None:
-            image, label = (reverse_gradient(t, reverse) for t in (whole.image, whole.label))
-            whole = replace(whole, image=image, label=label)
+            # everything that moves: the generators' gradient comes through a cascade's channels and through where the
+            # label is known, too
+            moving: dict[str, Any] = {name: getattr(whole, name) for name in ("image", "label", "valid", "extra")}
+            given = {n: t for n, t in moving.items() if t is not None}
+            reversed_: dict[str, Any] = {n: reverse_gradient(t, reverse) for n, t in given.items()}
+            whole = replace(whole, **reversed_)
         group = None
         if self.auxiliary_norms:
             group = torch.cat([torch.full((len(p.batch.image),), p.group) for p in parts]).to(whole.image.device)

@@ -43,12 +43,13 @@ class Balancer:
         """A tap that measures and changes nothing; norms of several taps of one place add in quadrature."""
         return lambda x: meter_gradient(x, self.norms[self.names[name]], torch.ones((), device=x.device))
 
-    def unit(self, name: str) -> Callable[[Tensor], Tensor]:
-        """A tap that scales the gradient to root mean square 1 over its elements, over their number (as of a mean)."""
+    def unit(self, name: str, weight: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """A tap that scales the gradient to root mean square ``weight`` over its elements, over their number."""
 
         def tap(x: Tensor) -> Tensor:
             mean = self.means[self.names[name]]
-            scale = torch.where(mean > 0, 1 / (mean.clamp(min=1e-30) * x.numel() ** 0.5), torch.zeros_like(mean))
+            known = weight / (mean.clamp(min=1e-30) * x.numel() ** 0.5)
+            scale = torch.where(mean > 0, known, torch.zeros_like(mean))
             return meter_gradient(x, self.norms[self.names[name]], scale)
 
         return tap
@@ -70,7 +71,9 @@ class Balancer:
         Args:
             scale: the gradient scaler's factor in this backward.
         """
-        norms = average_over_ranks(self.norms) / scale
+        # the mean over those ranks that had such samples
+        norms, share = average_over_ranks(torch.stack([self.norms, (self.norms > 0).float()]))
+        norms = norms / share.clamp(min=1e-30) / scale
         seen = torch.isfinite(norms) & (norms > 0)
         mixed = torch.where(self.means > 0, self.decay * self.means + (1 - self.decay) * norms, norms)
         self.means = torch.where(seen, mixed, self.means)

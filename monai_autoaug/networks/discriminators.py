@@ -54,7 +54,7 @@ class Discriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B,) logits, positive for real."""
-        missing = [max(0, 2 * self.minimum - n) for n in image.shape[2:]]
+        missing = [max(0, self.minimum - n) for n in image.shape[2:]]
         if any(missing):
             pad = [p for m in reversed(missing) for p in (m // 2, m - m // 2)]
             image = F.pad(image, pad, mode="replicate")

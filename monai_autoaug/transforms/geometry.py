@@ -103,14 +103,6 @@ def invert_affine(matrix: Tensor) -> Tensor:
         return torch.cat([linear, -linear @ matrix[:, :, -1:]], dim=2) + 0.0  # + 0.0 turns -0 into 0
 
 
-@lru_cache(maxsize=32)
-def _cached_grid(shape: tuple[int, ...], margin: tuple[int, ...], dtype: torch.dtype, device: str) -> Tensor:
-    axes = [
-        torch.arange(m, n - m, dtype=dtype, device=device) - (n - 1) / 2 for n, m in zip(shape, margin, strict=True)
-    ]
-    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)[None]
-
-
 def identity_grid(
     shape: tuple[int, ...],
     *,
@@ -118,12 +110,16 @@ def identity_grid(
     dtype: torch.dtype = torch.float32,
     device: torch.device | str = "cpu",
 ) -> Tensor:
-    """Centred voxel positions of a volume, without ``margin`` voxels at each end (1, D, H, W, 3). Do not write to it.
+    """Centred voxel positions of a volume, without ``margin`` voxels at each end (1, D, H, W, 3).
 
     >>> identity_grid((3, 1, 1))[0, :, 0, 0, 0].tolist()
     [-1.0, 0.0, 1.0]
     """  # fmt: skip
-    return _cached_grid(tuple(shape), tuple(margin or [0] * len(shape)), dtype, str(torch.device(device)))
+    margin = margin or (0,) * len(shape)
+    axes = [
+        torch.arange(m, n - m, dtype=dtype, device=device) - (n - 1) / 2 for n, m in zip(shape, margin, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), dim=-1)[None]
 
 
 def affine_grid(matrix: Tensor, points: Tensor) -> Tensor:

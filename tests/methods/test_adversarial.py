@@ -7,6 +7,7 @@ from __future__ import annotations
 import copy
 import io
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -19,6 +20,7 @@ from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.methods.adversarial import Adversarial
 from monai_autoaug.methods.augmented import AugmentedMethod, transform
+from monai_autoaug.methods.balancer import Balancer
 from monai_autoaug.methods.base import Method, Task
 from monai_autoaug.networks.auxiliary_norm import norm_groups
 from monai_autoaug.networks.discriminators import adversarial_loss, discriminate_frozen
@@ -39,7 +41,8 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
 def losses(output: Any, label: Tensor, valid: Tensor | None) -> Tensor:
     logits = output[0] if isinstance(output, list | tuple) else output
     logits = logits if logits.dtype == torch.float64 else logits.float()
-    return -(label * logits.log_softmax(1)).sum(1).flatten(1).mean(1)
+    voxel = -(label * logits.log_softmax(1)).sum(1)
+    return (voxel if valid is None else voxel * valid[:, 0]).flatten(1).mean(1)
 
 
 class Fixed:
@@ -47,7 +50,7 @@ class Fixed:
 
     def __init__(
         self, size: int = 4, shape: tuple[int, ...] = (16, 20, 16), channels: int = 1, *,
-        dtype: torch.dtype = torch.float32, margin: tuple[int, ...] | None = None,
+        dtype: torch.dtype = torch.float32, margin: tuple[int, ...] | None = None, everything: bool = False,
     ) -> None:  # fmt: skip
         self.asked: list[str] = []
         self.batches = {}
@@ -62,6 +65,9 @@ class Fixed:
                 image.to(dtype), label.to(dtype), case=tuple(map(str, range(size))),
                 margin=margin or tuple(0 for _ in shape),
             )  # fmt: skip
+            if everything:  # a partly unknown label and a previous segmentation, as in a cascade
+                valid = (torch.rand(size, 1, *shape, generator=generator) > 0.3).to(dtype)
+                self.batches[stream] = replace(self.batches[stream], valid=valid, extra=label[:, 1:2].to(dtype))
 
     def next(self, stream: str) -> Batch:
         self.asked.append(stream)
@@ -108,17 +114,19 @@ def freeze(method: Method) -> dict[str, Recorded]:
     return {"network": task.optimizer} | {n: p.optimizer for n, p in method.players.items()}  # type: ignore[dict-item]
 
 
+@pytest.mark.parametrize("everything", [False, True])
 @pytest.mark.parametrize("saturating", [True, False])
-def test_one_backward_equals_three_separate_optimisations(saturating: bool) -> None:
+def test_one_backward_equals_three_separate_optimisations(saturating: bool, everything: bool) -> None:
     """Float64, smooth network: gradients of T, G and D against those of their own objectives (Eqs. 2-5)."""
     weights = {"weight_discriminator": 0.7, "weight_magnitude": 0.3}
-    method = moved(build(unet(act="SWISH").double(), balance=False, weight_prior=0.0, saturating=saturating,
+    network = unet(act="SWISH", channels=2 if everything else 1).double()
+    method = moved(build(network, balance=False, weight_prior=0.0, saturating=saturating,
                          discriminator_resamples=False, **weights))  # fmt: skip
     assert isinstance(method, Adversarial)
     method.generators.double()
     assert method.discriminator is not None
     method.discriminator.double()
-    batches, state = Fixed(dtype=torch.float64), method.generator.get_state()
+    batches, state = Fixed(dtype=torch.float64, everything=everything), method.generator.get_state()
     optimizers = freeze(method)
     method.step(batches)
     got = {name: optimizer.seen for name, optimizer in optimizers.items()}
@@ -131,7 +139,7 @@ def test_one_backward_equals_three_separate_optimisations(saturating: bool) -> N
         size = sum(p.transformation.regularization() for p in parts if p.transformation is not None)
         return task, fake, size, parts
 
-    network = list(method.task.network.parameters())
+    weights_of = list(method.task.network.parameters())
     generators = list(method.generators.parameters())
     discriminator = list(method.discriminator.parameters())
     method._turns.clear()
@@ -150,7 +158,7 @@ def test_one_backward_equals_three_separate_optimisations(saturating: bool) -> N
         )
     generator_loss = -task + realism + weights["weight_magnitude"] * size
     expected = {
-        "network": torch.autograd.grad(task, network, retain_graph=True, allow_unused=True),
+        "network": torch.autograd.grad(task, weights_of, retain_graph=True, allow_unused=True),
         "generators": torch.autograd.grad(generator_loss, generators, retain_graph=True, allow_unused=True),
         "discriminator": torch.autograd.grad(own, discriminator, allow_unused=True),
     }
@@ -272,7 +280,7 @@ def test_every_mode_trains_every_network(make: Callable[[], nn.Module], mode: st
     assert set(method.augmenters()) == kinds
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 4, 9])
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 5, 9])
 def test_parts_rotate_evenly(size: int) -> None:
     method = build()
     assert isinstance(method, AugmentedMethod)
@@ -280,7 +288,9 @@ def test_parts_rotate_evenly(size: int) -> None:
     counts = torch.bincount(seen, minlength=4)
     assert int(counts.max() - counts.min()) <= 1
     if size >= 4:
-        assert set(method.partition(size).tolist()) == {0, 1, 2, 3}
+        assert all(set(method.partition(size).tolist()) == {0, 1, 2, 3} for _ in range(50))
+        method = build()
+        assert isinstance(method, AugmentedMethod)
     again = build()
     assert isinstance(again, AugmentedMethod)
     assert torch.equal(torch.cat([again.partition(size) for _ in range(40)]), seen)
@@ -300,8 +310,12 @@ def test_switches_do_what_they_say() -> None:
     without.step(batches)
     assert set(without.players) == {"generators"}
     assert batches.asked == ["train"]
-    with_it = build()
+    with_it = build(warm_up=2)
     batches = Fixed()
+    with_it.step(batches)
+    assert batches.asked == ["train"]  # the discriminator rests while all patches are nearly real
+    with_it.step(batches)
+    batches.asked.clear()
     with_it.step(batches)
     assert batches.asked == ["train", "real"]
     assert tuple(with_it.needs) == ("train", "real")
@@ -422,12 +436,59 @@ def test_transform_moves_everything_that_belongs_together() -> None:
     assert out.image.shape == (4, 1, 12, 16, 12)
     assert torch.allclose(out.label[:, 1:], out.extra, atol=1e-5)  # further channels follow like a label
     assert torch.allclose(out.valid, t.apply_label(valid, margin=(2, 2, 2)), atol=1e-6)
-    assert float((out.image * (1 - out.mask)).abs().max()) < float(out.image.abs().max())
-    assert bool((out.image[out.mask == 0] == 0).all())
+    assert bool((out.image[out.mask < 0.5] == 0).all())
+    plain = transform(replace(batch, mask=None), t).image
+    assert torch.equal(out.image[out.mask >= 0.5], plain[out.mask >= 0.5])  # the edge is not darkened twice
     shade = method.generators["appearance"](batch.image)
     kept = transform(batch, shade)
     assert torch.equal(kept.extra, batch.cropped().extra)
     assert not torch.equal(kept.image, batch.cropped().image)
+
+
+@pytest.mark.parametrize("steps", [1, 4])
+def test_the_balance_is_a_ratio_of_gradients(steps: int) -> None:
+    """What reaches the head is of unit size a whole batch, and the realism game's share is the weight asked for."""
+    balancer = Balancer(("head", "task", "realism"), "cpu")
+    x, y = torch.ones(6, requires_grad=True), torch.ones(6, requires_grad=True)
+    for _ in range(2):
+        x.grad = y.grad = None
+        for _ in range(steps):
+            task = (balancer.metered("task")(y) * 3).sum()
+            realism = (balancer.ratio("realism", "task", 0.25)(y) * torch.arange(6.0)).sum()
+            ((1e3 * balancer.unit("head", 1 / steps)(x)).sum() + task + realism).backward()
+            balancer.update()
+    assert x.grad is not None
+    assert y.grad is not None
+    assert torch.allclose(x.grad.sum(), torch.ones(()))
+    share = (y.grad / steps - 3).norm() / (3 * torch.ones(6)).norm()
+    assert float(share) == pytest.approx(0.25, rel=1e-4)
+
+
+def test_the_discriminator_sees_no_resampling_in_appearance() -> None:
+    """Sharpness of transformed and real patches is alike, whatever the kind: white noise tells blur at once."""
+    method = moved(build(warm_up=0, mode="appearance"))
+    assert isinstance(method, Adversarial)
+    batch = replace(Fixed(size=8).batches["train"], image=torch.randn(8, 1, 16, 20, 16))
+
+    class Noise:
+        def next(self, stream: str) -> Batch:
+            return batch
+
+    part = method.generate(batch)[0]
+    real = method._real(Noise(), 8)
+    fake = method._interior(method._resampled(part))
+    assert part.batch.image.diff(dim=2).std() > 1.3 * real.diff(dim=2).std()
+    assert float(fake.diff(dim=2).std() / real.diff(dim=2).std()) == pytest.approx(1, abs=0.15)
+
+
+def test_building_leaves_the_global_random_numbers_alone() -> None:
+    torch.manual_seed(5)
+    expected = torch.rand(3)
+    network = methods.prepare("adversarial", unet())
+    task = Task(network, torch.optim.SGD(network.parameters(), 0.1), losses, Precision("cpu"))
+    torch.manual_seed(5)
+    methods.build("adversarial", task, seed=3)
+    assert torch.equal(torch.rand(3), expected)
 
 
 def test_groups_are_back_at_rest_after_a_step() -> None:
