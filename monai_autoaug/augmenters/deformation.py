@@ -53,7 +53,8 @@ class DeformationAugmenter(Augmenter):
 
     Args:
         displacement: bound of each component of the velocity's control points (in the paper's form: of the
-            displacement) in voxels; None: 0.1 of the volume's mean size.
+            displacement) in voxels; None: 0.1 of the volume's size along that component's axis, so that thin volumes
+            of thick slices are not pushed out of themselves.
         control: control points along each axis, at least 4.
         steps: squarings of the integration.
 
@@ -109,7 +110,8 @@ class DeformationAugmenter(Augmenter):
         self, features: Tensor, noise: Tensor, shape: tuple[int, ...], *, spacing: Tensor | None = None
     ) -> Transformation:
         """Features -> deformation; ``spacing`` is not needed, displacements are in voxels."""
-        bound = 0.1 * sum(shape) / len(shape) if self.displacement is None else self.displacement
+        sizes = [0.1 * n if self.displacement is None else self.displacement for n in shape]
+        bound = torch.tensor(sizes, dtype=torch.float32, device=features.device).view(1, -1, *[1] * len(shape))
         features = self.head(features)
         if self.fidelity == "paper":
             raw = self.last(features)

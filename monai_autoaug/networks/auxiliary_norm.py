@@ -44,10 +44,11 @@ class AuxiliaryNorm(nn.Module):
     momentum: float | None
     num_groups: int
 
-    def add_groups(self, channels: int, groups: int, statistics: bool, like: Tensor | None) -> None:
+    def add_groups(
+        self, channels: int, groups: int, statistics: bool, like: Tensor | None, device: torch.device | None
+    ) -> None:
         """Create ``groups`` auxiliary groups that start as copies of the main one's affine parameters."""
-        device, dtype = (like.device, like.dtype) if like is not None else (None, None)
-        weight = torch.ones(channels, device=device, dtype=dtype) if like is None else like.detach()
+        weight = torch.ones(channels, device=device) if like is None else like.detach()
         main_bias = getattr(self, "bias", None)
         bias = torch.zeros_like(weight) if main_bias is None else main_bias.detach()
         self.auxiliary_weight = nn.Parameter(weight.repeat(groups, 1))
@@ -161,6 +162,7 @@ def add_auxiliary_norms(network: nn.Module, groups: int = 3) -> nn.Module:
             f"{type(network).__name__} has no batch, instance or group norm to give auxiliary groups;"
             " switch auxiliary norms off"
         )
+    device = next((p.device for p in network.parameters()), None)
     for layer in found:
         if isinstance(layer, _INSTANCE) and layer.track_running_stats:
             raise ConfigError(
@@ -171,7 +173,7 @@ def add_auxiliary_norms(network: nn.Module, groups: int = 3) -> nn.Module:
         # in place, because networks share layers between containers (nnU-Net holds each one two or three times)
         layer.__class__ = _CLASSES[type(layer)]
         assert isinstance(layer, AuxiliaryNorm)  # noqa: S101  # for the type checker
-        layer.add_groups(channels, groups, isinstance(layer, _BATCH), like)
+        layer.add_groups(channels, groups, isinstance(layer, _BATCH), like, device)
     return network
 
 

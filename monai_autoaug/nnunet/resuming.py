@@ -52,14 +52,17 @@ class ResumingMixin(_Host):
             checkpoint.write_atomically(super().save_checkpoint, addition, filename)
 
     def _state(self) -> dict[str, Any]:
-        here = {"random": checkpoint.random_states(self.device), "generator": self.method.generator.get_state()}
+        method = self.method.state_dict()
+        # ranks share players and norm groups; noise, the order of the parts and counters are each rank's own
+        own = {name: value for name, value in method.items() if name not in ("players", "auxiliary")}
+        here = {"random": checkpoint.random_states(self.device), "method": own}
         plain = type(self).build_network_architecture is nnUNetTrainer.build_network_architecture
         return {
             "version": checkpoint.VERSION,
             "package": monai_autoaug.__version__,
             "options": self.autoaug.as_dict(),
             "seed": self.run_seed,
-            "method": self.method.state_dict(),
+            "method": method,
             "ranks": ranks.gather(here),
             "streams": {name: stream.position for name, stream in self._streams.items()},
             "parameter_names": checkpoint.parameter_names(self.task.network, self.optimizer),
@@ -84,12 +87,11 @@ class ResumingMixin(_Host):
         if kept is None:
             return
         self.task.optimizer = self.optimizer
-        self.method.load_state_dict(kept["method"])
+        same_ranks = len(kept["ranks"]) == world_size()
+        self.method.load_state_dict(kept["method"] | (kept["ranks"][rank()]["method"] if same_ranks else {}))
         self._positions, self.run_seed = dict(kept["streams"]), kept["seed"]
-        if len(kept["ranks"]) == world_size():
-            mine = kept["ranks"][rank()]
-            self._resumed = mine["random"]
-            self.method.generator.set_state(mine["generator"].cpu())
+        if same_ranks:
+            self._resumed = kept["ranks"][rank()]["random"]
         else:
             self.print_to_log_file(
                 f"The checkpoint is of {len(kept['ranks'])} rank(s), this run has {world_size()}: the global random"

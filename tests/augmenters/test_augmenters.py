@@ -100,7 +100,8 @@ def test_magnitudes_stay_within_their_bounds(kind: type[Augmenter]) -> None:
         assert bool((t.matrix[:, :, 3].abs() <= bound + 1e-4).all())
         assert float(torch.linalg.det(t.matrix[:, :, :3]).log().abs().max()) <= 3 * 0.2 + 1e-4
     if t.velocity is not None:
-        assert float(t.velocity.abs().max()) <= 2 * 0.14 * sum((40, 56, 40)) / 3  # the mean may be taken off
+        # a tenth of each axis' size; the mean that is taken off may double it
+        assert bool((t.velocity.abs().amax(dim=(0, 2, 3, 4)) <= 2 * torch.tensor([4.0, 5.6, 4.0])).all())
         assert float(figures["jacobian_minimum"].min()) > 0
     if t.additive is not None:
         assert float(t.additive.abs().max()) <= 0.5

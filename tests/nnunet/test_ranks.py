@@ -99,7 +99,7 @@ for cls in (nnUNetTrainerAutoAugAdversarial, with_autoaug(nnUNetTrainerBN, "adve
     path = Path(trainer.output_folder) / "checkpoint_final.pth"
     kept = torch.load(path, weights_only=False)["autoaug"]
     assert len(kept["ranks"]) == 2
-    assert not torch.equal(kept["ranks"][0]["generator"], kept["ranks"][1]["generator"])
+    assert not torch.equal(kept["ranks"][0]["method"]["generator"], kept["ranks"][1]["method"]["generator"])
     dist.barrier()
     plans["continue_training"] = True
     again = cls(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
