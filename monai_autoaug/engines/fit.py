@@ -119,6 +119,7 @@ class Fit:
             epoch_length=options.iterations, decollate=False,
         )  # fmt: skip
         # its warnings go into log and summary, not into the terminal every epoch; what it reports as errors is raised
+        trainer.logger = logging.getLogger(f"{__name__}.quiet")  # its own: ignite's belongs to all engines of a process
         trainer.logger.setLevel(logging.CRITICAL)
         return trainer
 

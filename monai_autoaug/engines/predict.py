@@ -67,6 +67,10 @@ def predict(
     where = find_device(device)
     patch_size = read_json(folder.config)["patch_size"]
     files = [output if single else output / f"{c.name}.nii.gz" for c in cases]
+    inputs = {file.resolve() for case in cases for file in case.images}
+    for file in files:
+        if file.resolve() in inputs:
+            raise ConfigError(f"the prediction {file} would overwrite an image; give another output")
     return predict_cases(
         network.to(where), preprocessing, cases, files, patch_size=patch_size,
         precision=Precision(where, find_precision(precision, where)), overlap=overlap, listener=listener,

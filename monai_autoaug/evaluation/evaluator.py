@@ -115,10 +115,17 @@ def _integers(image: nib.Nifti1Image, file: Path) -> Voxels:
     return whole.astype(np.int64)
 
 
+def _volume(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape without superfluous axes of size 1 at its end, which the audit notes and preprocessing drops."""
+    while len(shape) > 3 and shape[-1] == 1:
+        shape = shape[:-1]
+    return shape
+
+
 def _pair(prediction: Path, label: Path, known: set[int]) -> tuple[Voxels, Voxels, tuple[float, ...]]:
     """The voxels of a prediction and of its label, and the voxel size in mm; both lie on one grid."""
     p, r = read_nifti(prediction).image, read_nifti(label).image
-    if p.shape != r.shape:
+    if _volume(p.shape) != _volume(r.shape):
         raise DataError(
             "has another shape than its label", file=prediction.name, expected=r.shape, came=p.shape,
             remedy="predict the image that the label belongs to",
@@ -139,4 +146,5 @@ def _pair(prediction: Path, label: Path, known: set[int]) -> tuple[Voxels, Voxel
             "holds label values that the data set does not declare", file=prediction.name, expected=sorted(known),
             came=undeclared[:5], remedy="check that these are predictions for this data set",
         )  # fmt: skip
-    return values, _integers(r, label), spacing
+    reference = _integers(r, label)
+    return values.reshape(_volume(p.shape)), reference.reshape(_volume(r.shape)), spacing

@@ -87,7 +87,8 @@ def _replaced(module: Any, **values: Any) -> Iterator[None]:
 
 def _with_trainer(arguments: Sequence[str]) -> list[str]:
     """The arguments, with our default trainer unless one is named."""
-    return [*arguments] if "-tr" in arguments else [*arguments, "-tr", DEFAULT_TRAINER]
+    named = any(a == "-tr" or a.startswith("-tr=") for a in arguments)
+    return [*arguments] if named else [*arguments, "-tr", DEFAULT_TRAINER]
 
 
 def train(arguments: Sequence[str]) -> None:

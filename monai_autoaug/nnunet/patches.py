@@ -114,7 +114,7 @@ def prepare_loader(loader: RecordingLoader, base_augmentation: str, margin: Sequ
         if first is None:
             raise ConfigError(
                 "this trainer's augmentation doesn't turn the label -1 into background, so where the image must stay 0"
-                " is not known; add batchgeneratorsv2's RemoveLabelTansform(-1, 0) to it"
+                " is not known; add batchgeneratorsv2's RemoveLabelTransform(-1, 0) to it"
             )
         transforms.insert(first, RememberOutside())
 

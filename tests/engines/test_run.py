@@ -174,6 +174,12 @@ def test_predict_file_and_folder(data: Path, tmp_path: Path) -> None:
     np.testing.assert_array_equal(one, same)
     with pytest.raises(ConfigError, match="5 images can't be predicted into the one file"):
         predict(run.folder, data / "imagesTr", tmp_path / "x.nii.gz")
+    before = image.read_bytes()
+    with pytest.raises(ConfigError, match="would overwrite an image"):
+        predict(run.folder, image, image)
+    with pytest.raises(ConfigError, match="would overwrite an image"):
+        predict(run.folder, data / "imagesTr", data / "imagesTr")
+    assert image.read_bytes() == before
     with pytest.raises(ConfigError, match="overlap must be"):
         predict(run.folder, image, tmp_path / "out", overlap=1.0)
     run.model.unlink()

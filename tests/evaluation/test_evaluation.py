@@ -62,6 +62,16 @@ def test_known_values_by_hand(tmp_path: Path) -> None:
     assert result.worst() == ["a", "b"]
 
 
+def test_superfluous_axes_are_dropped(tmp_path: Path) -> None:
+    label = np.zeros((4, 5, 6))
+    label[1:3, 1:3] = 1
+    for name, p, r in (("a", label[..., None], label), ("b", label, label[..., None])):
+        save(tmp_path / "predictions", name, p)
+        save(tmp_path / "data" / "labels", name, r)
+        save(tmp_path / "data" / "images", name, label)
+    assert evaluate(tmp_path / "predictions", tmp_path / "data").mean("dice") == 1.0
+
+
 def test_regions_and_ignore_label_of_a_data_set(tmp_path: Path) -> None:
     data = write_phantom(tmp_path / "data", cases=1, size=24, layout="nnunet", regions=True, ignore=True)
     file = next((data / "labelsTr").glob("*.nii.gz"))

@@ -104,7 +104,7 @@ for cls in (nnUNetTrainerAutoAugAdversarial, with_autoaug(nnUNetTrainerBN, "adve
     plans["continue_training"] = True
     again = cls(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
     again.load_checkpoint(str(path))
-    assert torch.equal(again.method.generator.get_state(), kept["ranks"][rank]["generator"])
+    assert torch.equal(again.method.generator.get_state(), kept["ranks"][rank]["method"]["generator"])
     assert torch.equal(torch.cat([p.detach().flatten() for p in again.task.network.parameters()]), end)
 dist.barrier()
 Path(output, f"rank_{rank}").write_text("passed")
