@@ -79,7 +79,9 @@ def train(
 def trainer(
     method: str = "adversarial", method_options: dict[str, Any] | None = None, **options: Any
 ) -> AutoAugTrainer:
-    """A trainer with a prepared network, ready to run on the CPU."""
+    """A trainer with a prepared network, ready to run on the CPU; every player plays from the first step on."""
+    if method in ("adversarial", "random"):
+        method_options = {"warm_up": 0} | (method_options or {})
     net = options.pop("network", None) or network()
     net = methods.prepare(method, net, **(method_options or {}))
     data = options.pop("data", None)

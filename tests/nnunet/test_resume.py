@@ -53,7 +53,7 @@ def same(a: Any, b: Any, where: str = "") -> None:
 @pytest.mark.parametrize("base", [nnUNetTrainer, nnUNetTrainerBN])
 @pytest.mark.parametrize("method", ["none", "random", "adversarial"])
 def test_a_resumed_run_is_the_uninterrupted_one(tiny: Any, method: str, base: type) -> None:
-    cls = with_autoaug(base, "adversarial")
+    cls = with_autoaug(base, "adversarial", method_options={"warm_up": 0})  # all players from the first step on
     options = {"method": method, "epochs": 2, "save_every": 1, "iterations_per_epoch": 3, "batch_size": 3}
     if method == "adversarial":
         options |= {"optimizer": "adamw"}
