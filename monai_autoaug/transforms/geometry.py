@@ -148,7 +148,7 @@ def integrate(velocity: Tensor, shape: tuple[int, ...], *, steps: int = 5) -> Te
             voxels
             lie on the corner voxels of the full one.
         shape: full-resolution size (D, H, W).
-        steps: squarings; 5 is off by at most 0.03 voxel from 9 at an amplitude of 4 voxels.
+        steps: squarings; more of them are more exact and cost as much each.
 
     Returns:
         (B, 3, d, h, w) displacement in full-resolution voxels.
