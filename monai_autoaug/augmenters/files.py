@@ -18,6 +18,7 @@ from monai_autoaug.augmenters.appearance import AppearanceAugmenter
 from monai_autoaug.augmenters.base import Augmenter
 from monai_autoaug.augmenters.deformation import DeformationAugmenter
 from monai_autoaug.errors import PolicyError
+from monai_autoaug.writing import write_whole
 
 __all__ = ["load", "save"]
 
@@ -38,7 +39,6 @@ def save(path: str | os.PathLike[str], augmenters: Mapping[str, nn.Module]) -> P
     Raises:
         PolicyError: one of them is not an augmenter of this package.
     """
-    path = Path(path)
     content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "package": monai_autoaug.__version__}
     entries = {}
     for name, augmenter in augmenters.items():
@@ -48,15 +48,7 @@ def save(path: str | os.PathLike[str], augmenters: Mapping[str, nn.Module]) -> P
             )
         state = {key: tensor.detach().cpu().clone() for key, tensor in augmenter.state_dict().items()}
         entries[name] = {"kind": augmenter.kind, "options": augmenter.options(), "state": state}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # beside it, so that replacing it is one step
-    try:
-        torch.save(content | {"augmenters": entries}, temporary)
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    return path
+    return write_whole(path, lambda file: torch.save(content | {"augmenters": entries}, file))
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> dict[str, Augmenter]:

@@ -26,6 +26,7 @@ from nibabel.spatialimages import HeaderDataError, HeaderTypeError
 from numpy.typing import NDArray
 
 from monai_autoaug.errors import DataError
+from monai_autoaug.writing import write_whole
 
 __all__ = [
     "Nifti",
@@ -279,16 +280,9 @@ def _write_stream(path: Path, data: bytes) -> Path:
     """Write a NIfTI file's bytes, compressed if its name says so, to a temporary file, and rename it."""
     if not is_nifti(path):
         raise DataError("is not a NIfTI name", file=path, expected="a name ending in .nii or .nii.gz", came=path.name)
-    path.parent.mkdir(parents=True, exist_ok=True)
     if path.name.lower().endswith(".gz"):
         data = gzip.compress(data, compresslevel=4, mtime=0)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        temporary.write_bytes(data)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
+    return write_whole(path, lambda file: file.write_bytes(data))
 
 
 class StrictNibabelReader(NibabelReader):

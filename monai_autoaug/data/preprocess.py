@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -31,6 +30,7 @@ from monai_autoaug.data.volume_transforms import (
     StrictCompose,
 )
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.writing import write_text
 
 __all__ = ["Preprocessing"]
 
@@ -223,16 +223,7 @@ class Preprocessing:
 
     def save(self, path: str | Path) -> Path:
         """Write the JSON file that `load` reads; an interrupted write leaves the former file."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-        text = json.dumps({"version": VERSION, **asdict(self)}, indent=1, allow_nan=False)
-        try:
-            temporary.write_text(text + "\n", encoding="utf-8")
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
-        return path
+        return write_text(path, json.dumps({"version": VERSION, **asdict(self)}, indent=1, allow_nan=False) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Preprocessing:

@@ -5,8 +5,7 @@
 from __future__ import annotations
 
 import json
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,28 +16,17 @@ from torch import nn
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.writing import write_text, write_whole
 
 __all__ = ["Run", "read_json", "write_json"]
 
 _FORMAT, _VERSION = "monai_autoaug.model", 1
 
 
-def _atomically(path: Path, write: Callable[[Path], object]) -> Path:
-    """Let ``write`` make a file beside ``path`` and rename it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        write(temporary)
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return path
-
-
 def write_json(path: Path, content: Mapping[str, Any]) -> Path:
     """Write a JSON object."""
     text = json.dumps(content, indent=1, allow_nan=False) + "\n"
-    return _atomically(path, lambda file: file.write_text(text, encoding="utf-8"))
+    return write_text(path, text)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -129,11 +117,11 @@ class Run:
             lines = self.log.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _epoch_of(line) <= epoch]
             text = "".join(line + "\n" for line in kept)
-            _atomically(self.log, lambda file: file.write_text(text, encoding="utf-8"))
+            write_text(self.log, text)
 
     def save_checkpoint(self, content: Mapping[str, Any]) -> None:
         """Write the checkpoint: tensors, numbers and strings."""
-        _atomically(self.checkpoint, lambda file: torch.save(content, file))
+        write_whole(self.checkpoint, lambda file: torch.save(content, file))
 
     def load_checkpoint(self) -> dict[str, Any]:
         """Read the checkpoint, without pickle, onto the CPU.
@@ -152,7 +140,7 @@ class Run:
             "format": _FORMAT, "version": _VERSION, "name": name, "inputs": inputs, "outputs": outputs,
             "options": options, "state": {k: v.detach().cpu() for k, v in network.state_dict().items()},
         }  # fmt: skip
-        _atomically(self.model, lambda file: torch.save(content, file))
+        write_whole(self.model, lambda file: torch.save(content, file))
 
     def load_model(self) -> nn.Module:
         """Build the network and load its weights, on the CPU, in evaluation mode.

@@ -1,0 +1,61 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""A file is whole or not there, and nothing is left beside it."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from monai_autoaug.writing import write_text, write_whole
+
+_KILLED = """
+import os, signal, sys
+from pathlib import Path
+from monai_autoaug.writing import write_whole
+
+def half(file):
+    file.write_text("ha")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+write_whole(Path(sys.argv[1]), half)
+"""
+
+
+def test_a_failing_write_leaves_the_former_file_and_nothing_else(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.json", "old")
+
+    def half(file: Path) -> None:
+        file.write_text("ne")
+        raise OSError("disk full")
+
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(path, half)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_text() == "old"
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+def test_a_killed_write_leaves_the_former_file_and_the_next_write_tidies_up(tmp_path: Path) -> None:
+    path = write_text(tmp_path / "a.json", "old")
+    done = subprocess.run([sys.executable, "-c", _KILLED, str(path)], check=False)
+    assert done.returncode < 0
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2  # what it was writing
+    write_text(path, "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
+    assert path.read_text() == "new"
+
+
+def test_what_a_living_process_or_another_machine_writes_stays(tmp_path: Path) -> None:
+    living = tmp_path / f".a.json.{platform.node()}.1.part"
+    elsewhere = tmp_path / ".a.json.another-machine.999999999.part"
+    for file in (living, elsewhere):
+        file.write_text("ha")
+    write_text(tmp_path / "a.json", "new")
+    assert living.exists()
+    assert elsewhere.exists()
