@@ -63,6 +63,8 @@ class Fit:
         )
         self.parameters = sum(p.numel() for p in plain.parameters())
         self.network = methods.prepare(options.method, plain, **options.method_options).to(self.device)
+        if self.device.type == "cpu":  # oneDNN's 3D convolutions take a fifth less time so
+            self.network = self.network.to(memory_format=torch.channels_last_3d)
         self.optimizer = torch.optim.AdamW(
             self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
         )
