@@ -19,6 +19,7 @@ from monai_autoaug import methods
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Losses, Method
 from monai_autoaug.nnunet import ranks
+from monai_autoaug.nnunet.course import course
 from monai_autoaug.nnunet.losses import soft_losses
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.nnunet.patches import PatchLayout
@@ -42,6 +43,7 @@ class BuildingMixin(_Host):
     task: TrainingTask
     layout: PatchLayout
     run_seed: int
+    _course: dict[str, Any]
     is_ddp: bool
     network: torch.nn.Module
 
@@ -121,6 +123,7 @@ class BuildingMixin(_Host):
             margin=self.autoaug.margins(patch_size, self.configuration_manager.median_image_size_in_voxels),
             scales=self._get_deep_supervision_scales(),
         )
+        self._course = course(self.autoaug, self, self.layout.margin)
 
     def build_soft_losses(self) -> Losses:
         """The loss for soft labels, one value a sample; override it for a loss of your own (or see `soft_term`)."""

@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 KEY = "autoaug"
-VERSION = 1
+VERSION = 2  # 2: with the settings that decide the course of a training
 
 
 def random_states(device: torch.device) -> dict[str, Any]:

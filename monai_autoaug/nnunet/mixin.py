@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from monai_autoaug import augmenters
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import checkpoint, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
 from monai_autoaug.nnunet.options import apply_to_plans, read_options
@@ -45,6 +45,7 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
         device: torch.device = torch.device("cuda"),  # noqa: B008  # nnU-Net's own signature, copied name by name
     ) -> None:
         given = {"continue_training": False, **plans}
+        self._continues = bool(given["continue_training"])  # --c
         wanted = read_options(self.autoaug_defaults, given, configuration)
         self.autoaug, given = apply_to_plans(wanted, given, configuration)
         super().__init__(given, configuration, fold, dataset_json, device)
@@ -54,6 +55,7 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
         self._streams = {}
         self._positions = {}
         self._resumed = None
+        self._refusal = None
         self._apply_options()
 
     def _apply_options(self) -> None:
@@ -86,7 +88,14 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
             self._close_streams()
 
     def on_train_start(self) -> None:
-        """Loaders and folders; then the random numbers of a resumed run go on where they stopped."""
+        """Loaders and folders; then the random numbers of a resumed run go on where they stopped.
+
+        Raises:
+            CheckpointError: a checkpoint was loaded from which this training can't go on.
+        """
+        if self._refusal is not None:
+            raise CheckpointError(self._refusal)
+        self._continues = False  # what is loaded from now on (--val_best) is validated only
         super().on_train_start()
         self.batches = TrainerBatches(self.layout, self.device, self._streams.get("real"))
         if self._resumed is None:

@@ -13,8 +13,9 @@ import monai_autoaug
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods import Method
 from monai_autoaug.nnunet import checkpoint, ranks
+from monai_autoaug.nnunet.course import FREE, describe, differences
 from monai_autoaug.nnunet.loading import StockStream, Stream
-from monai_autoaug.nnunet.options import Options
+from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
 from monai_autoaug.nnunet.task import TrainingTask
 from monai_autoaug.precision import rank, world_size
 
@@ -24,9 +25,6 @@ else:
     _Host = object  # the trainer class that it is mixed into follows in the method resolution order
 
 __all__ = ["ResumingMixin"]
-
-# options whose change makes a checkpoint unreadable
-_FIXED = ("method", "method_options", "features", "optimizer")
 
 
 class ResumingMixin(_Host):
@@ -38,6 +36,9 @@ class ResumingMixin(_Host):
     task: TrainingTask
     run_seed: int
     _best_ema: Any
+    _continues: bool
+    _course: dict[str, Any]
+    _refusal: str | None
     _streams: dict[str, Stream | StockStream]
     _positions: dict[str, int]
     _resumed: dict[str, Any] | None
@@ -61,6 +62,7 @@ class ResumingMixin(_Host):
             "version": checkpoint.VERSION,
             "package": monai_autoaug.__version__,
             "options": self.autoaug.as_dict(),
+            "course": self._course,
             "seed": self.run_seed,
             "method": method,
             "ranks": ranks.gather(here),
@@ -70,22 +72,36 @@ class ResumingMixin(_Host):
         }
 
     def load_checkpoint(self, filename_or_checkpoint: Any) -> None:
-        """Restore everything that was saved, after seeing that it fits this run's options.
+        """Restore everything that was saved, after seeing that it fits this run.
+
+        To validate it is enough that the network fits; to train on (``--c``), everything that decides the course of the
+        training must.
 
         Raises:
-            CheckpointError: unreadable, of plain nnU-Net, or of a run with other options.
+            CheckpointError: unreadable, of another network, or, to train on, of plain nnU-Net or of other options.
         """
         if not self.was_initialized:
             self.initialize()
-        kept = checkpoint.read_checkpoint(filename_or_checkpoint).get(checkpoint.KEY)
-        self._check_fits(filename_or_checkpoint, kept)
+        content = checkpoint.read_checkpoint(filename_or_checkpoint)
+        kept = content.get(checkpoint.KEY)
+        self._refusal = self._why_not_continue(filename_or_checkpoint, kept)
+        if self._refusal is not None and self._continues:
+            raise CheckpointError(self._refusal)
+        self._check_network(filename_or_checkpoint, content, kept)
+        if self._refusal is not None:  # on_train_start says why, if it comes to that
+            ranks.unwrapped(self.network).load_state_dict(content["network_weights"])
+            self.inference_allowed_mirroring_axes = content.get("inference_allowed_mirroring_axes")
+            return
         super().load_checkpoint(filename_or_checkpoint)
         # nnU-Net writes checkpoint_latest.pth before it updates this: a resumed run would overwrite a better checkpoint
         for value in self.logger.get_value("ema_fg_dice", step=None):
             if self._best_ema is None or value > self._best_ema:
                 self._best_ema = value
-        if kept is None:
-            return
+        if kept is not None:
+            self._restore(kept)
+
+    def _restore(self, kept: Mapping[str, Any]) -> None:
+        """What nnU-Net's own checkpoint doesn't hold."""
         self.task.optimizer = self.optimizer
         same_ranks = len(kept["ranks"]) == world_size()
         self.method.load_state_dict(kept["method"] | (kept["ranks"][rank()]["method"] if same_ranks else {}))
@@ -98,22 +114,45 @@ class ResumingMixin(_Host):
                 " numbers start anew"
             )
             self._resumed = checkpoint.random_states(self.device)
+        changed = differences(kept["course"], self._course)
+        if changed:
+            self.print_to_log_file(f"Options changed since the checkpoint: {'; '.join(describe(changed))}")
 
-    def _check_fits(self, filename: Any, kept: Mapping[str, Any] | None) -> None:
+    def _why_not_continue(self, filename: Any, kept: Mapping[str, Any] | None) -> str | None:
+        """Why training can't go on from a checkpoint, or None if it can."""
         if kept is None:
             if self.autoaug.method == "none":
-                return
-            raise CheckpointError(
+                return None
+            return (
                 f"{filename}: was written by plain nnU-Net and knows no learned augmentation; start from its weights"
                 " with -pretrained_weights instead"
             )
-        if kept["version"] > checkpoint.VERSION:
-            raise CheckpointError(f"{filename}: was written by a newer monai_autoaug ({kept['package']}); update it")
-        here = self.autoaug.as_dict()
-        for name in _FIXED:
-            if kept["options"].get(name) != here[name]:
-                raise CheckpointError(
-                    f"{filename}: was written with {name} = {kept['options'].get(name)!r}, this run has {here[name]!r};"
-                    " give it the options it was trained with (the plans' key autoaug, or the file that"
-                    " MONAI_AUTOAUG_CONFIG names)"
-                )
+        if kept["version"] != checkpoint.VERSION:
+            age = "a newer" if kept["version"] > checkpoint.VERSION else "an older"
+            return (
+                f"{filename}: was written by {age} monai_autoaug ({kept['package']}, here {monai_autoaug.__version__});"
+                " train on with that version, or start from its weights with -pretrained_weights"
+            )
+        changed = differences(kept["course"], self._course)
+        fixed = {name: pair for name, pair in changed.items() if name not in FREE}
+        if not fixed:
+            return None
+        listed = "".join(f"\n  {phrase}" for phrase in describe(fixed))
+        return (
+            f"{filename}: was written with other options, so this run would not be its continuation:{listed}\nGive this"
+            f" run the options of the checkpoint (the plans' key autoaug, or the file that {CONFIG_VARIABLE} names;"
+            f" {', '.join(FREE)} may change), or train anew without --c; --val validates the checkpoint as it is"
+        )
+
+    def _check_network(self, filename: Any, content: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
+        given, own = content["network_weights"], ranks.unwrapped(self.network).state_dict()
+        shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (given, own)]
+        different = differences(*shapes)
+        if not different:
+            return
+        settings = {} if kept is None else differences(kept.get("course", {}), self._course)
+        reason = {"features": settings["features"]} if "features" in settings else dict([*different.items()][:1])
+        raise CheckpointError(
+            f"{filename}: is of another network; {describe(reason)[0]}. Give this run the plans it was trained with and"
+            f" its options features or width (the plans' key autoaug, or the file that {CONFIG_VARIABLE} names)"
+        )

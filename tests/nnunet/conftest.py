@@ -41,12 +41,14 @@ class Dataset:
     def write_plans(self, plans: dict[str, Any], name: str = "nnUNetPlans") -> None:
         (self.preprocessed / self.name / f"{name}.json").write_text(json.dumps(plans | {"plans_name": name}))
 
-    def trainer(self, cls: type, configuration: str = "3d_fullres", fold: Any = 0, **autoaug: Any) -> Any:
-        """A trainer with these options in its plans."""
+    def trainer(
+        self, cls: type, configuration: str = "3d_fullres", fold: Any = 0, resume: bool = False, **autoaug: Any
+    ) -> Any:
+        """A trainer with these options in its plans; ``resume`` as with --c."""
         plans = deepcopy(self.plans)
         options = plans["configurations"][configuration].get("autoaug", {})
         plans["configurations"][configuration]["autoaug"] = options | autoaug
-        plans["continue_training"] = False
+        plans["continue_training"] = resume
         return cls(plans, configuration, fold, deepcopy(self.json), torch.device("cpu"))
 
 
