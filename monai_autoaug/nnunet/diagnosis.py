@@ -18,7 +18,8 @@ from pathlib import Path
 
 from monai_autoaug.errors import AutoAugError
 from monai_autoaug.nnunet.launcher import DEFAULT_TRAINER, EXT_VARIABLE, ext_path
-from monai_autoaug.nnunet.options import CONFIG_VARIABLE, read_options
+from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options, read_options
+from monai_autoaug.nnunet.rehearsal import rehearse
 
 __all__ = ["CHECKS", "Diagnosis", "doctor"]
 
@@ -96,13 +97,17 @@ def _check_path() -> Diagnosis:
     if missing:
         return Diagnosis(name, _ERROR, f"{', '.join(missing)}: no folder", _EXPORT)
     packages = {Path(p).resolve() for p in (*site.getsitepackages(), sysconfig.get_paths()["purelib"])}
-    wide = [str(p) for p in paths if p.resolve() in packages or (p / "monai_autoaug").is_dir()]
+    wide = [str(p) for p in paths if p.resolve() in packages or (p / "monai_autoaug" / "__init__.py").is_file()]
     if wide:
         return Diagnosis(
             name, _ERROR, f"{', '.join(wide)}: holds whole packages, and nnU-Net imports every module in it", _EXPORT
         )
-    if any((p / "nnunet" / "ext").is_dir() or p.name == "nnunet" for p in paths):
-        return Diagnosis(name, _ERROR, f"{value}: is the package itself; its modules can't be imported so", _EXPORT)
+    own = ext_path().parents[1]  # compared as a place on the disk: a user's folder may have any name
+    inside = [str(p) for p in paths if own in (p.resolve(), *p.resolve().parents) and p.resolve() != ext_path()]
+    if inside:
+        return Diagnosis(
+            name, _ERROR, f"{', '.join(inside)}: is the package itself; its modules can't be imported so", _EXPORT
+        )
     if ext_path() not in [p.resolve() for p in paths]:
         return Diagnosis(name, _WARNING, f"{value}: doesn't name {ext_path()}", _EXPORT)
     return Diagnosis(name, _OK, value)
@@ -146,7 +151,7 @@ def _check_search() -> Diagnosis:
         with redirect_stdout(StringIO()):
             found = recursive_find_trainer_class_by_name(DEFAULT_TRAINER)
     except Exception as error:  # nnU-Net's search imports foreign modules, which can fail in any way
-        return Diagnosis(check, _WARNING, f"{type(error).__name__}: {error}", f"{_EXPORT}, {_LAUNCHER}")
+        return Diagnosis(check, _ERROR, f"{type(error).__name__}: {error}", f"{_EXPORT}, {_LAUNCHER}")
     return Diagnosis(check, _OK, f"{found.__module__}.{found.__qualname__}")
 
 
@@ -169,9 +174,21 @@ def _check_options() -> Diagnosis:
         return Diagnosis(CONFIG_VARIABLE, _OK, "not set; options come from the plans")
     try:
         options = read_options({}, {"configurations": {}}, "")
+        _rehearse(options)
     except AutoAugError as error:
         return Diagnosis(CONFIG_VARIABLE, _ERROR, str(error), "correct the file")
     return Diagnosis(CONFIG_VARIABLE, _OK, f"{os.environ[CONFIG_VARIABLE]}: method {options.method}")
+
+
+def _rehearse(options: Options) -> None:
+    """Options may be meant for a 3D configuration or for the 2D one."""
+    try:
+        rehearse(options, spatial_dims=3)
+    except AutoAugError as error:
+        try:
+            rehearse(options, spatial_dims=2)
+        except AutoAugError:
+            raise error from None
 
 
 def _check_shim() -> Diagnosis:

@@ -12,12 +12,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from monai_autoaug import augmenters
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import checkpoint, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
 from monai_autoaug.nnunet.options import apply_to_plans, read_options
+from monai_autoaug.nnunet.rehearsal import rehearse
 from monai_autoaug.nnunet.resuming import ResumingMixin
 from monai_autoaug.nnunet.serving import ServingMixin
 from monai_autoaug.nnunet.task import TrainerBatches
@@ -48,6 +50,8 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
         self._continues = bool(given["continue_training"])  # --c
         wanted = read_options(self.autoaug_defaults, given, configuration)
         self.autoaug, given = apply_to_plans(wanted, given, configuration)
+        patch_size = PlansManager(given).get_configuration(configuration).patch_size
+        rehearse(self.autoaug, spatial_dims=len(patch_size))  # before folders are made and data are prepared
         super().__init__(given, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type == "cpu":
             self.device, self.grad_scaler = device, None  # nnU-Net takes several ranks to be several GPUs

@@ -217,7 +217,9 @@ def test_the_launcher_needs_no_torchvision(dataset: Any, monkeypatch: pytest.Mon
     found = {d.check: d for d in doctor()}
     assert found["torchvision"].severity == "warning"
     assert "pip install torchvision" in found["torchvision"].remedy
-    assert "torchvision" in found["plain nnU-Net finds nnUNetTrainerAutoAugAdversarial"].found
+    search = found["plain nnU-Net finds nnUNetTrainerAutoAugAdversarial"]
+    assert search.severity == "error"
+    assert "torchvision" in search.found
 
 
 def test_the_doctor_is_content_when_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +235,8 @@ def test_the_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_pat
         return {d.check: d for d in doctor()}[check]
 
     package = launcher.ext_path().parents[1]
+    own = tmp_path / "monai_autoaug" / "nnunet"  # a user's folder may be called so
+    (own / "ext").mkdir(parents=True)
     variable = "nnUNet_extTrainer"
     for value, severity, word in (
         (None, "warning", "not set"),
@@ -241,7 +245,9 @@ def test_the_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_pat
         (str(package), "error", "the package itself"),
         (str(package / "nnunet"), "error", "the package itself"),
         (str(tmp_path), "warning", "doesn't name"),
+        (str(package / "data"), "error", "the package itself"),
         (os.pathsep.join([str(tmp_path), str(launcher.ext_path())]), "ok", str(tmp_path)),
+        (os.pathsep.join([str(own), str(launcher.ext_path())]), "ok", str(own)),
     ):
         if value is None:
             monkeypatch.delenv(variable, raising=False)
@@ -260,6 +266,59 @@ def test_the_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_pat
     monkeypatch.setattr("importlib.metadata.version", lambda name: "2.7.0")
     assert "came with 2.8" in found("nnunetv2").remedy
     assert CliRunner().invoke(nnunet_commands, ["doctor"]).exit_code == 1
+
+
+def test_the_doctor_fails_where_plain_nnunet_finds_no_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With nothing else wrong: no variable, or one that names another folder."""
+    for value in (None, str(tmp_path)):
+        if value is None:
+            monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+        else:
+            monkeypatch.setenv("nnUNet_extTrainer", value)
+        errors = [d for d in doctor() if d.severity == "error"]
+        assert [d.check for d in errors] == ["plain nnU-Net finds nnUNetTrainerAutoAugAdversarial"]
+        assert "Could not find requested nnunet trainer" in errors[0].found
+        assert "monai-autoaug nnunet train" in errors[0].remedy
+        assert CliRunner().invoke(nnunet_commands, ["doctor"]).exit_code == 1
+
+
+WRONG = [
+    ("method: magic", "method must be one of"),
+    ("method_options: {mode: afine}", "mode must be 'combined' or one of affine"),
+    ("method: random\nmethod_options: {mode: afine}", "mode must be 'combined' or one of affine"),
+    ("method_options: {fidelity: papr}", "fidelity must be"),
+    ("method_options: {discriminator: 'no'}", "an option discriminator (bool), which can't be 'no'"),
+    ("method_options: {warm_up: 2.5}", "an option warm_up (int | None), which can't be 2.5"),
+    ("method_options: {learning_rate_generator: 1e-4}", "as in 1.0e-4"),
+    ("method_options: {learning_rate_generator: -0.1}", "Invalid learning rate"),
+    ("method_options: {bounds: {affine: {rotation: wide}}}", "rotation"),
+    ("lr: 1e-2", "lr must be a number of at least 0; got '1e-2' (YAML takes that for text"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_wrong_values_are_reported_before_anything_is_prepared(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    """By the doctor, and by the trainer before it makes its folder."""
+    (tmp_path / "options.yaml").write_text(text)
+    monkeypatch.setenv("MONAI_AUTOAUG_CONFIG", str(tmp_path / "options.yaml"))
+    found = {d.check: d for d in doctor()}["MONAI_AUTOAUG_CONFIG"]
+    assert (found.severity, message in found.found) == ("error", True), found
+    monkeypatch.setattr(nnUNetTrainer, "__init__", lambda *given: pytest.fail("nnU-Net was started"))
+    state = torch.random.get_rng_state()
+    with pytest.raises(ConfigError) as error:
+        tiny.trainer(Adversarial)
+    assert message in str(error.value)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_right_values_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    monkeypatch.setenv("MONAI_AUTOAUG_CONFIG", str(file))
+    for text in ("method: none", "method: random", "method_options: {fidelity: paper, weight_prior: 1, balance: null}"):
+        file.write_text(text)
+        assert {d.check: d for d in doctor()}["MONAI_AUTOAUG_CONFIG"].severity == "ok"
 
 
 def test_the_folder_for_nnunet_holds_one_file() -> None:

@@ -1,0 +1,86 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Building what the options ask for in small, so that a wrong one is reported before anything has been prepared."""
+
+from __future__ import annotations
+
+import types
+import typing
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from monai_autoaug import methods
+from monai_autoaug.errors import AutoAugError, ConfigError
+from monai_autoaug.methods import Task
+from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options, exponent_hint
+from monai_autoaug.precision import Precision
+
+__all__ = ["rehearse"]
+
+_REMEDY = f"correct it in the plans' key autoaug, or in the file that {CONFIG_VARIABLE} names"
+
+
+def rehearse(options: Options, *, spatial_dims: int = 3) -> None:
+    """Build the method with its options for a network of a few weights on the CPU, and throw it away.
+
+    Global random numbers are left as they are.
+
+    Args:
+        options: of an nnU-Net trainer.
+        spatial_dims: 2 or 3.
+
+    Raises:
+        ConfigError: an option of the method has a value that it can't be built with.
+
+    >>> rehearse(Options(method="adversarial", method_options={"mode": "affine"}))
+    >>> rehearse(Options(method="adversarial", method_options={"balance": "no"}))
+    Traceback (most recent call last):
+    monai_autoaug.errors.ConfigError: method 'adversarial' has an option balance (bool | None), which can't be 'no'; ...
+    """
+    _check_kinds(options.method, options.method_options)
+    convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
+    norm = nn.InstanceNorm3d if spatial_dims == 3 else nn.InstanceNorm2d
+    given = dict(options.method_options)
+    with torch.random.fork_rng(devices=[]):
+        network = nn.Sequential(convolution(1, 2, 1), norm(2, affine=True))
+        try:
+            methods.prepare(options.method, network, **given)
+            optimizer = torch.optim.SGD(network.parameters(), 0.1)
+            task = Task(network, optimizer, _losses, Precision("cpu"), spatial_dims=spatial_dims)
+            methods.build(options.method, task, **given)
+        except AutoAugError as error:
+            raise ConfigError(f"method {options.method!r} can't be built: {error}; {_REMEDY}") from error
+        except Exception as error:  # torch raises many kinds for sizes and rates that can't be
+            raise ConfigError(
+                f"method {options.method!r} can't be built with the options {given} ({type(error).__name__}: {error});"
+                f" {_REMEDY}"
+            ) from error
+
+
+def _losses(output: Any, label: Tensor, valid: Tensor | None) -> Tensor:
+    return (output - label).square().flatten(1).mean(1)
+
+
+def _check_kinds(method: str, given: Mapping[str, Any]) -> None:
+    """Text where a number belongs, or for yes and no, would be found out late or never."""
+    hints = typing.get_type_hints(methods.find(method).__init__)
+    for name, value in given.items():
+        if name in hints and not _is(value, hints[name]):
+            parameter = methods.options(method)[name]
+            raise ConfigError(
+                f"method {method!r} has an option {name} ({parameter.annotation}), which can't be {value!r}"
+                f"{exponent_hint(value)}; {_REMEDY}"
+            )
+
+
+def _is(value: Any, hint: Any) -> bool:
+    """Whether a value read from a file is of the annotated kind; whole numbers are numbers, yes and no are not."""
+    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
+        return any(_is(value, part) for part in typing.get_args(hint))
+    origin = typing.get_origin(hint) or hint
+    if origin in (int, float):
+        return isinstance(value, int if origin is int else int | float) and not isinstance(value, bool)
+    return not isinstance(origin, type) or isinstance(value, origin)
