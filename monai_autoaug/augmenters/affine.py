@@ -5,7 +5,8 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -22,10 +23,13 @@ class AffineAugmenter(Augmenter):
     """Rotation, scale, shear and translation, each within a stated bound (see `Augmenter` for the common arguments).
 
     Args:
-        rotation: bound of each axis' rotation in degree.
-        log_scale: bound of each axis' logarithmic scale; 0.2 is a factor of 0.82 to 1.22.
-        shear: bound of each shear.
-        translation: bound as a share of the volume's size along each axis.
+        rotation: bound of each axis' rotation in degree, 0 to 180.
+        log_scale: bound of each axis' logarithmic scale, 0 to 2; 0.2 is a factor of 0.82 to 1.22.
+        shear: bound of each shear, 0 to 1.
+        translation: bound as a share of the volume's size along each axis, 0 to 1.
+
+    Raises:
+        ConfigError: a bound is no number, or out of its range.
 
     Source: G_A of Gao et al. 2021, section 3.3; bounds and positive determinant are ours.
 
@@ -36,6 +40,9 @@ class AffineAugmenter(Augmenter):
     """
 
     kind = "affine"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "rotation": (0.0, 180.0), "log_scale": (0.0, 2.0), "shear": (0.0, 1.0), "translation": (0.0, 1.0),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -53,13 +60,15 @@ class AffineAugmenter(Augmenter):
         shear: float = 0.1,
         translation: float = 0.0625,
     ) -> None:
+        bounds = {"rotation": rotation, "log_scale": log_scale, "shear": shear, "translation": translation}
+        self.check(**bounds)
         turns = shears = 3 if spatial_dims == 3 else 1
         self.split = (turns, spatial_dims, shears, spatial_dims)
         super().__init__(
             spatial_dims, in_channels, fidelity=fidelity, base=base, noise_size=noise_size, width=width,
             image_condition=image_condition, trunk=trunk, parameters=sum(self.split),
         )  # fmt: skip
-        self.bounds = {"rotation": rotation, "log_scale": log_scale, "shear": shear, "translation": translation}
+        self.bounds = bounds
         channels = int(self.trunk.out_channels)  # type: ignore[arg-type]  # nn.Module types attributes loosely
         last = nn.Linear(32 if fidelity == "default" else channels, self.outputs * sum(self.split))
         nn.init.zeros_(last.weight)

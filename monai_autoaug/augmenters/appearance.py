@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
@@ -21,7 +22,10 @@ class AppearanceAugmenter(Augmenter):
 
     Args:
         additive: bound of the mask in standard deviations of the normalised image.
-        control: control points of the random policy's mask along each axis, at least 4.
+        control: control points of the random policy's mask along each axis, 4 to 64.
+
+    Raises:
+        ConfigError: a bound is no number, or out of its range.
 
     Source: G_I of Gao et al. 2021, section 3.3; the bound is ours.
 
@@ -32,6 +36,7 @@ class AppearanceAugmenter(Augmenter):
     """
 
     kind = "appearance"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {"additive": (0.0, 100.0), "control": (4, 64)}
 
     def __init__(
         self,
@@ -47,6 +52,7 @@ class AppearanceAugmenter(Augmenter):
         additive: float = 0.5,
         control: int = 6,
     ) -> None:
+        self.check(additive=additive, control=control)
         self.control = (control,) * spatial_dims
         super().__init__(
             spatial_dims, in_channels, fidelity=fidelity, base=base, noise_size=noise_size, width=width,

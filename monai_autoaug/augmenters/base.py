@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import math
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +48,8 @@ class Augmenter(nn.Module):
         ConfigError: unknown ``fidelity`` or ``base``.
     """
 
-    kind: str
+    kind: ClassVar[str]
+    limits: ClassVar[Mapping[str, tuple[float, float]]]  # least and greatest value of each bound
     strength: Tensor
 
     def __init__(
@@ -149,6 +151,32 @@ class Augmenter(nn.Module):
         self._listeners.append(listener)
         return lambda: self._listeners.remove(listener)
 
+    @contextmanager
+    def tapped(self, tap: Callable[[Tensor], Tensor]) -> Iterator[None]:
+        """Within the block, the head's output passes through ``tap``, which may measure or scale its gradient."""
+        self.tap = tap
+        try:
+            yield
+        finally:
+            self.tap = _untapped
+
+    @classmethod
+    def check(cls, **bounds: object) -> None:
+        """See that each bound is a number within ``limits``.
+
+        Raises:
+            ConfigError: one is not; the message names it.
+        """
+        for name, value in bounds.items():
+            least, greatest = cls.limits[name]
+            whole = isinstance(least, int)
+            kind = int if whole else int | float
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= greatest:
+                raise ConfigError(
+                    f"{cls.kind}: {name} must be {'a whole number' if whole else 'a number'} between {least} and"
+                    f" {greatest}, got {value!r}"
+                )
+
     def draw_shape(self) -> tuple[int, ...]:
         """Shape of the random policy's draws a sample."""
         return (self.draws,)
@@ -164,7 +192,7 @@ class Augmenter(nn.Module):
 
 
 def _untapped(raw: Tensor) -> Tensor:
-    """Nobody listens at the head's output; a method may put something here that measures or scales the gradient."""
+    """Nobody listens at the head's output."""
     return raw
 
 

@@ -4,8 +4,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,8 +56,11 @@ class DeformationAugmenter(Augmenter):
         displacement: bound of each component of the velocity's control points (in the paper's form: of the
             displacement) in voxels; None: 0.1 of the volume's size along that component's axis, so that thin volumes
             of thick slices are not pushed out of themselves.
-        control: control points along each axis, at least 4.
-        steps: squarings of the integration.
+        control: control points along each axis, 4 to 64.
+        steps: squarings of the integration, 1 to 16.
+
+    Raises:
+        ConfigError: a bound is no number, or out of its range.
 
     Source: G_D of Gao et al. 2021, section 3.3; velocity field and bound are ours.
 
@@ -66,6 +70,9 @@ class DeformationAugmenter(Augmenter):
     """
 
     kind = "deformation"
+    limits: ClassVar[Mapping[str, tuple[float, float]]] = {
+        "displacement": (0.0, 1000.0), "control": (4, 64), "steps": (1, 16),
+    }  # fmt: skip
 
     def __init__(
         self,
@@ -82,6 +89,7 @@ class DeformationAugmenter(Augmenter):
         control: int = 6,
         steps: int = 5,
     ) -> None:
+        self.check(control=control, steps=steps, **({} if displacement is None else {"displacement": displacement}))
         self.control = (control,) * spatial_dims
         super().__init__(
             spatial_dims, in_channels, fidelity=fidelity, base=base, noise_size=noise_size, width=width,

@@ -151,9 +151,10 @@ class Transformation:
 
         - affine (Eq. 6): mean over voxels and axes of the squared flow. In [-1, 1] coordinates when ``normalised``,
           otherwise relative to the volume's half extent along each axis, which is the same number up to (N - 1) / N.
-        - deformation (Eq. 7): mean over voxels, axes and components of the squared difference of neighbours. In [-1,
-          1] coordinates when ``normalised``; otherwise the dimensionless slope in voxel per voxel, which does not
-          depend on the size of the volume.
+        - deformation (Eq. 7): mean over voxels, axes and components of the squared difference of neighbours, in
+          [-1, 1] coordinates when ``normalised``. Otherwise of the dimensionless slope in voxel per voxel, which does
+          not depend on the size of the volume, plus the field's magnitude as the affine one's: a slope alone says
+          nothing of a field that moves everything alike.
         - appearance (Eq. 8): mean of the squared mask, in squared standard deviations.
 
         Source: Gao et al. 2021, Eqs. 6-8; the reductions and units are not in the paper.
@@ -189,7 +190,10 @@ class Transformation:
             if c > 1:
                 step = 1.0 if self.normalised else (f - 1) / (c - 1)
                 total = total + (field.diff(dim=2 + axis) / step).square().mean()
-        return total / d
+        if self.normalised:
+            return total / d
+        extent = torch.tensor([max(n / 2, 0.5) for n in self.shape]).to(field)
+        return total / d + (field / extent.view(1, d, *[1] * d)).square().mean()
 
     def magnitude(self) -> dict[str, Tensor]:
         """How strong each transformation is: tensors of length B, detached.

@@ -10,7 +10,8 @@ cross-entropy of real and transformed patches. Gradient reversal makes one loss 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any, ClassVar
 
@@ -38,7 +39,8 @@ class Adversarial(AugmentedMethod):
 
     - the generators' gradient is scaled to unit root mean square at each head's output, so that ``weight_prior`` alone
       sets how far from the random policy a direction that is always harder can pull: ``1 / weight_prior`` before tanh;
-    - the realism game's gradient at the transformed image is ``weight_discriminator`` times the segmentation network's.
+    - the realism game's gradient at the transformed image is ``weight_discriminator`` times the segmentation network's;
+    - the magnitude penalty's gradient at each transformation is ``weight_magnitude`` times that of the two games.
 
     Args:
         task: what the host owns; in combined mode its network has been through `prepare`.
@@ -120,7 +122,9 @@ class Adversarial(AugmentedMethod):
                 torch.optim.Adam(self.discriminator.parameters(), learning_rate_discriminator, betas=(0.5, 0.999)),
             )
             self.needs = ("train", "real")  # type: ignore[misc]  # this instance needs more than its class
-        self.balancer = Balancer((*self.kinds, "task", "realism"), task.device)
+        places = [f"{kind}_{what}" for kind in self.kinds for what in ("games", "penalty")]
+        self.balancer = Balancer((*self.kinds, "task", "realism", *places), task.device)
+        self._latest: Part | None = None
         self._warnings: list[str] = []
 
     def _make_discriminator(self, channels: int, paper: bool, seed: int) -> Discriminator:
@@ -134,24 +138,33 @@ class Adversarial(AugmentedMethod):
 
     def step(self, batches: Batches) -> dict[str, float]:
         """One backward for segmentation network, generators and discriminator (Algorithm 1)."""
-        if self.balance:
-            for kind in self.kinds:
-                self.augmenter(kind).tap = self.balancer.unit(kind, 1 / self.task.accumulation_steps)
-        parts = self.generate(batches.next("train"))
-        moved = [p for p in parts if p.transformation is not None]
-        loss, losses = self._task_game(parts)
-        total, figures = loss, dict[str, Tensor]()
-        if moved:
-            if self.discriminator is not None and self.ramp >= 1:  # before, all patches are nearly real
-                realism, figures = self._realism_game(moved, batches)
-                total = total + realism
-            total = total + self._penalties(moved)
-        scale = self.task.precision.scale  # of this backward; the update may change it
-        self.descend(total)
-        for kind in self.kinds:
-            self.augmenter(kind).tap = _untouched
-        self.balancer.update(scale)
+        ramp = self.ramp
+        with ExitStack() as taps:
+            if self.balance:
+                for kind in self.kinds:
+                    tap = self.balancer.unit(kind, 1 / self.task.accumulation_steps, ramp)
+                    taps.enter_context(self.augmenter(kind).tapped(tap))
+            parts = self.generate(batches.next("train"))
+            moved = [p for p in parts if p.transformation is not None]
+            loss, losses = self._task_game(parts)
+            total, figures = loss, dict[str, Tensor]()
+            if moved:
+                if self.discriminator is not None and ramp >= 1:  # before, all patches are nearly real
+                    realism, figures = self._realism_game(moved, batches)
+                    total = total + realism
+                penalties, sizes = self._penalties(moved)
+                total, figures = total + penalties, figures | sizes
+            scale = self.task.precision.scale  # of this backward; the update may change it
+            self.descend(total)
+        self.balancer.update(scale, dict.fromkeys(self.kinds, ramp))
+        self._latest = moved[-1] if moved and self.mode != "combined" else None
         return self.figures(parts, losses, **figures)
+
+    def watched(self, kind: str, move: Transformation) -> Transformation:
+        """``move`` with a meter of what the two games make of it."""
+        if not self.balance:
+            return move
+        return _through(self.balancer.metered(f"{kind}_games"), move, "matrix", "displacement", "additive")
 
     def _task_game(self, parts: list[Part]) -> tuple[Tensor, Tensor]:
         """The segmentation network descends, the generators ascend (Eq. 2), through image and label alike."""
@@ -182,7 +195,8 @@ class Adversarial(AugmentedMethod):
                 deceived = discriminate_frozen(self.discriminator, fake)
                 game = adversarial_loss(score_fake, real=False) + weight * adversarial_loss(deceived, real=True)
         right = torch.cat([(score_real > 0).float(), (score_fake < 0).float()]).mean()
-        return game + adversarial_loss(score_real, real=True), {"discriminator_accuracy": right}
+        game = game + adversarial_loss(score_real, real=True)
+        return game, {"realism": game, "discriminator_accuracy": right}
 
     def _real(self, batches: Batches, count: int) -> Tensor:
         """``count`` untransformed patches of a second batch, resampled and cropped as the transformed ones are."""
@@ -212,15 +226,20 @@ class Adversarial(AugmentedMethod):
             return image
         return centre_crop(image, tuple(n // 8 for n in image.shape[2:]))
 
-    def _penalties(self, moved: list[Part]) -> Tensor:
-        """Magnitude (Eqs. 6-8) and, in the default form, distance from the random policy."""
-        total = moved[0].batch.image.new_zeros((), dtype=torch.float32)
+    def _penalties(self, moved: list[Part]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Magnitude (Eqs. 6-8) and, in the default form, distance from the random policy; and the magnitudes."""
+        total, sizes = moved[0].batch.image.new_zeros((), dtype=torch.float32), {}
         for part in moved:
-            assert part.transformation is not None  # noqa: S101  # for the type checker: these parts have one
-            total = total + self.weight_magnitude * part.transformation.regularization()
-            if self.weight_prior and part.transformation.deviation is not None:
-                total = total + self.weight_prior / 2 * part.transformation.deviation.float().square().mean()
-        return total
+            move, weight = part.transformation, self.weight_magnitude
+            assert move is not None  # noqa: S101  # for the type checker: these parts have one
+            if self.balance:
+                tap = self.balancer.ratio(f"{part.kind}_penalty", f"{part.kind}_games", self.weight_magnitude)
+                move, weight = _through(tap, move, "matrix", "velocity", "additive"), 1.0
+            sizes[f"{part.kind}_penalty"] = move.regularization()
+            total = total + weight * sizes[f"{part.kind}_penalty"]
+            if self.weight_prior and move.deviation is not None:
+                total = total + self.weight_prior / 2 * move.deviation.float().square().mean()
+        return total, sizes
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Mean figures of the epoch and what tells a collapse (see `methods.collapse`)."""
@@ -231,8 +250,30 @@ class Adversarial(AugmentedMethod):
         for kind in self.kinds:
             if f"loss_{kind}" in figures and figures.get("loss_clean"):
                 figures[f"{kind}_loss_ratio"] = figures[f"loss_{kind}"] / figures["loss_clean"]
+        if self._latest is not None:  # a single kind trains on no clean sample
+            figures[f"{self._latest.kind}_loss_ratio"] = self._hardness(self._latest)
         self._warnings = collapse_warnings(figures, self.kinds)
         return figures
+
+    @torch.no_grad()
+    def _hardness(self, part: Part) -> float:
+        """Cross-entropy of transformed over that of untransformed samples, by the network as it would be deployed."""
+        modes = {m: m.training for m in self.task.network.modules()}
+        self.task.network.eval()
+        values = []
+        for batch in (part.batch, part.source.cropped()):
+            with self.task.precision.autocast():
+                x = batch.image if batch.extra is None else torch.cat([batch.image, batch.extra], dim=1)
+                output = self.task.network(x)
+            p = self.task.probabilities(output).clamp(1e-6, 1 - 1e-6)
+            loss = -(batch.label * p.log())
+            if self.task.regions:
+                loss = loss - (1 - batch.label) * (1 - p).log()
+            known = torch.ones_like(loss[:, :1]) if batch.valid is None else batch.valid
+            values.append(float((loss * known).sum() / known.sum().clamp(min=1)))
+        for module, mode in modes.items():
+            module.training = mode
+        return values[0] / max(values[1], 1e-6)
 
     def warnings(self) -> list[str]:
         """What the figures of the last epoch say of a collapse."""
@@ -248,5 +289,7 @@ class Adversarial(AugmentedMethod):
         self.balancer.means.copy_(state["balancer"])
 
 
-def _untouched(x: Tensor) -> Tensor:
-    return x
+def _through(tap: Callable[[Tensor], Tensor], move: Transformation, *names: str) -> Transformation:
+    """``move`` with those of the named tensors that it has passed through ``tap``."""
+    changed: dict[str, Any] = {n: tap(getattr(move, n)) for n in names if getattr(move, n) is not None}
+    return replace(move, **changed)

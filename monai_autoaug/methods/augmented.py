@@ -58,7 +58,8 @@ def transform(batch: Batch, transformation: Transformation, *, regions: bool = F
     """Apply ``transformation`` to everything in ``batch`` that moves, in one resampling, and cut off the margin.
 
     Image and further channels, label, validity and non-zero mask share one grid; appearance touches the image alone;
-    where the mask is 0 the image is 0 again afterwards.
+    where the mask is 0 the image is 0 again afterwards. At the edge of what is known the label is interpolated from
+    known voxels alone.
 
     Args:
         batch: patches with their margin.
@@ -71,7 +72,8 @@ def transform(batch: Batch, transformation: Transformation, *, regions: bool = F
     """
     still = 0 if batch.extra is None else batch.extra.shape[1]
     image = batch.image if batch.extra is None else torch.cat([batch.image, batch.extra], dim=1)
-    stack = [batch.label] + [t for t in (batch.valid, batch.mask) if t is not None]
+    known = batch.label if batch.valid is None else batch.label * batch.valid  # hosts write background where unknown
+    stack = [known] + [t for t in (batch.valid, batch.mask) if t is not None]
     widths = [t.shape[1] for t in stack]
     outside = [0.0] * sum(widths)
     if not regions:
@@ -90,6 +92,8 @@ def transform(batch: Batch, transformation: Transformation, *, regions: bool = F
     label = pieces.pop(0)
     valid = pieces.pop(0) if batch.valid is not None else None
     mask = pieces.pop(0) if batch.mask is not None else None
+    if valid is not None:
+        label = label / valid.clamp(min=1e-3)  # `valid` alone weighs a voxel, however little of it is known
     image = moved[:, : moved.shape[1] - still]
     if mask is not None:
         image = image * (mask >= 0.5).to(image.dtype)  # the interpolated mask would darken edges a second time
@@ -121,8 +125,7 @@ class AugmentedMethod(Method):
         seed: seed of partition, noise and initial weights.
         image_channels: channels of the image (without further channels such as a cascade's).
         mode: "combined": every batch in four parts, clean and one a kind, each with its own norm group, or a single
-            kind,
-            which then transforms the whole batch.
+            kind, which then transforms the whole batch.
         auxiliary_norms: norm groups for the augmented parts in combined mode; the clean part always uses the main one.
         fidelity: "default" or "paper" (see `Augmenter`).
         base: see `Augmenter`.
@@ -130,7 +133,7 @@ class AugmentedMethod(Method):
         width: channels of the generators.
         image_condition: whether the generators look at the image.
         bounds: options of single augmenters by kind, for example ``{"affine": {"rotation": 30.0}}``.
-        warm_up: steps over which the strength of the augmentation grows from 0 (identity) to 1.
+        warm_up: updates over which the strength of the augmentation grows from 0 (identity) to 1.
 
     Raises:
         ConfigError: unknown mode or kind.
@@ -168,6 +171,9 @@ class AugmentedMethod(Method):
         unknown = set(bounds or {}) - set(KINDS)
         if unknown:
             raise ConfigError(f"bounds are by kind ({', '.join(KINDS)}), got {', '.join(sorted(unknown))}")
+        idle = set(bounds or {}) - set(self.kinds)
+        if idle:
+            raise ConfigError(f"mode {mode!r} has no use for the bounds of {', '.join(sorted(idle))}; leave them out")
         self.generators = self._make_generators(
             {"fidelity": fidelity, "base": base, "noise_size": noise_size, "width": width,
              "image_condition": image_condition},
@@ -194,7 +200,11 @@ class AugmentedMethod(Method):
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds GPUs for good
             for kind in self.kinds:
-                augmenter = KINDS[kind](self.task.spatial_dims, channels, trunk=trunk, **common, **bounds.get(kind, {}))
+                given = bounds.get(kind, {})
+                known = KINDS[kind].limits
+                if not isinstance(given, Mapping) or set(given) - set(known):
+                    raise ConfigError(f"bounds of {kind} are {', '.join(known)}, got {given!r}")
+                augmenter = KINDS[kind](self.task.spatial_dims, channels, trunk=trunk, **common, **given)
                 trunk = augmenter.trunk if common["fidelity"] == "default" else None
                 generators[kind] = augmenter
         return generators.to(self.task.device)
@@ -220,8 +230,13 @@ class AugmentedMethod(Method):
 
     @property
     def ramp(self) -> float:
-        """Strength of the augmentation in the coming step, in (0, 1]."""
-        return 1.0 if self.warm_up <= 0 else min(1.0, (self.steps + 1) / self.warm_up)
+        """Strength of the augmentation in the coming step, in (0, 1]; micro-batches of one update have the same."""
+        updates = self.steps // self.task.accumulation_steps
+        return 1.0 if self.warm_up <= 0 else min(1.0, (updates + 1) / self.warm_up)
+
+    def watched(self, kind: str, move: Transformation) -> Transformation:
+        """What `generate` applies of ``move``; a method may put something in between that measures the gradient."""
+        return move
 
     def augmenter(self, kind: str) -> Augmenter:
         """The augmenter of one kind."""
@@ -246,7 +261,7 @@ class AugmentedMethod(Method):
                 source = batch.rows(row)
                 shape = tuple(source.image.shape[2:])
                 move = self.augmenter(kind).decode(features, noise, shape, spacing=source.spacing)
-                moved = transform(source, move, regions=self.task.regions)
+                moved = transform(source, self.watched(kind, move), regions=self.task.regions)
                 parts.append(Part(kind, number + 1 if self.auxiliary_norms else 0, source, moved, move))
                 self._probe[kind] = source.image[:1].detach()
         return parts

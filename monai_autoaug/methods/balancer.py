@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -43,11 +43,18 @@ class Balancer:
         """A tap that measures and changes nothing; norms of several taps of one place add in quadrature."""
         return lambda x: meter_gradient(x, self.norms[self.names[name]], torch.ones((), device=x.device))
 
-    def unit(self, name: str, weight: float = 1.0) -> Callable[[Tensor], Tensor]:
-        """A tap that scales the gradient to root mean square ``weight`` over its elements, over their number."""
+    def unit(self, name: str, weight: float = 1.0, strength: float = 1.0) -> Callable[[Tensor], Tensor]:
+        """A tap that scales the gradient to root mean square ``weight`` over its elements, over their number.
+
+        Args:
+            name: the place.
+            weight: root mean square.
+            strength: factor that all gradients at this place have in this step, as while an augmentation warms up; the
+                mean over steps is kept without it (see `update`).
+        """
 
         def tap(x: Tensor) -> Tensor:
-            mean = self.means[self.names[name]]
+            mean = self.means[self.names[name]] * strength
             known = weight / (mean.clamp(min=1e-30) * x.numel() ** 0.5)
             scale = torch.where(mean > 0, known, torch.zeros_like(mean))
             return meter_gradient(x, self.norms[self.names[name]], scale)
@@ -65,12 +72,15 @@ class Balancer:
 
         return tap
 
-    def update(self, scale: float = 1.0) -> None:
+    def update(self, scale: float = 1.0, strengths: Mapping[str, float] | None = None) -> None:
         """Take this step's norms into the means; a place that saw no gradient, or a non-finite one, keeps its mean.
 
         Args:
             scale: the gradient scaler's factor in this backward.
+            strengths: further factors of this step by place (see `unit`).
         """
+        for name, strength in (strengths or {}).items():
+            self.norms[self.names[name]] /= strength
         # the mean over those ranks that had such samples
         norms, share = average_over_ranks(torch.stack([self.norms, (self.norms > 0).float()]))
         norms = norms / share.clamp(min=1e-30) / scale

@@ -47,9 +47,10 @@ def collapse_figures(augmenter: Augmenter, image: Tensor, generator: torch.Gener
 
     Returns:
         What the generator does to the random policy, ``shift`` (root mean square before tanh) and ``spread`` (mean
-        factor, 1 as it starts); ``noise_share``, ``saturation`` (share of parameters beyond 0.95 of their bound, 0.05
-        for a uniform draw) and every figure of `Transformation.magnitude`: the mean over samples, but the smallest
-        ``jacobian_minimum`` and the largest ``displacement_max``.
+        factor, 1 as it starts), and ``learned_share``, the `noise_share` over noise vectors of one and the same draw
+        of that policy; ``noise_share`` over all of them; ``saturation`` (share of parameters beyond 0.95 of their
+        bound, 0.05 for a uniform draw); and every figure of `Transformation.magnitude`: the mean over samples, but the
+        smallest ``jacobian_minimum`` and the largest ``displacement_max``.
     """
     training = augmenter.training
     augmenter.eval()
@@ -63,6 +64,8 @@ def collapse_figures(augmenter: Augmenter, image: Tensor, generator: torch.Gener
     if augmenter.base == "random" and t.deviation is not None:
         shift, spread = t.deviation.float().chunk(2, dim=1)
         figures |= {"shift": float(shift.square().mean().sqrt()), "spread": float(spread.tanh().exp().mean())}
+        same = torch.cat([noise[:, : augmenter.noise_size], noise[:1, augmenter.noise_size :].expand(8, -1)], dim=1)
+        figures["learned_share"] = noise_share(augmenter(image.expand(8, *image.shape[1:]), same))
     for name, value in t.magnitude().items():
         pick = (
             value.amin() if name == "jacobian_minimum" else value.amax() if name == "displacement_max" else value.mean()

@@ -7,7 +7,8 @@ layer's parameters, buffers and state-dict keys, and the auxiliary ones never en
 deployed is the plain network. They are kept apart by `auxiliary_state`.
 
 Batch norm: a group has its own batch statistics, running statistics and affine parameters. Instance and group norm have
-no running statistics, so a group is a further pair of affine parameters.
+no running statistics, so a group is a further pair of affine parameters. Loading a state dict, which knows the main
+group alone, makes every auxiliary group a copy of it; `load_auxiliary_state` comes afterwards.
 
 Source: Gao et al. 2021, section 3.3 (three auxiliary groups besides the main one); Xie et al. 2020 (AdvProp).
 """
@@ -68,6 +69,16 @@ class AuxiliaryNorm(nn.Module):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         missing[:] = [key for key in missing if not key.startswith(prefix + _PREFIX)]
+        self.reset_groups()
+
+    @torch.no_grad()
+    def reset_groups(self) -> None:
+        """Make every auxiliary group a copy of the main one."""
+        for suffix, main in (("weight", "weight"), ("bias", "bias"), ("mean", "running_mean"),
+                             ("variance", "running_var")):  # fmt: skip
+            source, target = getattr(self, main, None), getattr(self, _PREFIX + suffix, None)
+            if source is not None and target is not None:
+                target.copy_(source.expand_as(target))
 
     def _affine(self, normalised: Tensor, group: Tensor) -> Tensor:
         """Scale and shift each sample of ``normalised`` (B, C, ...) by its group's parameters, the main one's first."""
@@ -83,6 +94,11 @@ class AuxiliaryNorm(nn.Module):
 class _BatchGroups(AuxiliaryNorm):
     """Batch norm: samples of one group share statistics; groups never see each other."""
 
+    running_mean: Tensor | None
+    running_var: Tensor | None
+    weight: nn.Parameter | None
+    bias: nn.Parameter | None
+
     def forward(self, x: Tensor) -> Tensor:
         group = self.group
         if group is None or not self.training:
@@ -96,6 +112,9 @@ class _BatchGroups(AuxiliaryNorm):
         return torch.cat(parts)[torch.argsort(torch.cat(order))]
 
     def _normalise(self, x: Tensor, number: int) -> Tensor:
+        if x.numel() == x.shape[1] and self.running_mean is not None:
+            # one voxel of one sample has no variance; a batch that is not split into groups would have had others
+            return self._by_running_statistics(x, number)
         if number == 0:
             return super().forward(x)
         k = number - 1
@@ -103,6 +122,16 @@ class _BatchGroups(AuxiliaryNorm):
         return F.batch_norm(
             x, self.auxiliary_mean[k], self.auxiliary_variance[k], self.auxiliary_weight[k], self.auxiliary_bias[k],
             training=True, momentum=momentum, eps=self.eps,
+        )  # fmt: skip
+
+
+    def _by_running_statistics(self, x: Tensor, number: int) -> Tensor:
+        if number == 0:
+            return F.batch_norm(x, self.running_mean, self.running_var, self.weight, self.bias, eps=self.eps)
+        k = number - 1
+        return F.batch_norm(
+            x, self.auxiliary_mean[k], self.auxiliary_variance[k], self.auxiliary_weight[k], self.auxiliary_bias[k],
+            eps=self.eps,
         )  # fmt: skip
 
 

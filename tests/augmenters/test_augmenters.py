@@ -162,13 +162,18 @@ def test_regularisers_by_hand() -> None:
     # a field with slope 0.3 along D in its first component: mean over 3 axes x 3 components of the squared slope
     slope = torch.zeros(1, 3, *shape)
     slope[0, 0] = 0.3 * torch.arange(9.0).view(9, 1, 1)
-    assert float(Transformation(shape, displacement=slope).regularization()) == pytest.approx(0.09 / 9, rel=1e-5)
+    size = float((slope / (torch.tensor(shape) / 2).view(1, 3, 1, 1, 1)).square().mean())  # in half extents
+    assert float(Transformation(shape, displacement=slope).regularization()) == pytest.approx(0.09 / 9 + size, rel=1e-5)
     in_paper_units = (0.3 / ((9 - 1) / 2)) ** 2 / 9
     got = Transformation(shape, displacement=slope, normalised=True).regularization()
     assert float(got) == pytest.approx(in_paper_units, rel=1e-5)
     # the dimensionless slope does not depend on the grid that the field is given on
     coarse = geometry.upsample_field(slope, (5, 6, 4))
-    assert float(Transformation(shape, displacement=coarse).regularization()) == pytest.approx(0.01, rel=1e-5)
+    size = float((coarse / (torch.tensor(shape) / 2).view(1, 3, 1, 1, 1)).square().mean())
+    assert float(Transformation(shape, displacement=coarse).regularization()) == pytest.approx(0.01 + size, rel=1e-5)
+    drift = torch.full((1, 3, 5, 6, 4), 2.0)  # no slope, but a magnitude
+    moved = float(Transformation(shape, displacement=drift).regularization())
+    assert moved == pytest.approx(sum((4 / n) ** 2 for n in shape) / 3, rel=1e-5)
     mask = torch.full((2, 1, *shape), 0.4)
     assert float(Transformation(shape, additive=mask).regularization()) == pytest.approx(0.16, rel=1e-5)
     assert float(Transformation.identity(shape).regularization()) == 0
@@ -245,3 +250,18 @@ def test_bad_files_and_options_are_refused(tmp_path: Path) -> None:
         augmenters.load(broken)
     with pytest.raises(ConfigError, match="fidelity"):
         AffineAugmenter(fidelity="quick")
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound"),
+    [
+        (AffineAugmenter, {"rotation": -1.0}), (AffineAugmenter, {"shear": "much"}),
+        (AffineAugmenter, {"log_scale": float("nan")}), (AffineAugmenter, {"translation": True}),
+        (DeformationAugmenter, {"control": 3}), (DeformationAugmenter, {"control": 6.0}),
+        (DeformationAugmenter, {"steps": 0}), (DeformationAugmenter, {"displacement": float("inf")}),
+        (AppearanceAugmenter, {"additive": -0.5}), (AppearanceAugmenter, {"control": 65}),
+    ],
+)  # fmt: skip
+def test_bounds_out_of_range_are_refused_by_name(kind: type[Augmenter], bound: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=rf"{kind.kind}: {next(iter(bound))} must be .* between .*, got"):
+        kind(**bound)

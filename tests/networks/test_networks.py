@@ -166,3 +166,26 @@ def test_auxiliary_state_round_trip_and_refusals() -> None:
         add_auxiliary_norms(nn.Sequential(nn.Conv3d(1, 1, 1)))
     with pytest.raises(ConfigError, match="running statistics"):
         add_auxiliary_norms(nn.InstanceNorm3d(2, track_running_stats=True))
+
+
+def test_loading_weights_makes_every_group_start_from_them() -> None:
+    net = add_auxiliary_norms(nn.Sequential(nn.BatchNorm3d(2), nn.InstanceNorm3d(2, affine=True)))
+    state = {k: torch.rand_like(v.float()).to(v.dtype) + 1 for k, v in net.state_dict().items()}
+    net.load_state_dict(state)
+    for layer, keys in ((net[0], ("weight", "bias", "mean", "variance")), (net[1], ("weight", "bias"))):
+        for key in keys:
+            main = {"mean": "running_mean", "variance": "running_var"}.get(key, key)
+            groups = getattr(layer, f"auxiliary_{key}")
+            assert torch.equal(groups, getattr(layer, main).expand(3, -1)), key
+
+
+def test_a_group_of_one_voxel_is_normalised_by_running_statistics() -> None:
+    """A deep level may be one voxel large: alone in its group, a sample has no variance of its own."""
+    net = add_auxiliary_norms(nn.Sequential(nn.BatchNorm3d(2)))
+    x = torch.randn(4, 2, 1, 1, 1)
+    with norm_groups(net, torch.arange(4)):
+        out = net(x)
+    assert torch.allclose(out, x, atol=1e-4)  # fresh statistics: mean 0, variance 1
+    assert torch.equal(net[0].running_mean, torch.zeros(2))
+    with norm_groups(net, torch.tensor([0, 0, 1, 1])):
+        assert not torch.allclose(net(x), x, atol=1e-2)  # two samples have
