@@ -109,18 +109,20 @@ class LearnedAugmentd(RandomizableTransform, MapTransform, InvertibleTransform):
         return d
 
     def _predict(self, image: Tensor) -> Transformation:
-        augmenter = self.augmenters[self._name]
+        augmenter = self.augmenters[self._name].to(image.device)
         spacing = None
         if isinstance(image, MetaTensor):
             spacing = torch.as_tensor(np.asarray(image.pixdim), dtype=torch.float32)[None, : image.ndim - 1]
+            spacing = spacing.to(image.device)
         plain = image.as_subclass(Tensor).float()[None]
         assert self._noise is not None  # noqa: S101  # for the type checker: randomize has drawn it
+        noise = self._noise.to(image.device)
         with torch.no_grad():
             before = augmenter.strength.clone()
             augmenter.strength.fill_(self.strength)
             try:
-                features = augmenter.trunk(plain, self._noise[:, : augmenter.noise_size])
-                return augmenter.decode(features, self._noise, tuple(plain.shape[2:]), spacing=spacing)
+                features = augmenter.trunk(plain, noise[:, : augmenter.noise_size])
+                return augmenter.decode(features, noise, tuple(plain.shape[2:]), spacing=spacing)
             finally:
                 augmenter.strength.copy_(before)
 
@@ -141,7 +143,7 @@ class LearnedAugmentd(RandomizableTransform, MapTransform, InvertibleTransform):
             undo = move.inverse()
             if undo is None:
                 raise PolicyError("a free deformation field has no inverse; train with the default fidelity to get one")
-            d[key] = _apply(d[key], undo, mode)
+            d[key] = _apply(d[key], undo.to(d[key].device), mode)
         return d
 
 
@@ -154,7 +156,7 @@ def _apply(x: Tensor, move: Transformation, mode: str) -> Tensor:
         elif mode == "soft":
             out = move.apply_label(plain.float()[None])[0].to(plain.dtype)
         else:
-            values = torch.unique(torch.cat([torch.zeros(1, dtype=plain.dtype), plain.flatten()]))  # background first
+            values = torch.unique(torch.cat([plain.new_zeros(1), plain.flatten()]))  # background first
             values = torch.cat([values[values == 0], values[values != 0]])
             one_hot = (plain == values.view(-1, *[1] * (plain.ndim - 1))).float()
             out = values[move.apply_label(one_hot[None])[0].argmax(dim=0, keepdim=True)]

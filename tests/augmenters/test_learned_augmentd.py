@@ -154,3 +154,13 @@ def test_plain_tensors_missing_keys_and_bad_options() -> None:
     still = LearnedAugmentd(["image", "label"], augmenters, strength=0.0)(sample())
     assert torch.allclose(still["image"], sample()["image"], atol=1e-4)
     assert torch.equal(still["label"], sample()["label"])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_images_on_a_gpu_stay_there() -> None:
+    transform, d = both(), {key: value.cuda() for key, value in sample().items()}
+    transform.set_random_state(3)
+    moved = transform(d)
+    assert all(moved[key].is_cuda for key in d)
+    back = transform.inverse(moved)
+    assert all(back[key].is_cuda and back[key].shape == d[key].shape for key in d)
