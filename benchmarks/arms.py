@@ -1,0 +1,134 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Dice of the learned augmentation beside its controls: ``python benchmarks/arms.py DATA --output arms.json``.
+
+Every cell (method, training cases, seed) is one ``monai-autoaug train`` with the same split and validation cases; cells
+that are complete are not run again, one that was interrupted goes on; options that are not this script's are handed to
+``train``. The table has the mean over seeds of the mean foreground Dice, its standard deviation over seeds, each
+structure's Dice, the process CPU time relative to ``none``, and the difference to ``random`` paired by case with a 95 %
+bootstrap interval over cases (which does not cover the seeds).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import statistics
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+COMMAND = "from monai_autoaug.cli import main; main()"
+
+
+def run_cell(data: Path, folder: Path, method: str, cases: int, seed: int, options: list[str]) -> None:
+    """Train one cell, or finish it."""
+    if (folder / "validation.json").exists():
+        return
+    what = [sys.executable, "-c", COMMAND, "train"]
+    if (folder / "config.json").exists():
+        what += ["--resume", "--output", str(folder)]
+    else:
+        what += [str(data), "--output", str(folder), "--method", method, "--train-cases", str(cases),
+                 "--validation-cases", "30", "--seed", str(seed), *options]  # fmt: skip
+    subprocess.run(what, check=True)
+
+
+def read_cell(folder: Path) -> dict[str, Any]:
+    """Dice by structure and case, and what the training took."""
+    validation = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+    by_case = {case: statistics.fmean(v["dice"].values()) for case, v in validation["cases"].items()}
+    return {
+        "dice": {name: v["mean"] for name, v in validation["summary"]["dice"].items()},
+        "by_case": by_case,
+        "cpu_seconds": summary["cpu_seconds"],
+        "iterations": summary["iterations"],
+    }
+
+
+def difference(cells: list[dict[str, Any]], control: list[dict[str, Any]]) -> dict[str, Any]:
+    """Mean difference of two arms with the same seeds, paired by case."""
+    cases = sorted(cells[0]["by_case"])
+    paired = np.array(
+        [[a["by_case"][c] - b["by_case"][c] for c in cases] for a, b in zip(cells, control, strict=True)]
+    ).mean(0)
+    rng = np.random.default_rng(0)
+    draws = paired[rng.integers(0, len(paired), (10_000, len(paired)))].mean(1)
+    seeds = [a["dice"]["mean"] - b["dice"]["mean"] for a, b in zip(cells, control, strict=True)]
+    return {"mean": float(paired.mean()), "interval_95": np.quantile(draws, [0.025, 0.975]).tolist(), "by_seed": seeds}
+
+
+def summarise(arms: dict[tuple[int, str], list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """One row an arm."""
+    rows = []
+    for (cases, method), cells in arms.items():
+        means = [c["dice"]["mean"] for c in cells]
+        row = {
+            "training_cases": cases, "method": method, "seeds": len(cells), "dice": statistics.fmean(means),
+            "dice_sd_over_seeds": statistics.stdev(means) if len(means) > 1 else None,
+            "structures": {n: statistics.fmean(c["dice"][n] for c in cells) for n in cells[0]["dice"] if n != "mean"},
+            "cpu_minutes": statistics.median(c["cpu_seconds"] for c in cells) / 60,
+            "iterations": cells[0]["iterations"],
+        }  # fmt: skip
+        plain, control = arms.get((cases, "none")), arms.get((cases, "random"))
+        if plain:
+            row["time_ratio"] = statistics.median(c["cpu_seconds"] for c in cells) / statistics.median(
+                c["cpu_seconds"] for c in plain
+            )
+        if control and method != "random" and len(control) == len(cells):
+            row["minus_random"] = difference(cells, control)
+        rows.append(row)
+    return rows
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """The rows as a table."""
+    names = list(rows[0]["structures"])
+    lines = [
+        f"| cases | method | Dice (sd over seeds) | {' | '.join(names)} | minus random [95 % over cases] | CPU time |",
+        "|---" * (5 + len(names)) + "|",
+    ]
+    for row in rows:
+        sd = "" if row["dice_sd_over_seeds"] is None else f" ({row['dice_sd_over_seeds']:.3f})"
+        minus = row.get("minus_random")
+        versus = "" if minus is None else "{:+.3f} [{:+.3f}, {:+.3f}]".format(minus["mean"], *minus["interval_95"])
+        parts = " | ".join(f"{row['structures'][n]:.3f}" for n in names)
+        ratio = f" (x {row['time_ratio']:.2f})" if "time_ratio" in row else ""
+        lines.append(
+            f"| {row['training_cases']} | `{row['method']}` | {row['dice']:.3f}{sd} | {parts} | {versus} |"
+            f" {row['cpu_minutes']:.1f} min{ratio} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    """Run what is missing and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--runs", type=Path, default=Path("runs"), help="one folder a cell")
+    parser.add_argument("--methods", default="none,random,adversarial")
+    parser.add_argument("--cases", default="20,100", help="training cases")
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=None, help="JSON file")
+    arguments, options = parser.parse_known_args()
+    arms: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    for cases in map(int, arguments.cases.split(",")):
+        for method in arguments.methods.split(","):
+            for seed in range(arguments.seeds):
+                folder = arguments.runs / f"{method}_{cases}_{seed}"
+                run_cell(arguments.data, folder, method, cases, seed, options)
+                arms.setdefault((cases, method), []).append(read_cell(folder))
+    rows = summarise(arms)
+    if arguments.output is not None:
+        content = {"machine": platform.processor() or platform.machine(), "options": options, "arms": rows}
+        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    print(markdown(rows))
+
+
+if __name__ == "__main__":
+    main()
