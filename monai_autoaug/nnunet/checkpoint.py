@@ -8,6 +8,7 @@ numbers, strings, lists and dicts only.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 from collections.abc import Callable, Mapping
@@ -20,6 +21,7 @@ from torch import nn
 
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm, auxiliary_state, load_auxiliary_state
+from monai_autoaug.writing import write_whole
 
 __all__ = [
     "KEY",
@@ -71,31 +73,28 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
         torch.cuda.set_rng_state(states["cuda"].cpu())
 
 
+class _NothingWritten(Exception):
+    """A trainer that writes no checkpoints, as nnU-Net's benchmarks do."""
+
+
 def write_atomically(write: Callable[[str], None], addition: Mapping[str, Any], filename: str) -> None:
     """Let nnU-Net write its checkpoint to a temporary file, add one key, and put it in place in one step.
 
     Args:
-        write: writes nnU-Net's checkpoint to the path it is given.
+        write: writes nnU-Net's checkpoint to the path it is given, or nothing.
         addition: what the key ``autoaug`` shall hold.
         filename: where the checkpoint belongs.
     """
-    target = Path(filename)
-    plain = target.with_name(f".{target.name}.{os.getpid()}.plain")
-    whole = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    try:
-        write(str(plain))
-        if not plain.exists():  # checkpointing is switched off, or another rank writes
-            return
-        checkpoint = torch.load(plain, map_location="cpu", weights_only=False)  # nnU-Net's own, written a moment ago
-        checkpoint[KEY] = dict(addition)
-        with whole.open("wb") as file:
-            torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(whole, target)
-    finally:
-        plain.unlink(missing_ok=True)
-        whole.unlink(missing_ok=True)
+
+    def complete(file: Path) -> None:
+        write(str(file))
+        if not file.exists():
+            raise _NothingWritten
+        checkpoint = torch.load(file, map_location="cpu", weights_only=False)  # nnU-Net's own, written a moment ago
+        torch.save(checkpoint | {KEY: dict(addition)}, file)
+
+    with contextlib.suppress(_NothingWritten):
+        write_whole(filename, complete)
 
 
 def read_checkpoint(filename: str | os.PathLike[str]) -> dict[str, Any]:

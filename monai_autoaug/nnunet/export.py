@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
 """A trained model without any trace of this package, for an nnU-Net that doesn't have it.
 
-The deployed network is the plain one (its auxiliary norm groups never enter its state), so nothing about the prediction
-changes: the checkpoint gets the plain trainer's name and loses what was added to it, the plans lose the key
-    ``autoaug``.
+The deployed network is the plain one (its auxiliary norm groups never enter its state), so nothing about the
+prediction changes: the checkpoint gets the plain trainer's name and loses what was added to it, the plans lose the key
+``autoaug``.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ _COPIED = ("dataset.json", "dataset_fingerprint.json")
 
 
 def export_plain(model_folder: str | os.PathLike[str], out_folder: str | os.PathLike[str]) -> Path:
-    """Write a model folder that plain nnU-Net loads, and that predicts what this one does.
+    """Write a model folder that plain nnU-Net loads, and that predicts what this one does; it is whole or not there.
 
     Args:
         model_folder: ``<nnUNet_results>/<dataset>/<trainer>__<plans>__<configuration>``.
@@ -37,37 +37,59 @@ def export_plain(model_folder: str | os.PathLike[str], out_folder: str | os.Path
         The new folder, ``<out_folder>/<plain trainer>__<plans>__<configuration>``.
 
     Raises:
-        CheckpointError: there is no checkpoint of this package's trainers in the folder.
+        CheckpointError: a checkpoint is unreadable or was not written by this package's trainers, or there is none.
         ConfigError: the folder is no model folder, or the new one exists already.
     """
     source = Path(model_folder)
     parts = source.resolve().name.split("__")
-    if len(parts) != 3 or not (source / "plans.json").is_file():
-        raise ConfigError(
-            f"{source}: is no model folder; expected <trainer>__<plans>__<configuration> with plans.json in it"
-        )
+    if len(parts) != 3:
+        raise ConfigError(f"{source}: is no model folder; expected the name <trainer>__<plans>__<configuration>")
+    plans, _ = _json(source / "plans.json"), _json(source / "dataset.json")
     files = sorted(source.glob("fold_*/checkpoint_*.pth"))
+    target = Path(out_folder) / "__".join([_plain_trainer(source, files), *parts[1:]])
+    if target.exists():
+        raise ConfigError(f"{target}: exists already; remove it or choose another folder")
+    unfinished = target.with_name(f".{target.name}.part")
+    shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was killed
+    try:
+        for file in files:
+            fold = unfinished / file.parent.name
+            fold.mkdir(parents=True, exist_ok=True)
+            torch.save(plain_checkpoint(read_checkpoint(file)), fold / file.name)
+        save_json(_plain_plans(plans), str(unfinished / "plans.json"), sort_keys=False)
+        for name in _COPIED:
+            if (source / name).is_file():
+                shutil.copy(source / name, unfinished / name)
+        unfinished.rename(target)
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)
+    return target
+
+
+def _json(file: Path) -> dict[str, Any]:
+    if not file.is_file():
+        raise ConfigError(f"{file.parent}: is no model folder; expected a file {file.name} in it")
+    try:
+        content: dict[str, Any] = load_json(str(file))
+    except ValueError as error:
+        raise ConfigError(f"{file}: can't be read ({error}); copy it from nnUNet_preprocessed again") from error
+    return content
+
+
+def _plain_trainer(source: Path, files: list[Path]) -> str:
+    """Name of the plain trainer, after seeing that every checkpoint can be exported."""
     if not files:
         raise CheckpointError(f"{source}: holds no fold_*/checkpoint_*.pth; train first")
-    target: Path | None = None
+    names: dict[str, Path] = {}
     for file in files:
-        checkpoint = read_checkpoint(file)
-        if KEY not in checkpoint:
+        ours = read_checkpoint(file).get(KEY)
+        if ours is None:
             raise CheckpointError(f"{file}: was not written by a trainer of monai_autoaug; nothing to export")
-        plain = plain_checkpoint(checkpoint)
-        if target is None:
-            target = Path(out_folder) / "__".join([plain["trainer_name"], *parts[1:]])
-            if target.exists():
-                raise ConfigError(f"{target}: exists already; remove it or choose another folder")
-        fold = target / file.parent.name
-        fold.mkdir(parents=True, exist_ok=True)
-        torch.save(plain, fold / file.name)
-    assert target is not None  # noqa: S101  # for the type checker: there was a file
-    save_json(_plain_plans(load_json(str(source / "plans.json"))), str(target / "plans.json"), sort_keys=False)
-    for name in _COPIED:
-        if (source / name).is_file():
-            shutil.copy(source / name, target / name)
-    return target
+        names.setdefault(ours["plain_trainer"], file)
+    if len(names) > 1:
+        found = ", ".join(f"{name} ({file})" for name, file in names.items())
+        raise CheckpointError(f"{source}: its checkpoints are of several trainers: {found}; export them one by one")
+    return next(iter(names))
 
 
 def plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:

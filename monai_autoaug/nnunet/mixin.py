@@ -16,7 +16,7 @@ from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from monai_autoaug import augmenters
 from monai_autoaug.errors import CheckpointError, ConfigError
-from monai_autoaug.nnunet import checkpoint, ranks
+from monai_autoaug.nnunet import checkpoint, journal, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
 from monai_autoaug.nnunet.options import apply_to_plans, read_options
 from monai_autoaug.nnunet.rehearsal import rehearse
@@ -107,7 +107,7 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
         else:
             checkpoint.restore_random_states(self._resumed)
         if self.local_rank == 0:
-            self._shorten_log()
+            journal.cut(self._log_path(), self.current_epoch)  # epochs that this run will do again
             self.print_to_log_file(f"Learned augmentation: {json.dumps(self.autoaug.as_dict())}")
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -131,8 +131,7 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
             "train_loss": float(self.logger.get_value("train_losses", step=-1)),
             **figures,
         }
-        with self._log_path().open("a", encoding="utf-8") as file:
-            file.write(json.dumps(line) + "\n")
+        journal.append(self._log_path(), line)
         if figures:
             self.print_to_log_file("autoaug", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
         for logger in self.logger.loggers:  # those beside nnU-Net's own file, which takes its own keys only
@@ -143,13 +142,6 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
 
     def _log_path(self) -> Path:
         return Path(self.output_folder) / "autoaug.jsonl"
-
-    def _shorten_log(self) -> None:
-        """Drop the lines of epochs that this run will do again."""
-        path = self._log_path()
-        lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
-        kept = [line for line in lines if line.endswith("}") and json.loads(line)["epoch"] < self.current_epoch]
-        path.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
 
     def on_train_end(self) -> None:
         """Final checkpoint; the learned augmenters as files of their own."""

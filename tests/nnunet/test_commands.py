@@ -188,17 +188,58 @@ def test_a_plain_trainer_resumes_from_the_export(tiny: Any, tmp_path: Path, opti
     assert plain.current_epoch == 2
 
 
-def test_what_can_not_be_exported_is_named(tiny: Any, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="is no model folder"):
-        export_plain(tmp_path, tmp_path / "out")
+def test_what_can_not_be_exported_is_named_and_leaves_nothing(tiny: Any, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+
+    def refused(folder: Path, kind: type[Exception], message: str) -> None:
+        with pytest.raises(kind, match=message):
+            export_plain(folder, out)
+        assert not out.exists()
+
+    refused(tmp_path, ConfigError, "is no model folder")
     folder = tmp_path / "nnUNetTrainer__nnUNetPlans__3d_fullres"
-    (folder / "fold_0").mkdir(parents=True)
-    (folder / "plans.json").write_text("{}")
-    with pytest.raises(CheckpointError, match="train first"):
-        export_plain(folder, tmp_path / "out")
-    torch.save({"network_weights": {}}, folder / "fold_0" / "checkpoint_final.pth")
-    with pytest.raises(CheckpointError, match="not written by a trainer of monai_autoaug"):
-        export_plain(folder, tmp_path / "out")
+    fold = folder / "fold_0"
+    fold.mkdir(parents=True)
+    refused(folder, ConfigError, "expected a file plans.json")
+    (folder / "plans.json").write_text('{"configurations": ')
+    refused(folder, ConfigError, "plans.json: can't be read")
+    (folder / "plans.json").write_text('{"configurations": {}}')
+    refused(folder, ConfigError, "expected a file dataset.json")
+    (folder / "dataset.json").write_text("{}")
+    refused(folder, CheckpointError, "train first")
+    good = {"network_weights": {}, "autoaug": {"plain_trainer": "nnUNetTrainer"}}
+    torch.save(good, fold / "checkpoint_best.pth")
+    torch.save({"network_weights": {}}, fold / "checkpoint_final.pth")
+    refused(folder, CheckpointError, "checkpoint_final.pth: was not written by a trainer of monai_autoaug")
+    torch.save(good | {"autoaug": {"plain_trainer": "nnUNetTrainerBN"}}, fold / "checkpoint_final.pth")
+    refused(folder, CheckpointError, "several trainers: nnUNetTrainer .*nnUNetTrainerBN")
+    (fold / "checkpoint_final.pth").write_bytes((fold / "checkpoint_best.pth").read_bytes()[:300])
+    refused(folder, CheckpointError, "checkpoint_final.pth: can't be read")
+
+
+def test_an_export_is_whole_or_not_there(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny.trainer(Adversarial, fold=3)
+    trainer.fold = 0
+    trainer.run_training()
+    name = "nnUNetTrainer__nnUNetPlans__3d_fullres"
+    killed = tmp_path / f".{name}.part"  # what an export that was killed has left
+    (killed / "fold_9").mkdir(parents=True)
+    seen = []
+
+    def full(content: Any, file: str, **options: Any) -> None:
+        seen.append({p.name for p in tmp_path.iterdir()})
+        raise OSError("no space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr("monai_autoaug.nnunet.export.save_json", full)
+        with pytest.raises(OSError, match="no space left"):
+            export_plain(trainer.output_folder_base, tmp_path)
+    assert seen == [{killed.name}]  # beside its place until it is whole
+    assert list(tmp_path.iterdir()) == []
+    exported = export_plain(trainer.output_folder_base, tmp_path)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    found = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()}
+    assert {"plans.json", "dataset.json", "dataset_fingerprint.json", "fold_3/checkpoint_final.pth"} <= found
 
 
 def without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:

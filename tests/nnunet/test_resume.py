@@ -141,16 +141,51 @@ def test_a_failed_write_leaves_the_last_good_checkpoint(tiny: Any, monkeypatch: 
     def break_off(content: Any, file: Any) -> None:
         calls.append(content)
         if len(calls) == 2:
-            file.write(b"half a file")
+            Path(file).write_bytes(b"half a file")
             raise OSError("no space left on device")
         save(content, file)
 
     monkeypatch.setattr(torch, "save", break_off)
+    files = sorted(path.parent.iterdir())
     with pytest.raises(OSError, match="no space left"):
         trainer.save_checkpoint(str(path))
     assert path.read_bytes() == before
-    assert not [p for p in path.parent.iterdir() if p.name.startswith(".checkpoint")]
+    assert sorted(path.parent.iterdir()) == files
     trainer._close_streams()
+
+
+def test_a_trainer_that_writes_no_checkpoints_still_trains(tiny: Any) -> None:
+    class nnUNetTrainerBenchmark(nnUNetTrainer):
+        def save_checkpoint(self, filename: str) -> None:
+            pass
+
+    trainer = tiny.trainer(with_autoaug(nnUNetTrainerBenchmark))
+    trainer.run_training()
+    assert not list(Path(trainer.output_folder).glob("*.pth"))
+
+
+def test_what_a_killed_process_left_in_the_log_is_cut(tiny: Any) -> None:
+    trainer = tiny.trainer(Adversarial, fold=4, epochs=3, save_every=1)
+    trainer.fold = 0
+    stop_after(trainer, 2)
+    log = Path(trainer.output_folder) / "autoaug.jsonl"
+    whole = log.read_text().splitlines()
+    assert [json.loads(line)["epoch"] for line in whole] == [0, 1]
+    # the third epoch was logged but not saved, and of a fourth line a part reached the disk
+    for rest in (
+        '{"epoch": 2, "train_loss": 1.0}\n{"epoch": 3, "tr',
+        '{"epoch": 2, "nested": {}',
+        "\xff\n17\n[]\n{}\n",
+    ):
+        log.write_bytes("\n".join([*whole, rest]).encode("latin-1"))
+        again = tiny.trainer(Adversarial, fold=4, epochs=3, save_every=1, resume=True)
+        again.fold = 0
+        again.load_checkpoint(str(log.with_name("checkpoint_latest.pth")))
+        again.on_train_start()
+        again._close_streams()
+        assert log.read_text().splitlines() == whole
+    again.run_training()
+    assert [json.loads(line)["epoch"] for line in log.read_text().splitlines()] == [0, 1, 2]
 
 
 def test_disabled_checkpointing_writes_nothing(tiny: Any) -> None:
