@@ -7,19 +7,32 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rich.console import Console
 
     from monai_autoaug.engines.folder import Run
     from monai_autoaug.evaluation import Evaluation
 
-__all__ = ["results"]
+__all__ = ["missing", "results"]
+
+
+def missing(run: Run) -> list[Path]:
+    """The files of a run whose training has ended that `results` has yet to write.
+
+    Args:
+        run: its training has ended.
+    """
+    from monai_autoaug.report import picture_files
+
+    return [file for file in (run.evaluation, *picture_files(run)) if not file.exists()]
 
 
 def results(run: Run, console: Console) -> Evaluation:
     """Evaluate the validation predictions of a run, draw its pictures and print a summary.
 
     Args:
-        run: a run that has ended.
+        run: its training has ended.
         console: where to.
 
     Returns:
@@ -34,7 +47,7 @@ def results(run: Run, console: Console) -> Evaluation:
     config, summary = read_json(run.config), read_json(run.summary)
     datalist = read_datalist(config["options"]["data"])
     evaluation = evaluate(run.validation, datalist)
-    evaluation.save(run.folder / "validation.json")
+    evaluation.save(run.evaluation)
     pictures = run_pictures(run, datalist, evaluation)
     console.print()
     console.print(dice_table(evaluation, f"{summary['method']}: {len(evaluation.cases)} validation cases"))

@@ -6,9 +6,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from monai_autoaug.engines.folder import Run
+    from monai_autoaug.engines.progress import Listener
 
 __all__ = ["assignments", "train"]
 
@@ -17,11 +21,13 @@ def assignments(ctx: click.Context, parameter: click.Parameter, values: Sequence
     """``key=value`` pairs; values are read as YAML, so that numbers are numbers and ``[8, 16]`` is a list."""
     import yaml
 
+    from monai_autoaug.commands.yaml_values import parse
+
     found = {}
     for text in values:
         key, equals, value = text.partition("=")
         try:
-            found[key.strip()] = yaml.safe_load(value)
+            found[key.strip()] = parse(value)
         except yaml.YAMLError as error:
             raise click.BadParameter(f"{text!r} is no key=value ({error})") from error
         if not equals or not key.strip():
@@ -78,7 +84,7 @@ def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @_with_options
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="YAML file of options by their long names (learning_rate, method_options ...).")  # fmt: skip
-@click.option("--resume", is_flag=True, help="Go on with the run in --output, which was stopped.")
+@click.option("--resume", is_flag=True, help="Finish the run in --output, wherever it was stopped.")
 def train(config: Path | None, resume: bool, **given: Any) -> None:
     """Train a segmentation network on the data set in the folder DATA.
 
@@ -88,13 +94,12 @@ def train(config: Path | None, resume: bool, **given: Any) -> None:
     from monai_autoaug.commands.console import bars, console
     from monai_autoaug.commands.results import results
     from monai_autoaug.engines.options import TrainOptions
-    from monai_autoaug.engines.run import resume as go_on
     from monai_autoaug.engines.run import train as begin
 
     chosen = {name: value for name, value in given.items() if value not in (None, {})}
     with bars() as listener:
         if resume:
-            run = go_on(listener=listener, **_resumed(chosen, config))
+            run = _go_on(_resumed(chosen, config), listener)
         else:
             run = begin(TrainOptions.from_mapping(_options(chosen, config)), listener=listener)
     results(run, console)
@@ -104,12 +109,13 @@ def _options(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
     """Options of the file, then those of the command line."""
     import yaml
 
+    from monai_autoaug.commands.yaml_values import parse
     from monai_autoaug.errors import ConfigError
 
     content: Any = {}
     if config is not None:
         try:
-            content = yaml.safe_load(config.read_text(encoding="utf-8")) or {}
+            content = parse(config.read_text(encoding="utf-8")) or {}
         except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
             raise ConfigError(f"{config}: can't be read as YAML ({error})") from error
         if not isinstance(content, dict):
@@ -134,3 +140,18 @@ def _resumed(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
             " (only --device and --workers may change)"
         )
     return {"folder": chosen.pop("output"), **chosen}
+
+
+def _go_on(options: dict[str, Any], listener: Listener) -> Run:
+    """Train to the end, unless only the evaluation and the pictures are missing, which are made afterwards."""
+    from monai_autoaug.commands.results import missing
+    from monai_autoaug.engines.folder import Run
+    from monai_autoaug.engines.run import resume
+    from monai_autoaug.errors import ConfigError
+
+    run = Run(options["folder"])
+    if not run.summary.exists():
+        return resume(listener=listener, **options)
+    if not missing(run):
+        raise ConfigError(f"{run.folder}: this run has ended and lacks nothing; start another one with more epochs")
+    return run

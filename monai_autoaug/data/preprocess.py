@@ -32,7 +32,7 @@ from monai_autoaug.data.volume_transforms import (
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.writing import write_text
 
-__all__ = ["Preprocessing"]
+__all__ = ["Preprocessing", "patch_options"]
 
 VERSION = 1
 _OPPOSITE = {"L": "R", "P": "A", "I": "S"}
@@ -109,10 +109,7 @@ class Preprocessing:
     @property
     def patch_options(self) -> dict[str, Any]:
         """``num_classes``, ``regions`` and ``ignore_label`` of `PatchBatches` for volumes preprocessed so."""
-        index = {value: i for i, value in enumerate(self.label_values)}
-        regions = None if self.regions is None else tuple(tuple(index[v] for v in r) for r in self.regions)
-        ignore = None if self.ignore_label is None else self.num_classes
-        return {"num_classes": self.num_classes, "regions": regions, "ignore_label": ignore}
+        return patch_options(self.label_values, self.regions, self.ignore_label)
 
     @classmethod
     def fit(
@@ -250,6 +247,28 @@ class Preprocessing:
             raise ConfigError(f"fields {sorted(unknown)} are missing or unknown")
         content["statistics"] = [IntensityStatistics(**s) for s in content["statistics"]]
         return cls(**{k: _frozen(v) for k, v in content.items()})
+
+
+def patch_options(
+    label_values: Sequence[int], regions: Sequence[Sequence[int]] | None, ignore_label: int | None
+) -> dict[str, Any]:
+    """What `PatchBatches` has to know of labels that were turned into positions in ``label_values``.
+
+    Args:
+        label_values: in ascending order, background first.
+        regions: the label values of each region, or None.
+        ignore_label: the value of voxels whose label is unknown, or None.
+
+    Returns:
+        Its ``num_classes``, ``regions`` and ``ignore_label``.
+
+    >>> patch_options((0, 5, 9), ((5, 9), (9,)), 10)
+    {'num_classes': 3, 'regions': ((1, 2), (2,)), 'ignore_label': 3}
+    """
+    index = {value: i for i, value in enumerate(label_values)}
+    places = None if regions is None else tuple(tuple(index[v] for v in r) for r in regions)
+    count = len(label_values)
+    return {"num_classes": count, "regions": places, "ignore_label": None if ignore_label is None else count}
 
 
 def _frozen(value: Any) -> Any:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from ignite.engine import Events
 from monai.metrics import DiceMetric
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_autoaug import methods
 from monai_autoaug.data import PatchBatches, loader
@@ -28,9 +28,47 @@ from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods import Method
 from monai_autoaug.precision import DTYPES, Precision
 
-__all__ = ["Fit"]
+__all__ = ["Fit", "make_optimizer", "make_trainer", "masks"]
 
 _CLIP = 12.0  # as nnU-Net
+
+
+def make_optimizer(options: TrainOptions, network: nn.Module) -> torch.optim.Optimizer:
+    """The optimiser of the segmentation network, which has been through `methods.prepare`."""
+    return torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
+
+
+def make_trainer(
+    options: TrainOptions,
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    batches: PatchBatches,
+    device: torch.device,
+    dtype: torch.dtype,
+) -> AutoAugTrainer:
+    """The engine of a run.
+
+    Args:
+        options: of the run.
+        network: prepared, on the device.
+        optimizer: its optimiser.
+        batches: training patches; they say what the labels are.
+        device: where training runs.
+        dtype: that the networks run in.
+    """
+    regions, ignore = batches.regions is not None, batches.ignore_label is not None
+    trainer = AutoAugTrainer(
+        device, options.epochs, loader(batches, num_workers=options.workers, pin_memory=device.type == "cuda"),
+        network, optimizer, SegmentationLoss(regions=regions, ignore=ignore),
+        method=options.method, method_options=options.method_options, seed=options.seed, margin=batches.margin,
+        num_classes=batches.num_classes if batches.regions is None else len(batches.regions), regions=regions,
+        clip=_CLIP, amp=dtype is not DTYPES["float32"], amp_kwargs={"dtype": dtype},
+        epoch_length=options.iterations, decollate=False,
+    )  # fmt: skip
+    # its warnings go into log and summary, not into the terminal every epoch; what it reports as errors is raised
+    trainer.logger = logging.getLogger(f"{__name__}.quiet")  # its own: ignite's belongs to all engines of a process
+    trainer.logger.setLevel(logging.CRITICAL)
+    return trainer
 
 
 class Fit:
@@ -65,9 +103,7 @@ class Fit:
         self.network = methods.prepare(options.method, plain, **options.method_options).to(self.device)
         if self.device.type == "cpu":  # oneDNN's 3D convolutions take a fifth less time so
             self.network = self.network.to(memory_format=torch.channels_last_3d)
-        self.optimizer = torch.optim.AdamW(
-            self.network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay
-        )
+        self.optimizer = make_optimizer(options, self.network)
         self.steps = options.epochs * options.iterations
         self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, total_iters=self.steps, power=0.9)
         self.clock = {"seconds": 0.0, "cpu_seconds": 0.0}
@@ -90,7 +126,12 @@ class Fit:
             checkpoint: what `Run.save_checkpoint` wrote, to go on from there; None: from the beginning.
         """
         self.validation = validation
-        self.trainer = self._make_trainer(items)
+        batches = PatchBatches(
+            items, patch_size=self.patch_size, batch_size=self.options.batch_size, seed=self.options.seed,
+            length=self.steps, margin=self.margin, **self.preprocessing.patch_options,
+        )  # fmt: skip
+        dtype = self.precision.dtype
+        self.trainer = make_trainer(self.options, self.network, self.optimizer, batches, self.device, dtype)
         if checkpoint is not None:
             self._restore(checkpoint)
         self.folder.cut_log(self.trainer.state.iteration // self.options.iterations)
@@ -100,30 +141,6 @@ class Fit:
         if self.trainer.state.iteration < self.steps:
             self.trainer.run()
         self._read_clock()
-
-    def _make_trainer(self, items: Items) -> AutoAugTrainer:
-        options, preprocessing = self.options, self.preprocessing
-        batches = PatchBatches(
-            items, patch_size=self.patch_size, batch_size=options.batch_size, seed=options.seed, length=self.steps,
-            margin=self.margin, **preprocessing.patch_options,
-        )  # fmt: skip
-        dtype = self.precision.dtype
-        trainer = AutoAugTrainer(
-            self.device, options.epochs,
-            loader(batches, num_workers=options.workers, pin_memory=self.device.type == "cuda"),
-            self.network, self.optimizer,
-            SegmentationLoss(
-                regions=preprocessing.regions is not None, ignore=preprocessing.ignore_label is not None
-            ),
-            method=options.method, method_options=options.method_options, seed=options.seed, margin=self.margin,
-            num_classes=preprocessing.num_outputs, regions=preprocessing.regions is not None, clip=_CLIP,
-            amp=dtype is not DTYPES["float32"], amp_kwargs={"dtype": dtype},
-            epoch_length=options.iterations, decollate=False,
-        )  # fmt: skip
-        # its warnings go into log and summary, not into the terminal every epoch; what it reports as errors is raised
-        trainer.logger = logging.getLogger(f"{__name__}.quiet")  # its own: ignite's belongs to all engines of a process
-        trainer.logger.setLevel(logging.CRITICAL)
-        return trainer
 
     def _parts(self) -> dict[str, Any]:
         """What a checkpoint holds, by name."""

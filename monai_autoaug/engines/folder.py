@@ -102,6 +102,11 @@ class Run:
         return self.folder / "summary.json"
 
     @property
+    def evaluation(self) -> Path:
+        """Dice of the predictions of the validation cases; written by the command line, as the pictures are."""
+        return self.folder / "validation.json"
+
+    @property
     def validation(self) -> Path:
         """Predictions of the validation cases."""
         return self.folder / "validation"

@@ -13,6 +13,7 @@ import torch
 
 from monai_autoaug import methods
 from monai_autoaug.engines.segmentation import check_network
+from monai_autoaug.engines.values import check_values
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.precision import DTYPES
 
@@ -144,6 +145,7 @@ class TrainOptions:
             raise ConfigError(
                 f"method {self.method!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}"
             )
+        check_values(f"method {self.method!r}", methods.find(self.method).__init__, self.method_options)
         check_network(self.network, self.network_options)
 
     @classmethod

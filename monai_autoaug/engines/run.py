@@ -24,6 +24,7 @@ from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.predict import predict_cases
 from monai_autoaug.engines.progress import Listener, unheard
+from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.engines.segmentation import choose_margin, choose_patch_size, downsampling
 from monai_autoaug.engines.volumes import sound, volumes
 from monai_autoaug.errors import CheckpointError, ConfigError
@@ -62,6 +63,7 @@ class _Plan:
 def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
     """Train a segmentation network on a folder of NIfTI files.
 
+    Every option is tried out on random patches first, so that a bad one is refused before anything is read or written.
     The data set is audited, split by ``options.split_seed``, preprocessed with statistics of the training cases alone,
     and trained on by the chosen method. The network after the last epoch is kept (no choice by validation Dice), and
     predicts the validation cases.
@@ -78,10 +80,13 @@ def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
         DataError: the data set can't be used.
     """
     run = Run(options.output)
+    _check_folders(options)
     if run.config.exists() or run.checkpoint.exists():
         raise ConfigError(f"{run.folder} holds a run already: resume it, or choose another folder")
     find_precision(options.precision, find_device(options.device))
-    datalist, parts, findings = _data(options, listener)
+    datalist = read_datalist(options.data)
+    rehearse(options, datalist)
+    parts, findings = _examine(options, datalist, listener)
     preprocessing = Preprocessing.fit(datalist, parts.train, spacing=options.spacing)
     plan = _plan(options, parts, preprocessing)
     preprocessing.save(run.preprocessing)
@@ -118,7 +123,8 @@ def resume(
     if workers is not None:
         options = replace(options, workers=workers)
     find_precision(options.precision, find_device(options.device))
-    datalist, parts, _ = _data(options, listener)
+    datalist = read_datalist(options.data)
+    parts, _ = _examine(options, datalist, listener)
     if {"train": _names(parts.train), "validation": _names(parts.validation)} != config["split"]:
         raise CheckpointError(f"{run.folder}: the data set no longer splits into the cases that this run began with")
     preprocessing = run.load_preprocessing()
@@ -131,24 +137,26 @@ def _names(cases: Sequence[Case]) -> list[str]:
     return [c.name for c in cases]
 
 
-def _data(options: TrainOptions, listener: Listener) -> tuple[DataList, Split, list[Finding]]:
-    """Read, split and audit; only the cases that are used are looked at."""
-    datalist = read_datalist(options.data)
+def _check_folders(options: TrainOptions) -> None:
+    """Refuse files where folders have to be."""
+    for name, path in (("output", options.output), ("cache", options.cache)):
+        if path is not None and path.exists() and not path.is_dir():
+            raise ConfigError(f"{name} must be a folder, but {path} is a file")
+
+
+def _examine(options: TrainOptions, datalist: DataList, listener: Listener) -> tuple[Split, list[Finding]]:
+    """Split and audit; only the cases that are used are looked at."""
     parts = split(
         datalist.training, seed=options.split_seed, validation=options.validation_cases, train=options.train_cases
     )
     used = replace(datalist, training=(*parts.train, *parts.validation), test=())
-    return datalist, parts, sound(used, listener=listener)
+    return parts, sound(used, listener=listener)
 
 
 def _plan(options: TrainOptions, parts: Split, preprocessing: Preprocessing) -> _Plan:
     """Patch size and margin."""
     factor = downsampling(options.network, options.network_options)
     patch_size = options.patch_size or choose_patch_size(preprocessing.median_shape, factor)
-    if any(n % factor for n in patch_size):
-        raise ConfigError(
-            f"patch_size must be divisible by {factor} with network {options.network!r}, got {list(patch_size)}"
-        )
     margin = choose_margin(patch_size, preprocessing.median_shape)
     return _Plan(options, parts, patch_size, (0, 0, 0) if options.method == "none" else margin)
 

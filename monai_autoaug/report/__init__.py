@@ -7,7 +7,7 @@ from __future__ import annotations
 from monai_autoaug.report.curves import training_curves
 from monai_autoaug.report.figures import Panel, PredictionRow, augmentation_figure, prediction_figure
 from monai_autoaug.report.panels import augmentation_panels
-from monai_autoaug.report.pictures import augmentation_picture, prediction_picture, run_pictures
+from monai_autoaug.report.pictures import augmentation_picture, picture_files, prediction_picture, run_pictures
 
 __all__ = [
     "Panel",
@@ -15,6 +15,7 @@ __all__ = [
     "augmentation_figure",
     "augmentation_panels",
     "augmentation_picture",
+    "picture_files",
     "prediction_figure",
     "prediction_picture",
     "run_pictures",

@@ -21,27 +21,38 @@ from monai_autoaug.report.curves import training_curves
 from monai_autoaug.report.figures import PredictionRow, augmentation_figure, prediction_figure
 from monai_autoaug.report.panels import augmentation_panels
 
-__all__ = ["augmentation_picture", "prediction_picture", "run_pictures"]
+__all__ = ["augmentation_picture", "picture_files", "prediction_picture", "run_pictures"]
 
 _LEAST = 64  # voxels a side of the window about the structures, where volumes are as large
+
+
+def picture_files(run: Run) -> list[Path]:
+    """The pictures that a run's folder holds when all are drawn.
+
+    Args:
+        run: its training has ended.
+    """
+    names = ["training.png", "predictions.png"] + ["augmentations.png"] * run.augmenters.exists()
+    return [run.folder / name for name in names]
 
 
 def run_pictures(run: Run, datalist: DataList, evaluation: Evaluation) -> list[Path]:
     """Draw all pictures of a run into its folder.
 
     Args:
-        run: a run that has ended.
+        run: its training has ended.
         datalist: its data set.
         evaluation: of its validation predictions.
 
     Returns:
         ``training.png``, ``predictions.png`` and, where something was learned, ``augmentations.png``.
     """
-    drawn = [training_curves(run.log, run.folder / "training.png")]
-    drawn.append(prediction_picture(run, datalist, evaluation, run.folder / "predictions.png"))
-    if run.augmenters.exists():
-        drawn.append(augmentation_picture(run, datalist, run.folder / "augmentations.png"))
-    return drawn
+    curves, predictions, *learned = picture_files(run)
+    training_curves(run.log, curves)
+    prediction_picture(run, datalist, evaluation, predictions)
+    for path in learned:
+        augmentation_picture(run, datalist, path)
+    return [curves, predictions, *learned]
 
 
 def _around(label: Tensor, size: tuple[int, ...]) -> tuple[slice, ...]:

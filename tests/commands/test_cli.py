@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -136,6 +137,8 @@ def test_check_finds_what_is_wrong(data: Path, tmp_path: Path) -> None:
         (["train", "DATA", "--method", "magic"], "there is no method 'magic'; choose one of adversarial, none, random"),
         (["train", "DATA", "--method-option", "gamma"], "is no key=value"),
         (["train", "DATA", "--method-option", "gamma=1"], "method 'adversarial' has no option gamma"),
+        (["train", "DATA", "--method-option", "mode=afine"], "mode must be 'combined' or one of affine,"),
+        (["train", "DATA", "--method-option", "width=0"], "method 'adversarial' can't work with width=0"),
         (["train", "DATA", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["train", "DATA", "--validation-cases", "many"], "is no number"),
         (["train", "nowhere"], "nowhere: is not a folder"),
@@ -156,6 +159,18 @@ def test_faults_are_one_message_and_exit_code_2(
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output
+
+
+def test_numbers_in_scientific_notation_are_numbers(data: Path, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    file.write_text("learning_rate: 2e-3\nmethod_options: {learning_rate_generator: 1E-4}\n")
+    words = ["train", data, "--config", file, "--output", tmp_path / "run", *SMALL, "--epochs", 1]
+    result = call(*words, "--method-option", "learning_rate_discriminator=3e-4", "--method-option", "noise_size=8")
+    assert result.exit_code == 0, result.output
+    options = json.loads((tmp_path / "run" / "config.json").read_text())["options"]
+    assert options["learning_rate"] == 0.002
+    # options on the command line win over the file's, as a whole
+    assert options["method_options"] == {"learning_rate_discriminator": 0.0003, "noise_size": 8}
 
 
 def test_debug_shows_the_traceback(tmp_path: Path) -> None:
@@ -204,6 +219,24 @@ def test_a_killed_run_is_resumed_from_the_command_line(data: Path, tmp_path: Pat
     assert result.exit_code == 0, result.output
     assert [json.loads(line)["epoch"] for line in (folder / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
     assert (folder / "validation.json").exists()
+
+
+@pytest.mark.parametrize("lacks", [["validation.json"], ["augmentations.png", "predictions.png"]])
+def test_resuming_makes_what_is_missing(run: tuple[Path, Result], tmp_path: Path, lacks: list[str]) -> None:
+    """Killed between the end of training and the last picture."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    model = (folder / "model.pt").stat().st_mtime_ns
+    for name in lacks:
+        (folder / name).unlink()
+    result = call("train", "--resume", "--output", folder)
+    assert result.exit_code == 0, result.output
+    assert {f.name for f in folder.iterdir()} == {f.name for f in run[0].iterdir()}
+    assert (folder / "validation.json").read_text() == (run[0] / "validation.json").read_text()
+    assert (folder / "model.pt").stat().st_mtime_ns == model  # nothing was trained
+    again = call("train", "--resume", "--output", folder)
+    assert again.exit_code == 2
+    assert "has ended and lacks nothing" in again.output
 
 
 @pytest.mark.parametrize("method", ["adversarial", "none"])

@@ -7,45 +7,25 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
 import torch
+from run_helpers import options, rows, weights
 
 from monai_autoaug import augmenters
 from monai_autoaug.data import write_phantom
-from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.predict import predict
 from monai_autoaug.engines.progress import Progress
-from monai_autoaug.engines.run import resume, train
+from monai_autoaug.engines.run import train
 from monai_autoaug.errors import CheckpointError, ConfigError, DataError
-
-SMALL: dict[str, Any] = {
-    "epochs": 3, "iterations": 3, "validation_interval": 2, "validation_cases": 2, "device": "cpu",
-    "network_options": {"channels": [4, 8, 8]},
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom(tmp_path_factory.mktemp("data"), cases=5, size=20)
-
-
-def options(data: Path, output: Path, **changes: Any) -> TrainOptions:
-    return TrainOptions(data, output, **(SMALL | changes))
-
-
-def rows(run: Run) -> list[dict[str, Any]]:
-    clocks = {"seconds", "cpu_seconds"}
-    lines = [json.loads(line) for line in run.log.read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in clocks} for line in lines]
-
-
-def weights(run: Run) -> dict[str, torch.Tensor]:
-    return dict(run.load_model().state_dict())
 
 
 def test_a_run_leaves_everything(data: Path, tmp_path: Path) -> None:
@@ -85,44 +65,6 @@ def test_the_same_seed_gives_the_same_run_and_another_seed_another(data: Path, t
     assert rows(first) != rows(third)
     splits = [json.loads(r.config.read_text())["split"] for r in (first, third)]
     assert splits[0] == splits[1]  # another seed trains differently on the same cases
-
-
-def stop_at(step: int) -> Any:
-    def listen(progress: Progress) -> None:
-        if progress.stage == "training" and progress.done == step:
-            raise KeyboardInterrupt
-
-    return listen
-
-
-@pytest.mark.parametrize("method", ["none", "random", "adversarial"])
-@pytest.mark.parametrize("step", [1, 5])  # within the first epoch, where there is no checkpoint yet, and the second
-def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(data: Path, tmp_path: Path, method: str, step: int) -> None:
-    whole = train(options(data, tmp_path / "whole", method=method))
-    with pytest.raises(KeyboardInterrupt):
-        train(options(data, tmp_path / "stopped", method=method), listener=stop_at(step))
-    stopped = Run(tmp_path / "stopped")
-    assert not stopped.summary.exists()
-    assert stopped.checkpoint.exists() == (step > 3)
-    resume(stopped.folder)
-    assert rows(stopped) == rows(whole)
-    assert all(torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True))
-
-
-def test_resuming_is_refused_where_it_would_be_another_run(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="give the folder of a training run"):
-        resume(tmp_path / "nothing")
-    run = train(options(data, tmp_path / "run"))
-    with pytest.raises(ConfigError, match="holds a run already"):
-        train(options(data, tmp_path / "run"))
-    with pytest.raises(ConfigError, match="this run has ended"):
-        resume(run.folder)
-    run.summary.unlink()
-    config = json.loads(run.config.read_text())
-    config["split"]["train"] = config["split"]["train"][1:]
-    run.config.write_text(json.dumps(config))
-    with pytest.raises(CheckpointError, match="no longer splits"):
-        resume(run.folder)
 
 
 def test_a_cache_on_disk_changes_nothing(data: Path, tmp_path: Path) -> None:
@@ -220,9 +162,7 @@ def test_options_are_checked_before_anything_is_read() -> None:
             replace(good, **change)
 
 
-def test_a_patch_size_that_does_not_fit_the_network_is_refused(data: Path, tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"divisible by 4 with network 'unet', got \[16, 18, 16\]"):
-        train(options(data, tmp_path / "run", patch_size=(16, 18, 16)))
+def test_a_device_or_precision_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="device 'cuda:99' can't be used"):
         train(options(data, tmp_path / "run", device="cuda:99"))
     with pytest.raises(ConfigError, match="float16 needs a GPU"):

@@ -1,0 +1,111 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""A run in miniature before the data is looked at: an option that can't work is refused at once, and leaves nothing."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from monai_autoaug import methods
+from monai_autoaug.data import DataList, PatchBatches
+from monai_autoaug.data.preprocess import patch_options
+from monai_autoaug.engines.checkpoints import random_states, restore_random_states
+from monai_autoaug.engines.fit import make_optimizer, make_trainer
+from monai_autoaug.engines.options import TrainOptions
+from monai_autoaug.engines.segmentation import build_network, downsampling
+from monai_autoaug.errors import AutoAugError, ConfigError
+
+__all__ = ["rehearse"]
+
+_LEAST = 16  # voxels a side: what every augmenter and discriminator can look at
+_PATCHES = 4  # one a part of the combined mode
+
+
+def rehearse(options: TrainOptions, datalist: DataList) -> None:
+    """Build network, loss and method as the run will, and take one step on random patches on the CPU.
+
+    Global random states are afterwards as they were before.
+
+    Args:
+        options: of the run.
+        datalist: says how many channels and classes there are; no file is opened.
+
+    Raises:
+        ConfigError: the network, the loss or the method can't be built or can't take a step with these options.
+
+    >>> from pathlib import Path
+    >>> data = DataList(Path("."), "decathlon", ("MRI",), {"background": 0, "organ": 1})
+    >>> rehearse(TrainOptions("data", "run", network_options={"channels": [4, 8]}), data)
+    """
+    states = random_states()
+    try:
+        torch.default_generator.manual_seed(0)
+        _rehearse(options, datalist)
+    finally:
+        restore_random_states(states)
+
+
+def _rehearse(options: TrainOptions, datalist: DataList) -> None:
+    size = _patch_size(options)
+    with _blaming(f"network {options.network!r}", options.network_options):
+        network = build_network(
+            options.network, len(datalist.channels), datalist.num_outputs, **options.network_options
+        )
+        network(torch.zeros(2, len(datalist.channels), *size))
+    with _blaming(f"method {options.method!r}", options.method_options):
+        _step(options, methods.prepare(options.method, network, **options.method_options), datalist, size)
+
+
+def _patch_size(options: TrainOptions) -> tuple[int, ...]:
+    """The smallest patch in which every level of the network has more than one voxel, or the run's own if smaller.
+
+    Raises:
+        ConfigError: the run's own patches don't fit the network.
+    """
+    factor = downsampling(options.network, options.network_options)
+    wanted = options.patch_size
+    if wanted is not None and any(n % factor for n in wanted):
+        raise ConfigError(
+            f"patch_size must be divisible by {factor} with network {options.network!r}, got {list(wanted)}"
+        )
+    least = -(-_LEAST // factor) * factor
+    small = (max(2 * factor, least), max(factor, least), max(factor, least))
+    return small if wanted is None else tuple(min(w, s) for w, s in zip(wanted, small, strict=True))
+
+
+def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: tuple[int, ...]) -> None:
+    """One step of the run's own trainer, with all that a method does at the end of an epoch."""
+    labels = patch_options(datalist.label_values, datalist.regions, datalist.ignore_label)
+    values = labels["num_classes"] + (datalist.ignore_label is not None)
+    item = {"image": torch.randn(len(datalist.channels), *size), "label": torch.randint(values, (1, *size))}
+    short = replace(options, epochs=1, iterations=1, workers=0)
+    batches = PatchBatches([item], patch_size=size, batch_size=_PATCHES, seed=0, length=1, **labels)
+    device = torch.device("cpu")
+    trainer = make_trainer(short, network, make_optimizer(options, network), batches, device, torch.float32)
+    trainer.method.steps = 1_000_000  # past any warm-up, so that every player plays
+    trainer.run()
+    loss = float(trainer.state.output["loss"].detach())
+    wrong = [f"the gradient of {name}" for name in trainer.task.precision.skipped]
+    if not math.isfinite(loss) or wrong:
+        raise ArithmeticError(f"{' and '.join(wrong) or 'the loss'} is not finite in the first step")
+
+
+@contextmanager
+def _blaming(what: str, options: Mapping[str, Any]) -> Iterator[None]:
+    """Turn what goes wrong with the user's options into a message that names them; without options it is our fault."""
+    try:
+        yield
+    except AutoAugError:
+        raise
+    except Exception as error:  # torch and MONAI raise many kinds for a number they can't use
+        if not options:
+            raise
+        given = ", ".join(f"{name}={value!r}" for name, value in options.items())
+        raise ConfigError(f"{what} can't work with {given} ({type(error).__name__}: {error})") from error
