@@ -28,7 +28,7 @@ from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods import Method
 from monai_autoaug.precision import DTYPES, Precision
 
-__all__ = ["Fit", "make_optimizer", "make_trainer", "masks"]
+__all__ = ["Fit", "make_optimizer", "make_trainer", "masks", "skip_warnings"]
 
 _CLIP = 12.0  # as nnU-Net
 
@@ -149,11 +149,12 @@ class Fit:
 
     def _restore(self, checkpoint: Mapping[str, Any]) -> None:
         parts = self._parts()
-        if not set(parts) | {"clock", "dice"} <= set(checkpoint):
+        if not set(parts) | {"clock", "dice", "warnings"} <= set(checkpoint):
             raise CheckpointError(f"{self.folder.checkpoint}: is incomplete; it holds {sorted(checkpoint)}")
         for name, part in parts.items():
             part.load_state_dict(checkpoint[name])
         self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
+        self._warnings = list(checkpoint["warnings"])
 
     def _after_iteration(self) -> None:
         self.schedule.step()
@@ -181,7 +182,7 @@ class Fit:
         row |= self.clock | ({"warnings": self._warnings} if self._warnings else {})
         self.folder.append_log({name: _number(value) for name, value in row.items()})
         content = {name: part.state_dict() for name, part in self._parts().items()}
-        self.folder.save_checkpoint(content | {"clock": self.clock, "dice": self._dice})
+        self.folder.save_checkpoint(content | {"clock": self.clock, "dice": self._dice, "warnings": self._warnings})
 
     def _read_clock(self) -> None:
         """Add the time since the last look."""
@@ -208,7 +209,8 @@ class Fit:
         return figures | {f"dice_{n}": float(v) for n, v in zip(names, values, strict=True)}
 
     def summary(self) -> dict[str, Any]:
-        """What the training took and gave."""
+        """What the training took and gave; its warnings are those of the last epoch and what was skipped in all."""
+        skipped = dict(self.trainer.task.precision.skipped)
         return {
             "method": self.method.name,
             "epochs": self.options.epochs,
@@ -217,10 +219,33 @@ class Fit:
             "device": self.device.type,
             "precision": str(self.precision.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
-            "skipped_updates": dict(self.trainer.task.precision.skipped),
+            "skipped_updates": skipped,
             "validation_on_preprocessed_grid": {name: _number(value) for name, value in self._dice.items()},
-            "warnings": self._warnings,
+            "warnings": self._warnings + skip_warnings(skipped, self.steps, self.precision.dtype),
         } | self.clock
+
+
+def skip_warnings(skipped: Mapping[str, int], steps: int, dtype: torch.dtype) -> list[str]:
+    """What to say of updates that were skipped because a gradient was not finite.
+
+    In float16 the search for the largest scale skips a few on purpose: there one in a hundred goes without saying.
+
+    Args:
+        skipped: updates by player.
+        steps: updates in all.
+        dtype: that the networks ran in.
+
+    >>> skip_warnings({"network": 2}, 400, torch.float32)
+    ['2 of 400 updates of network were skipped, because its gradient was not finite']
+    >>> skip_warnings({"network": 2}, 400, torch.float16)
+    []
+    """
+    usual = steps / 100 if dtype is torch.float16 else 0
+    return [
+        f"{count} of {steps} updates of {name} were skipped, because its gradient was not finite"
+        for name, count in skipped.items()
+        if count > usual
+    ]
 
 
 def _number(value: Any) -> Any:

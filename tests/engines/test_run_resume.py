@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -16,6 +17,7 @@ from monai_autoaug.data import write_phantom
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.run import resume, train
 from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.precision import Precision
 
 
 @pytest.fixture(scope="module")
@@ -72,3 +74,38 @@ def test_a_run_that_was_stopped_outside_training_is_finished(
     learned = [augmenters.load(r.augmenters)["affine"].state_dict() for r in (stopped, whole)]
     assert all(torch.equal(a, b) for a, b in zip(*(x.values() for x in learned), strict=True))
     assert {p.name for p in stopped.validation.iterdir()} == {p.name for p in whole.validation.iterdir()}
+
+
+def spoil(monkeypatch: pytest.MonkeyPatch, *, update: int) -> None:
+    """One update of the segmentation network, counted from 1, gets a gradient that is not finite."""
+    original, calls = Precision.step, []
+
+    def step(self: Precision, name: str, optimizer: torch.optim.Optimizer, **options: Any) -> bool:
+        if name == "network":
+            calls.append(name)
+            if len(calls) == update:
+                optimizer.param_groups[0]["params"][0].grad.fill_(float("nan"))
+        return original(self, name, optimizer, **options)
+
+    monkeypatch.setattr(Precision, "step", step)
+
+
+def test_warnings_and_skipped_updates_are_not_forgotten(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Skipped in the first epoch, warned of after the last; stopped in the second and again before the summary."""
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        spoil(patch, update=2 + 1)  # the first is the rehearsal's
+        with pytest.raises(KeyboardInterrupt):
+            train(options(data, run.folder), listener=stop_at(5))
+    with monkeypatch.context() as patch:
+        patch.setattr("monai_autoaug.methods.adversarial.collapse_warnings", lambda *_: ["it has collapsed"])
+        with pytest.raises(KeyboardInterrupt):
+            resume(run.folder, listener=stop_at(1, "predicting"))
+    resume(run.folder)
+    summary = json.loads(run.summary.read_text())
+    assert summary["skipped_updates"] == {"network": 1}
+    assert summary["warnings"] == [
+        "it has collapsed", "1 of 9 updates of network were skipped, because its gradient was not finite"
+    ]  # fmt: skip
