@@ -5,6 +5,8 @@
 The plain step (method none), the random control and the adversarial method in its single and combined forms are timed
 on the same batches of the same size in turn, in one process and one thread, by process CPU time (wall time on a GPU,
 after synchronising). The ratio is the median over rounds of a step's time over the plain step's of the same round.
+Augmentation is past its warm-up, in which the discriminator rests. ``--margin`` enlarges the patches that the
+generators see and warp, as hosts do where volumes are larger than patches; the plain step has none.
 """
 
 from __future__ import annotations
@@ -28,14 +30,15 @@ from monai_autoaug.data.batch import Batch
 from monai_autoaug.methods import Method, Task
 from monai_autoaug.precision import Precision
 
+WARM: dict[str, Any] = {"warm_up": 0}
 ARMS: dict[str, tuple[str, dict[str, Any]]] = {
     "none": ("none", {}),
-    "random_combined": ("random", {}),
-    "adversarial_affine": ("adversarial", {"mode": "affine"}),
-    "adversarial_deformation": ("adversarial", {"mode": "deformation"}),
-    "adversarial_appearance": ("adversarial", {"mode": "appearance"}),
-    "adversarial_combined": ("adversarial", {}),
-    "adversarial_combined_without_discriminator": ("adversarial", {"discriminator": False}),
+    "random_combined": ("random", WARM),
+    "adversarial_affine": ("adversarial", WARM | {"mode": "affine"}),
+    "adversarial_deformation": ("adversarial", WARM | {"mode": "deformation"}),
+    "adversarial_appearance": ("adversarial", WARM | {"mode": "appearance"}),
+    "adversarial_combined": ("adversarial", WARM),
+    "adversarial_combined_without_discriminator": ("adversarial", WARM | {"discriminator": False}),
 }
 PAPER_FORM = {"adversarial_combined_paper_form": ("adversarial", {"fidelity": "paper"})}
 
@@ -70,15 +73,18 @@ def losses(output: Any, label: Tensor, valid: Tensor | None) -> Tensor:
 
 
 class FixedBatches:
-    """The same two batches for all arms."""
+    """The same two batches for all arms, with a margin for those that augment."""
 
-    def __init__(self, size: int, patch: tuple[int, ...], device: str) -> None:
+    def __init__(self, size: int, patch: tuple[int, ...], margin: tuple[int, ...], device: str) -> None:
         generator = torch.Generator().manual_seed(0)
         self.batches = {}
+        patch = tuple(n + 2 * m for n, m in zip(patch, margin, strict=True))
         for stream in ("train", "real"):
             image = torch.randn(size, 1, *patch, generator=generator)
             label = nn.functional.one_hot(torch.randint(3, (size, *patch), generator=generator), 3)
-            batch = Batch(image, label.movedim(-1, 1).float(), case=("",) * size, spacing=torch.ones(size, 3))
+            batch = Batch(
+                image, label.movedim(-1, 1).float(), case=("",) * size, spacing=torch.ones(size, 3), margin=margin
+            )
             self.batches[stream] = batch.to(device)
 
     def next(self, stream: str) -> Batch:
@@ -105,15 +111,17 @@ def clock(device: str) -> float:
 
 def measure(network: str, arms: list[str], arguments: argparse.Namespace) -> dict[str, Any]:
     """Seconds a step of each arm, and ratios to the plain step of the same round."""
-    batches = FixedBatches(arguments.batch_size, tuple(arguments.patch), arguments.device)
+    size, patch = arguments.batch_size, tuple(arguments.patch)
+    plain = FixedBatches(size, patch, (0, 0, 0), arguments.device)
+    enlarged = FixedBatches(size, patch, tuple(arguments.margin), arguments.device)
     built = {arm: build(network, arm, arguments.device, arguments.precision) for arm in arms}
     seconds: dict[str, list[float]] = {arm: [] for arm in arms}
     for number in range(arguments.rounds + 1):
         for arm, method in built.items():
             start = clock(arguments.device)
             for _ in range(arguments.steps):
-                method.step(batches)
-            if number:  # the first round warms up caches, workspaces and the generators' own warm-up
+                method.step(plain if arm == "none" else enlarged)
+            if number:  # the first round warms up caches and workspaces
                 seconds[arm].append((clock(arguments.device) - start) / arguments.steps)
     parameters = sum(p.numel() for p in NETWORKS[network]().parameters())
     result: dict[str, Any] = {"parameters": parameters, "arms": {}}
@@ -133,6 +141,7 @@ def main() -> None:
     parser.add_argument("--networks", nargs="+", default=list(NETWORKS), choices=list(NETWORKS))
     parser.add_argument("--batch-size", type=int, default=4)
     parser.add_argument("--patch", type=int, nargs=3, default=[40, 56, 40])
+    parser.add_argument("--margin", type=int, nargs=3, default=[0, 0, 0])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=1, help="steps a round")
     parser.add_argument("--device", default="cpu")
@@ -147,8 +156,8 @@ def main() -> None:
         "clock": "process CPU seconds, one thread" if arguments.device == "cpu" else "synchronised wall seconds",
         "machine": f"{platform.machine()} {platform.processor()}".strip(),
         "versions": {"torch": torch.__version__, "monai_autoaug": monai_autoaug.__version__},
-        "batch_size": arguments.batch_size, "patch": arguments.patch, "precision": arguments.precision,
-        "rounds": arguments.rounds, "networks": {},
+        "batch_size": arguments.batch_size, "patch": arguments.patch, "margin": arguments.margin,
+        "precision": arguments.precision, "rounds": arguments.rounds, "networks": {},
     }  # fmt: skip
     for network in arguments.networks:
         report["networks"][network] = measured = measure(network, arms, arguments)
