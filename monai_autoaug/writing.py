@@ -8,8 +8,9 @@ import os
 import platform
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
-__all__ = ["write_text", "write_whole"]
+__all__ = ["write_tensors", "write_text", "write_whole"]
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
@@ -54,6 +55,32 @@ def write_text(path: str | os.PathLike[str], text: str) -> Path:
     '{}'
     """
     return write_whole(path, lambda file: file.write_text(text, encoding="utf-8"))
+
+
+def write_tensors(
+    path: str | os.PathLike[str], content: Any, save: Callable[..., object] | None = None, **options: Any
+) -> Path:
+    """Write tensors, numbers and strings with ``torch.save`` in one step.
+
+    It is given an open file: to a path it would write the temporary file's name, and so the machine's, into the file.
+
+    Args:
+        path: file to write.
+        content: what ``torch.load`` gives back.
+        save: another function instead of ``torch.save``.
+        options: of that function.
+
+    >>> import tempfile, torch
+    >>> torch.load(write_tensors(Path(tempfile.mkdtemp()) / "a.pt", {"a": 1}))
+    {'a': 1}
+    """
+    import torch  # here, because most of what is written are texts
+
+    def write(file: Path) -> None:
+        with file.open("wb") as opened:
+            (save or torch.save)(content, opened, **options)
+
+    return write_whole(path, write)
 
 
 def _remove_leftovers(folder: Path, prefix: str) -> None:

@@ -10,8 +10,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from monai_autoaug.writing import write_text, write_whole
+from monai_autoaug.writing import write_tensors, write_text, write_whole
 
 _KILLED = """
 import os, signal, sys
@@ -59,3 +60,12 @@ def test_what_a_living_process_or_another_machine_writes_stays(tmp_path: Path) -
     write_text(tmp_path / "a.json", "new")
     assert living.exists()
     assert elsewhere.exists()
+
+
+def test_files_of_tensors_do_not_tell_which_machine_wrote_them(tmp_path: Path) -> None:
+    """torch.save writes a path's name into the file, and a temporary one holds the machine's."""
+    path = write_tensors(tmp_path / "a.pt", {"weight": torch.ones(2)})
+    assert platform.node().encode() not in path.read_bytes()
+    assert torch.load(path, weights_only=True)["weight"].tolist() == [1, 1]
+    again = write_tensors(tmp_path / "b.pt", {"weight": torch.ones(2)})
+    assert again.read_bytes() == path.read_bytes()

@@ -18,7 +18,7 @@ from monai_autoaug.augmenters.appearance import AppearanceAugmenter
 from monai_autoaug.augmenters.base import Augmenter
 from monai_autoaug.augmenters.deformation import DeformationAugmenter
 from monai_autoaug.errors import PolicyError
-from monai_autoaug.writing import write_whole
+from monai_autoaug.writing import write_tensors
 
 __all__ = ["load", "save"]
 
@@ -48,7 +48,7 @@ def save(path: str | os.PathLike[str], augmenters: Mapping[str, nn.Module]) -> P
             )
         state = {key: tensor.detach().cpu().clone() for key, tensor in augmenter.state_dict().items()}
         entries[name] = {"kind": augmenter.kind, "options": augmenter.options(), "state": state}
-    return write_whole(path, lambda file: torch.save(content | {"augmenters": entries}, file))
+    return write_tensors(path, content | {"augmenters": entries})
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> dict[str, Augmenter]:

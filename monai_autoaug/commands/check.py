@@ -26,6 +26,7 @@ def check(ctx: click.Context, data: Path, json_file: Path | None, workers: int |
     from monai_autoaug.data import read_datalist
     from monai_autoaug.data.audit import audit, findings_to_json, print_findings, refused
     from monai_autoaug.engines.progress import Progress
+    from monai_autoaug.writing import write_text
 
     datalist = read_datalist(data)
     with bars() as listener:
@@ -40,5 +41,5 @@ def check(ctx: click.Context, data: Path, json_file: Path | None, workers: int |
     )
     print_findings(findings, console)
     if json_file is not None:
-        json_file.write_text(findings_to_json(findings) + "\n", encoding="utf-8")
+        write_text(json_file, findings_to_json(findings) + "\n")
     ctx.exit(1 if refused(findings) else 0)

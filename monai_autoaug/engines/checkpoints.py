@@ -23,6 +23,7 @@ from torch.utils.data import DataLoader, Dataset
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.precision import rank, world_size
+from monai_autoaug.writing import write_tensors
 
 if TYPE_CHECKING:
     from monai_autoaug.engines.trainer import AutoAugTrainer
@@ -231,7 +232,7 @@ class AutoAugState:
 
 
 class _AtomicDiskSaver(DiskSaver):
-    """Writes to a temporary file in the same folder and renames it, so that a file is whole or not there.
+    """Writes files that are whole or not there (`monai_autoaug.writing`).
 
     ignite asks for the old file's removal before it asks for the new one to be written; here it goes afterwards, so
     that at any moment there is one.
@@ -251,15 +252,7 @@ class _AtomicDiskSaver(DiskSaver):
         self._outdated = []
 
     def _save_func(self, checkpoint: Mapping[str, Any], path: Path, func: Callable[..., None]) -> None:
-        temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")  # not tempfile's: it hides files from the group
-        try:
-            with temporary.open("wb") as file:
-                func(checkpoint, file, **self.kwargs)
-                file.flush()
-                os.fsync(file.fileno())
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        write_tensors(path, checkpoint, func, **self.kwargs)
 
     def remove(self, filename: str) -> None:
         self._outdated.append(self.dirname / (self.filename or filename))
@@ -275,17 +268,32 @@ class AtomicCheckpointSaver(CheckpointSaver):
         interval_filename: one file for the checkpoints of ``save_interval``, each in place of the one before.
         kwargs: of ``CheckpointSaver``.
 
+    Raises:
+        ConfigError: ``interval_filename`` without ``save_interval``, or with several files to keep.
+
     >>> import tempfile
     >>> saver = AtomicCheckpointSaver(tempfile.mkdtemp(), {"model": torch.nn.Linear(1, 1)}, save_interval=1)
     """
 
     def __init__(self, *args: Any, interval_filename: str | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        if interval_filename is not None:
+            self._check_interval(interval_filename)
         for checkpoint in (self._final_checkpoint, self._key_metric_checkpoint, self._interval_checkpoint):
             if checkpoint is not None:
                 old: Any = checkpoint.save_handler
                 fixed = interval_filename if checkpoint is self._interval_checkpoint else old.filename
                 checkpoint.save_handler = _AtomicDiskSaver(old.dirname, fixed)
+
+    def _check_interval(self, filename: str) -> None:
+        """Refuse a name for a file that would never be written, or that several would share."""
+        if self._interval_checkpoint is None:
+            raise ConfigError(f"interval_filename {filename!r} is never written: give save_interval too")
+        if (self._interval_checkpoint.n_saved or 1) > 1:
+            raise ConfigError(
+                f"n_saved={self._interval_checkpoint.n_saved} files can't all be named {filename!r}: leave out"
+                " interval_filename or n_saved"
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """The metric and file of the best networks saved so far; empty if it saves none."""

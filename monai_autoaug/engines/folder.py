@@ -16,7 +16,7 @@ from torch import nn
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.errors import CheckpointError, ConfigError
-from monai_autoaug.writing import write_text, write_whole
+from monai_autoaug.writing import write_tensors, write_text
 
 __all__ = ["Run", "read_json", "write_json"]
 
@@ -126,7 +126,7 @@ class Run:
 
     def save_checkpoint(self, content: Mapping[str, Any]) -> None:
         """Write the checkpoint: tensors, numbers and strings."""
-        write_whole(self.checkpoint, lambda file: torch.save(content, file))
+        write_tensors(self.checkpoint, content)
 
     def load_checkpoint(self) -> dict[str, Any]:
         """Read the checkpoint, without pickle, onto the CPU.
@@ -145,7 +145,7 @@ class Run:
             "format": _FORMAT, "version": _VERSION, "name": name, "inputs": inputs, "outputs": outputs,
             "options": options, "state": {k: v.detach().cpu() for k, v in network.state_dict().items()},
         }  # fmt: skip
-        write_whole(self.model, lambda file: torch.save(content, file))
+        write_tensors(self.model, content)
 
     def load_model(self) -> nn.Module:
         """Build the network and load its weights, on the CPU, in evaluation mode.

@@ -28,6 +28,7 @@ from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.engines.segmentation import choose_margin, choose_patch_size, downsampling
 from monai_autoaug.engines.volumes import sound, volumes
 from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.writing import write_text
 
 __all__ = ["resume", "train"]
 
@@ -90,7 +91,7 @@ def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
     preprocessing = Preprocessing.fit(datalist, parts.train, spacing=options.spacing)
     plan = _plan(options, parts, preprocessing)
     preprocessing.save(run.preprocessing)
-    run.audit.write_text(findings_to_json(findings) + "\n", encoding="utf-8")
+    write_text(run.audit, findings_to_json(findings) + "\n")
     write_json(run.config, plan.to_dict())
     return _carry_out(run, plan, datalist, preprocessing, None, listener)
 

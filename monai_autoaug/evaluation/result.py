@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_autoaug.errors import DataError
+from monai_autoaug.writing import write_text
 
 __all__ = ["Evaluation", "Interval"]
 
@@ -135,9 +136,7 @@ class Evaluation:
 
     def save(self, path: str | Path) -> Path:
         """Write `to_dict` as JSON."""
-        path = Path(path)
-        path.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-        return path
+        return write_text(path, json.dumps(self.to_dict(), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> Evaluation:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -13,6 +14,9 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.writing import write_whole
 
 __all__ = [
     "BACKGROUND", "BRIGHTER", "COLOURS", "DARKER", "FAINT", "PLANES", "TEXT", "bare", "contours", "extent", "figure",
@@ -36,11 +40,16 @@ def figure(width: float, height: float) -> Figure:
 
 
 def save(made: Figure, path: str | Path) -> Path:
-    """Write a picture; missing folders are made."""
+    """Write a PNG picture; missing folders are made.
+
+    Raises:
+        ConfigError: the name doesn't end in ``.png``.
+    """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    made.savefig(path, facecolor=made.get_facecolor(), metadata={"Software": "monai_autoaug"})
-    return path
+    if path.suffix.lower() != ".png":
+        raise ConfigError(f"pictures are PNG files, but {path} has another ending")
+    options: dict[str, Any] = {"facecolor": made.get_facecolor(), "metadata": {"Software": "monai_autoaug"}}
+    return write_whole(path, lambda file: made.savefig(file, format="png", **options))
 
 
 def bare(axes: Axes) -> None:

@@ -24,9 +24,11 @@ from click.testing import CliRunner, Result
 from monai_autoaug import __version__
 from monai_autoaug.cli import COMMANDS, main
 from monai_autoaug.commands.train import train as train_command
-from monai_autoaug.data import write_phantom
+from monai_autoaug.data import read_datalist, write_phantom
+from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.evaluation import Evaluation
+from monai_autoaug.report import augmentation_picture, prediction_picture, training_curves
 
 SMALL = ["--epochs", "2", "--iterations", "2", "--validation-cases", "2", "--device", "cpu",
          "--network-option", "channels=[4, 8, 8]"]  # fmt: skip
@@ -128,6 +130,49 @@ def test_check_finds_what_is_wrong(data: Path, tmp_path: Path) -> None:
     assert refused.exit_code == 2
     assert "phantom_001" in refused.output
     assert not (tmp_path / "run").exists()
+
+
+def test_an_interrupted_write_leaves_no_half_file(
+    run: tuple[Path, Result], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Findings, the audit of a run, the evaluation and the pictures: whole or not there."""
+    files = [run[0] / name for name in ("validation.json", "training.png", "predictions.png", "augmentations.png")]
+    before = [f.read_bytes() for f in files]
+    names = sorted(f.name for f in run[0].iterdir())
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_autoaug.writing.os.fsync", stop)
+    assert call("check", data, "--json", tmp_path / "findings.json").exit_code == 130
+    assert call("evaluate", run[0] / "validation", data, "--json", files[0]).exit_code == 130
+    assert call("train", data, "--output", tmp_path / "new", *SMALL).exit_code == 130
+    result, datalist = Evaluation.load(files[0]), read_datalist(data)
+    for draw in (
+        lambda: training_curves(run[0] / "log.jsonl", files[1]),
+        lambda: prediction_picture(Run(run[0]), datalist, result, files[2]),
+        lambda: augmentation_picture(Run(run[0]), datalist, files[3]),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            draw()
+    assert [f.read_bytes() for f in files] == before
+    assert sorted(f.name for f in run[0].iterdir()) == names
+    assert not (tmp_path / "findings.json").exists()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_audit_of_a_run_is_written_whole(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from monai_autoaug.engines import run as engine
+
+    def failing(path: Path, text: str) -> Path:
+        assert path.name == "audit.json"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "write_text", failing)
+    assert call("train", data, "--output", tmp_path / "new", *SMALL).exit_code == 130
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["preprocessing.json"]
+    monkeypatch.undo()
+    assert call("train", data, "--output", tmp_path / "new", *SMALL, "--method", "none").exit_code == 0
 
 
 @pytest.mark.parametrize(

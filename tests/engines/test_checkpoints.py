@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+import platform
 import random
 from pathlib import Path
 from typing import Any
@@ -221,6 +222,20 @@ def test_checkpoint_handler_refuses_what_cannot_work(tmp_path: Path) -> None:
     evaluator = SupervisedEvaluator("cpu", [], network())
     with pytest.raises(ConfigError, match="SupervisedEvaluator"):
         TrainingCheckpoint("x.pt", {"model": network()}).attach(evaluator)
+
+
+def test_a_name_for_interval_checkpoints_needs_an_interval(tmp_path: Path) -> None:
+    objects = {"model": network()}
+    with pytest.raises(ConfigError, match=r"interval_filename 'run.pt' is never written: give save_interval"):
+        AtomicCheckpointSaver(str(tmp_path), objects, interval_filename="run.pt")
+    with pytest.raises(ConfigError, match="n_saved=3 files can't all be named"):
+        AtomicCheckpointSaver(str(tmp_path), objects, save_interval=1, n_saved=3, interval_filename="run.pt")
+
+
+def test_files_do_not_tell_which_machine_wrote_them(tmp_path: Path) -> None:
+    saver = AtomicCheckpointSaver(str(tmp_path), {"model": network()}, save_final=True, final_filename="model.pt")
+    trainer("none", train_handlers=[saver]).run()
+    assert platform.node().encode() not in (tmp_path / "model.pt").read_bytes()
 
 
 def test_files_have_ordinary_permissions(tmp_path: Path) -> None:

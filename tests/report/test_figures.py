@@ -139,3 +139,10 @@ def test_training_curves(tmp_path: Path) -> None:
         training_curves(log, tmp_path / "nothing.png")
     with pytest.raises(DataError, match="can't be read as a training log"):
         training_curves(tmp_path / "missing.jsonl", tmp_path / "nothing.png")
+
+
+def test_pictures_are_png_files(tmp_path: Path) -> None:
+    image, label = subject()
+    with pytest.raises(ConfigError, match=r"pictures are PNG files, but .*a\.pdf has another ending"):
+        augmentation_figure([Panel("original", image, label)], tmp_path / "a.pdf")
+    assert list(tmp_path.iterdir()) == []
