@@ -12,7 +12,6 @@ from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
-from monai.transforms.transform import Randomizable
 from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional
@@ -20,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.data.locations import Locations, find_locations
+from monai_autoaug.data.randomness import random_transforms
 from monai_autoaug.errors import ConfigError, DataError
 
 __all__ = ["Items", "PatchBatches"]
@@ -61,8 +61,8 @@ class PatchBatches(TorchDataset[Batch]):
     """A stream of batches of patches, map-style: item ``n`` is batch number ``n``, whole, on the CPU.
 
     The random numbers of batch ``n`` come from ``(seed, rank, stream, n)`` only, so any number of worker processes
-    gives the same batches, and a resumed run goes on at ``n``. Random MONAI transforms of the data set are reseeded
-    for each batch in the same way.
+    gives the same batches, and a resumed run goes on at ``n``. Random MONAI transforms of the data set, also within a
+    ``Subset`` or ``ConcatDataset``, are reseeded for each batch in the same way.
 
     As in nnU-Net (Isensee et al., Nature Methods 18, 203-211, 2021) cases are drawn at random and the last
     ``round(foreground * batch_size)`` patches of a batch are centred on a voxel of a random class; the others lie
@@ -167,10 +167,11 @@ class PatchBatches(TorchDataset[Batch]):
             return _collate([self._patch(number, slot, rng) for slot in range(self.batch_size)], self.margin)
 
     def _reseed_transforms(self, sequence: np.random.SeedSequence) -> None:
-        """Give the data set's random transforms the seed of this batch."""
-        transform = getattr(self.items, "transform", None)
-        if isinstance(transform, Randomizable):
-            transform.set_random_state(seed=int(sequence.generate_state(2)[1]))
+        """Give each of the data set's random transforms a seed of its own for this batch."""
+        transforms = random_transforms(self.items)
+        seeds = sequence.generate_state(1 + len(transforms))[1:]  # the first one is of the global streams
+        for transform, seed in zip(transforms, seeds, strict=True):
+            transform.set_random_state(seed=int(seed))
 
     def _case(self, number: int, slot: int, rng: np.random.Generator) -> int:
         """Which case a patch is cut from."""

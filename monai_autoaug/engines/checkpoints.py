@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import random
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,10 +17,10 @@ from ignite.engine import Engine
 from ignite.handlers import DiskSaver
 from monai.data import SmartCacheDataset
 from monai.handlers import CheckpointLoader, CheckpointSaver
-from monai.transforms import Randomizable, Transform
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from monai_autoaug.data.patches import PatchBatches
+from monai_autoaug.data.randomness import random_transforms
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.precision import rank, world_size
 from monai_autoaug.writing import write_tensors
@@ -86,25 +86,6 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
             torch.cuda.set_rng_state(state.cpu(), device)
 
 
-def _randomizables(thing: Any, seen: set[int]) -> Iterator[Randomizable]:
-    """All random transforms below a data set, each once, in a fixed order."""
-    if id(thing) in seen:
-        return
-    seen.add(id(thing))
-    if isinstance(thing, Randomizable):
-        yield thing
-    if isinstance(thing, list | tuple):
-        # lists of data hold no transforms: only those whose first element could be one are looked through
-        children: Any = thing if thing and not isinstance(thing[0], dict | str) else ()
-    elif isinstance(thing, dict):
-        children = thing.values()
-    else:
-        children = vars(thing).values() if hasattr(thing, "__dict__") else ()
-    for child in children:
-        if isinstance(child, list | tuple | dict | Dataset | Transform | Randomizable):
-            yield from _randomizables(child, seen)
-
-
 def transform_states(loader: Any) -> list[dict[str, Any]]:
     """The random states of a loader's transforms, which live on in the main process when it has no workers.
 
@@ -116,7 +97,7 @@ def transform_states(loader: Any) -> list[dict[str, Any]]:
 
 def _random_numbers(loader: Any) -> list[np.random.RandomState]:
     dataset = loader.dataset if isinstance(loader, DataLoader) else loader
-    unique = {id(t.R): t.R for t in _randomizables(dataset, set())}
+    unique = {id(t.R): t.R for t in random_transforms(dataset)}
     return list(unique.values())
 
 

@@ -12,9 +12,11 @@ import numpy as np
 import pytest
 import torch
 from monai.data import CacheDataset, Dataset, MetaTensor, PersistentDataset
-from monai.transforms import Compose, Lambdad, RandGaussianNoised
+from monai.transforms import Compose, Lambdad, RandGaussianNoised, Transform
+from torch.utils.data import ConcatDataset, Subset
 
 from monai_autoaug.data import Batch, PatchBatches, loader
+from monai_autoaug.data.randomness import random_transforms
 from monai_autoaug.errors import ConfigError, DataError
 
 SIZE = (14, 12, 10)
@@ -233,6 +235,39 @@ def test_random_monai_transforms_are_reseeded(kind: str, tmp_path: Any) -> None:
     assert not torch.equal(expected[0].image[0] * 1e4, (expected[0].image[0] * 1e4).round())
     for workers in (0, 2):
         assert all(_equal(a, b) for a, b in zip(expected, loader(batches, stop=4, num_workers=workers), strict=True))
+
+
+class Within(Transform):
+    """A transform that is not random itself, but holds one that is."""
+
+    def __init__(self) -> None:
+        self.noise = RandGaussianNoised("image", prob=1.0, std=0.1)
+
+    def __call__(self, data: Any) -> Any:
+        return self.noise(data)
+
+
+@pytest.mark.parametrize("transform", ["plain", "nested", "within"])
+@pytest.mark.parametrize("wrapped", ["subset", "subset_of_subset", "concatenated", "list_dataset"])
+def test_random_transforms_in_wrapped_data_sets_are_reseeded(wrapped: str, transform: str) -> None:
+    """The same batch whatever was drawn before, in whichever process; and the noise of two batches differs."""
+    noise = RandGaussianNoised("image", prob=1.0, std=0.1)
+    inner: Any = {"plain": noise, "nested": Compose([Compose([Lambdad("image", _double), noise])]), "within": Within()}
+    dataset = Dataset(_items(4, classes=1), inner[transform])
+    items: Any = {
+        "subset": lambda: Subset(dataset, [0, 2]),
+        "subset_of_subset": lambda: Subset(Subset(dataset, [0, 2, 3]), [1]),
+        "concatenated": lambda: ConcatDataset([Dataset(_items(2)), Subset(dataset, [1, 2])]),
+        "list_dataset": lambda: dataset,
+    }[wrapped]()
+    batches = _batches(items)
+    expected = [batches[n] for n in range(4)]
+    assert all(_equal(batches[n], expected[n]) for n in (3, 0, 2, 1))
+    for workers in (0, 2):
+        assert all(_equal(a, b) for a, b in zip(expected, loader(batches, stop=4, num_workers=workers), strict=True))
+    seeds = {int(t.R.get_state()[1][0]) for t in random_transforms(items)}
+    batches[1]
+    assert not seeds & {int(t.R.get_state()[1][0]) for t in random_transforms(items)}
 
 
 def _double(x: torch.Tensor) -> torch.Tensor:
