@@ -64,6 +64,9 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--validation-cases", callback=_share, help="Number or share of validation cases.  [default: 0.2]"),
     click.option("--validation-interval", type=int, help="Epochs between validations.  [default: 5]"),
     click.option("--spacing", type=float, nargs=3, help="Voxel size in mm.  [default: the median]"),
+    click.option("--normalisation", multiple=True, metavar="auto|ct|zscore",
+                 help="Of intensities, for all channels or repeated for each; auto: ct where a channel is named CT."
+                 "  [default: auto]"),
     click.option("--seed", type=int, help="Seed of everything but the split.  [default: 0]"),
     click.option("--split-seed", type=int, help="Seed of the split.  [default: 0]"),
     click.option("--device", help="auto, cpu, cuda or cuda:1.  [default: auto]"),
@@ -96,7 +99,7 @@ def train(config: Path | None, resume: bool, **given: Any) -> None:
     from monai_autoaug.engines.options import TrainOptions
     from monai_autoaug.engines.run import train as begin
 
-    chosen = {name: value for name, value in given.items() if value not in (None, {})}
+    chosen = {name: value for name, value in given.items() if value not in (None, {}, ())}
     with bars() as listener:
         if resume:
             run = _go_on(_resumed(chosen, config), listener)

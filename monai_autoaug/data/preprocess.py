@@ -32,9 +32,10 @@ from monai_autoaug.data.volume_transforms import (
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.writing import write_text
 
-__all__ = ["Preprocessing", "patch_options"]
+__all__ = ["NORMALISATIONS", "Preprocessing", "choose_schemes", "patch_options"]
 
 VERSION = 1
+NORMALISATIONS = ("auto", "ct", "zscore")
 _OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 _LARGEST_LABEL = np.iinfo(np.uint16).max
 
@@ -118,7 +119,7 @@ class Preprocessing:
         cases: Sequence[Case],
         *,
         spacing: Sequence[float] | None = None,
-        normalisation: Scheme | Sequence[Scheme] | None = None,
+        normalisation: str | Sequence[str] = "auto",
         orientation: str = "RAS",
     ) -> Preprocessing:
         """Decide on the training cases; each is read once.
@@ -127,7 +128,7 @@ class Preprocessing:
             datalist: the data set.
             cases: the cases that are learned from, without validation cases.
             spacing: mm a voxel in the order of the orientation's axes; None: the median of the cases.
-            normalisation: one for all channels, or one a channel; None: "ct" for channels named CT, else "zscore".
+            normalisation: "auto", "ct" or "zscore", one for all channels or one a channel (see `choose_schemes`).
             orientation: the direction of the axes.
 
         Raises:
@@ -136,7 +137,7 @@ class Preprocessing:
         """
         if not cases:
             raise ConfigError("preprocessing needs at least one training case")
-        schemes = _schemes(normalisation, datalist.channels)
+        schemes = choose_schemes(normalisation, datalist.channels)
         facts = case_facts(datalist, cases, orientation=orientation)
         target = np.median([f.spacing for f in facts], axis=0) if spacing is None else np.array(spacing, float)
         if target.shape != (3,):
@@ -286,10 +287,27 @@ def _whole(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
 
 
-def _schemes(chosen: Scheme | Sequence[Scheme] | None, channels: Sequence[str]) -> tuple[Scheme, ...]:
-    """The normalisation of each channel."""
-    if chosen is None:
-        return tuple("ct" if c.strip().lower() == "ct" else "zscore" for c in channels)
-    if isinstance(chosen, str):
-        return (chosen,) * len(channels)
-    return tuple(chosen)
+def choose_schemes(normalisation: str | Sequence[str], channels: Sequence[str]) -> tuple[Scheme, ...]:
+    """The normalisation of each channel.
+
+    Args:
+        normalisation: "ct", "zscore", or "auto": "ct" where a channel's name is CT, else "zscore"; one for all
+            channels, or one a channel.
+        channels: their names.
+
+    Raises:
+        ConfigError: another word, or another number of them.
+
+    >>> choose_schemes("auto", ["CT", "PET"]), choose_schemes(["zscore", "auto"], ["CT", "CT"])
+    (('ct', 'zscore'), ('zscore', 'ct'))
+    """
+    words = (normalisation,) if isinstance(normalisation, str) else tuple(normalisation)
+    if len(words) == 1:
+        words *= len(channels)
+    if len(words) != len(channels) or not set(words) <= set(NORMALISATIONS):
+        raise ConfigError(
+            f"normalisation must be {', '.join(NORMALISATIONS[:-1])} or {NORMALISATIONS[-1]}, one for all channels or"
+            f" one for each of {', '.join(channels)}; got {', '.join(str(w) for w in words) or 'nothing'}"
+        )
+    named: list[Scheme] = ["ct" if c.strip().lower() == "ct" else "zscore" for c in channels]
+    return tuple(n if w == "auto" else "ct" if w == "ct" else "zscore" for w, n in zip(words, named, strict=True))

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from monai_autoaug import methods
+from monai_autoaug.data.preprocess import NORMALISATIONS
 from monai_autoaug.engines.segmentation import check_network
 from monai_autoaug.engines.values import check_values
 from monai_autoaug.errors import ConfigError
@@ -81,6 +82,8 @@ class TrainOptions:
         validation_cases: a number of cases, or their share of all.
         validation_interval: epochs between validations; the last epoch is always validated.
         spacing: voxel size in mm that volumes are resampled to; None: the training cases' median.
+        normalisation: of intensities, for all channels or one a channel: "ct" (clipped and scaled by the foreground of
+            the training cases), "zscore" (each image by itself), or "auto": "ct" where a channel's name is CT.
         seed: of everything random but the split.
         split_seed: of the split into training and validation cases.
         device: "auto", "cpu", "cuda" or "cuda:1".
@@ -111,6 +114,7 @@ class TrainOptions:
     validation_cases: int | float = 0.2
     validation_interval: int = 5
     spacing: tuple[float, float, float] | None = None
+    normalisation: str | tuple[str, ...] = "auto"
     seed: int = 0
     split_seed: int = 0
     device: str = "auto"
@@ -124,6 +128,7 @@ class TrainOptions:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         for name, kind in (("patch_size", int), ("spacing", float)):
             _three(self, name, kind)
+        _words(self, "normalisation", NORMALISATIONS)
         for name in ("method_options", "network_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name} must be a table of names and values, got {getattr(self, name)!r}")
@@ -178,6 +183,16 @@ def _number(options: TrainOptions, name: str, kind: type, good: Callable[[Any], 
     fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     if not fits or not good(value):
         raise ConfigError(f"{name} must be {expected}, got {value!r}")
+
+
+def _words(options: TrainOptions, name: str, known: Sequence[str]) -> None:
+    """Check a word, or check and freeze a list of them."""
+    value = getattr(options, name)
+    several = (value,) if isinstance(value, str) else value
+    if not isinstance(several, tuple | list) or not several or not all(word in known for word in several):
+        raise ConfigError(f"{name} must be one of {', '.join(known)}, or a list of these, got {value!r}")
+    if not isinstance(value, str):
+        object.__setattr__(options, name, tuple(several))
 
 
 def _three(options: TrainOptions, name: str, kind: type) -> None:

@@ -18,7 +18,7 @@ import monai_autoaug
 from monai_autoaug import augmenters
 from monai_autoaug.data import Case, DataList, Split, read_datalist, split
 from monai_autoaug.data.audit import Finding, findings_to_json
-from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.data.preprocess import Preprocessing, choose_schemes
 from monai_autoaug.engines.fit import Fit
 from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
@@ -86,9 +86,12 @@ def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
         raise ConfigError(f"{run.folder} holds a run already: resume it, or choose another folder")
     find_precision(options.precision, find_device(options.device))
     datalist = read_datalist(options.data)
+    choose_schemes(options.normalisation, datalist.channels)  # refuses another number of them than there are channels
     rehearse(options, datalist)
     parts, findings = _examine(options, datalist, listener)
-    preprocessing = Preprocessing.fit(datalist, parts.train, spacing=options.spacing)
+    preprocessing = Preprocessing.fit(
+        datalist, parts.train, spacing=options.spacing, normalisation=options.normalisation
+    )
     plan = _plan(options, parts, preprocessing)
     preprocessing.save(run.preprocessing)
     write_text(run.audit, findings_to_json(findings) + "\n")

@@ -210,10 +210,12 @@ def test_numbers_in_scientific_notation_are_numbers(data: Path, tmp_path: Path) 
     file = tmp_path / "options.yaml"
     file.write_text("learning_rate: 2e-3\nmethod_options: {learning_rate_generator: 1E-4}\n")
     words = ["train", data, "--config", file, "--output", tmp_path / "run", *SMALL, "--epochs", 1]
+    words += ["--normalisation", "ct"]
     result = call(*words, "--method-option", "learning_rate_discriminator=3e-4", "--method-option", "noise_size=8")
     assert result.exit_code == 0, result.output
     options = json.loads((tmp_path / "run" / "config.json").read_text())["options"]
     assert options["learning_rate"] == 0.002
+    assert options["normalisation"] == ["ct"]
     # options on the command line win over the file's, as a whole
     assert options["method_options"] == {"learning_rate_discriminator": 0.0003, "noise_size": 8}
 

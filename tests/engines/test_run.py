@@ -105,6 +105,36 @@ def test_an_ignore_label_is_no_class(tmp_path: Path, method: str) -> None:
         train(options(both, tmp_path / "refused"))
 
 
+@pytest.mark.parametrize("chosen", ["auto", "ct", ("ct",)])
+def test_ct_can_be_asked_for_where_channels_have_no_names(
+    tmp_path: Path, chosen: str | tuple[str, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is saved, and prediction normalises by the training cases' intensities and not by the image's own."""
+    data = write_phantom(tmp_path / "data", cases=4, size=20, layout="folders")
+    run = train(options(data, tmp_path / "run", normalisation=chosen, method="none", epochs=1))
+    assert json.loads(run.preprocessing.read_text())["normalisation"] == ["zscore" if chosen == "auto" else "ct"]
+    file = sorted((data / "images").iterdir())[0]
+    image = nib.load(file)
+    nib.save(nib.Nifti1Image(image.get_fdata(dtype=np.float32) + 500, image.affine), tmp_path / "bright.nii.gz")
+    seen = []
+
+    def look(network: object, image: torch.Tensor, *args: object, **options: object) -> torch.Tensor:
+        seen.append(image)
+        return torch.zeros(4, *image.shape[1:])
+
+    monkeypatch.setattr("monai_autoaug.engines.predict.infer", look)
+    for path in (file, tmp_path / "bright.nii.gz"):
+        predict(run.folder, path, tmp_path / "out", device="cpu")
+    difference = float((seen[1] - seen[0]).mean())
+    assert abs(difference) < 1e-3 if chosen == "auto" else difference > 0.5
+
+
+def test_as_many_normalisations_as_channels(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="one for all channels or one for each of MRI; got ct, zscore"):
+        train(options(data, tmp_path / "run", normalisation=("ct", "zscore")))
+    assert not (tmp_path / "run").exists()
+
+
 def test_predict_file_and_folder(data: Path, tmp_path: Path) -> None:
     run = train(options(data, tmp_path / "run", epochs=1))
     image = data / "imagesTr" / "phantom_000.nii.gz"
@@ -157,6 +187,10 @@ def test_options_are_checked_before_anything_is_read() -> None:
         ({"patch_size": (8, 8)}, "patch_size must be three positive numbers"),
         ({"validation_cases": 1.5}, "validation_cases must be"),
         ({"validation_cases": 0}, "validation_cases must be"),
+        ({"normalisation": "minmax"}, "normalisation must be one of auto, ct, zscore, or a list of these"),
+        ({"normalisation": ("ct", 1)}, "normalisation must be one of"),
+        ({"normalisation": ()}, "normalisation must be one of"),
+        ({"normalisation": 3}, "normalisation must be one of"),
     ]:
         with pytest.raises(ConfigError, match=message):
             replace(good, **change)
