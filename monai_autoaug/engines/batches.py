@@ -9,29 +9,21 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from monai.data import MetaTensor
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch, centre_crop
 from monai_autoaug.engines.losses import (
     TargetForm,
+    can_ignore,
     hard_target,
     ignored_value,
     preferred_form,
     unknown_labels_error,
 )
+from monai_autoaug.engines.metadata import cases_of, plain, spacing_of
 from monai_autoaug.errors import ConfigError, DataError
 
-__all__ = ["Converter", "EngineBatches", "Prepared", "count_classes", "plain", "target_form"]
-
-
-def plain(x: Any) -> Any:
-    """A MetaTensor without its metadata (the same memory); anything else as it is.
-
-    >>> type(plain(MetaTensor(torch.zeros(2))))
-    <class 'torch.Tensor'>
-    """
-    return x.as_tensor() if isinstance(x, MetaTensor) else x
+__all__ = ["Converter", "EngineBatches", "Prepared", "count_classes", "target_form"]
 
 
 def target_form(target: Tensor, num_classes: int, spatial_dims: int) -> TargetForm:
@@ -72,31 +64,6 @@ def count_classes(network: nn.Module, image: Tensor, spatial_dims: int) -> int:
     output = output[0] if isinstance(output, list | tuple) else output
     # DynUNet stacks its levels along an axis of their own: (B, levels, K, ...)
     return int(output.shape[-spatial_dims - 1])
-
-
-def spacing_of(image: Tensor, spatial_dims: int) -> Tensor | None:
-    """Voxel size (B, spatial_dims) in mm from a MetaTensor's affine, or None.
-
-    >>> affine = torch.diag(torch.tensor([2.0, 1.0, 3.0, 1.0]))[None]
-    >>> spacing_of(MetaTensor(torch.zeros(1, 1, 4, 4, 4), meta={"affine": affine}), 3)
-    tensor([[2., 1., 3.]])
-    """
-    affine = image.meta.get("affine") if isinstance(image, MetaTensor) else None
-    if affine is None:
-        return None
-    affine = torch.as_tensor(affine).float()
-    affine = affine.expand(len(image), *affine.shape) if affine.ndim == 2 else affine
-    return affine[:, :-1, :spatial_dims].square().sum(1).sqrt().to(image.device)
-
-
-def cases_of(image: Tensor, data: Any) -> tuple[str, ...]:
-    """The samples' names: the loader's ``case`` entry, or the files that a MetaTensor was read from; () if unknown."""
-    names = data.get("case") if isinstance(data, Mapping) else None
-    if names is None and isinstance(image, MetaTensor):
-        names = image.meta.get("filename_or_obj")
-    if isinstance(names, str) or not isinstance(names, Sequence) or len(names) != len(image):
-        return ()
-    return tuple(str(n) for n in names)
 
 
 @dataclass(frozen=True)
@@ -188,12 +155,12 @@ class Converter:
             self.num_classes = batch.label.shape[1]
             # one channel is a region by necessity
             self.form = "channels" if self.num_classes == 1 or self.regions else preferred_form(self.loss_function)
-        if batch.valid is not None and (self.ignore is None or self.form == "channels"):
+        if batch.valid is not None and not can_ignore(self.loss_function, self.form):
             raise unknown_labels_error(self.loss_function)
         self._check_image(batch.image)
         crop = batch.cropped()
         label = crop.label if crop.valid is None else crop.label * crop.valid
-        target = batch.target if batch.target is not None else hard_target(label, self.form, self.ignore)
+        target = batch.target if batch.target is not None else hard_target(label, self.form, self.ignore, crop.valid)
         return Prepared(crop.image, target, (), {}, replace(batch, target=target))
 
     def _check(self, image: Tensor, target: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
@@ -222,7 +189,7 @@ class Converter:
             self._learn(image, target)
         assert self.num_classes is not None  # noqa: S101  # for the type checker: `_learn` has set it
         if self.form == "channels":
-            return target.float(), None
+            return self._known_channels(target.float())
         index = target if self.form == "bare_index" else target[:, 0]
         valid = None
         if self.ignore is not None and not 0 <= self.ignore < self.num_classes:
@@ -237,6 +204,15 @@ class Converter:
             )  # fmt: skip
         label = nn.functional.one_hot(index.long(), self.num_classes).movedim(-1, 1).float()
         return (label if valid is None else label * valid), valid
+
+    def _known_channels(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Channels, 0 where they hold the value that the loss ignores, and where they don't (None: nowhere)."""
+        if self.ignore is None or self.ignore in (0, 1):
+            return target, None
+        valid = (target != self.ignore).all(1, keepdim=True)
+        if bool(valid.all()):
+            return target, None
+        return target.masked_fill(~valid, 0), valid.float()
 
     def _learn(self, image: Tensor, target: Tensor) -> None:
         """Number of classes and form of the labels, from the first batch."""

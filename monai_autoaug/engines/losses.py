@@ -17,16 +17,16 @@ from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-from monai.losses import GeneralizedDiceLoss
 from torch import Tensor, nn
 
+from monai_autoaug.engines.soft_losses import soften
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.precision import float32_region
 
 __all__ = [
     "PerSampleLoss",
-    "SoftCrossEntropy",
     "TargetForm",
+    "can_ignore",
     "hard_target",
     "ignored_value",
     "per_sample",
@@ -39,19 +39,22 @@ TargetForm = Literal["index", "bare_index", "channels"]
 """How a host writes its labels: (B, 1, ...) class indices, (B, ...) class indices, or (B, K, ...) channels."""
 
 
-def hard_target(label: Tensor, form: TargetForm, ignore: int | None = None) -> Tensor:
+def hard_target(label: Tensor, form: TargetForm, ignore: int | None = None, valid: Tensor | None = None) -> Tensor:
     """The label of a batch in the form that the host's own loss takes.
 
     Args:
         label: (B, K, D, H, W), one channel a class or region; all zero where the label is unknown.
         form: the host's form.
-        ignore: the value that marks unknown voxels.
+        ignore: the value that marks unknown voxels, in every channel if there are several.
+        valid: (B, 1, D, H, W), below one half where the label is unknown; channels can't tell otherwise.
 
     >>> hard_target(torch.tensor([[[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]]), "index", ignore=255)
     tensor([[[  1.,   0., 255.]]])
+    >>> hard_target(torch.ones(1, 2, 3), "channels", ignore=255, valid=torch.tensor([[[1.0, 1.0, 0.0]]]))[0, 0]
+    tensor([  1.,   1., 255.])
     """
     if form == "channels":
-        return label
+        return label if ignore is None or valid is None else torch.where(valid >= 0.5, label, ignore)
     index = label.argmax(1, keepdim=form == "index")
     if ignore is not None and not 0 <= ignore < label.shape[1]:
         index = torch.where(label.sum(1, keepdim=form == "index") > 0, index, ignore)
@@ -100,75 +103,22 @@ def unknown_labels_error(loss_function: Any) -> ConfigError:
     """
     return ConfigError(
         f"some labels are unknown, but {type(loss_function).__name__} can't leave voxels out; use class indices and a"
-        " loss with ignore_index, for example monai.losses.DiceLoss(to_onehot_y=True, softmax=True, ignore_index=255)"
+        " loss with ignore_index, for example monai.losses.DiceLoss(to_onehot_y=True, softmax=True, ignore_index=255),"
+        " or with regions monai_autoaug.engines.segmentation.SegmentationLoss(regions=True, ignore=True)"
     )
 
 
-class SoftCrossEntropy(nn.Module):
-    """Cross-entropy on soft labels with the weighting of ``nn.CrossEntropyLoss`` on class indices.
+def can_ignore(loss_function: Any, form: TargetForm) -> bool:
+    """Whether a loss can leave voxels out whose label is unknown.
 
-    torch divides by the sum of the weights of the target's classes when it's given indices, but by the number of voxels
-    when it's given probabilities. This class keeps the former on soft labels.
+    Class indices have a value for them; a loss on channels needs a method ``masked(output, label, valid)``, as
+    `engines.segmentation.SegmentationLoss` has it.
 
-    Args:
-        like: the loss whose weight, reduction, label smoothing and ignored value are taken over.
-
-    >>> hard = nn.CrossEntropyLoss(weight=torch.tensor([1.0, 3.0]))
-    >>> x, y = torch.randn(2, 2, 4), torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]])
-    >>> one_hot = nn.functional.one_hot(y, 2).movedim(-1, 1).float()
-    >>> torch.allclose(SoftCrossEntropy(hard)(x, one_hot), hard(x, y))
-    True
+    >>> from monai.losses import DiceLoss
+    >>> can_ignore(DiceLoss(ignore_index=255), "index"), can_ignore(DiceLoss(ignore_index=255), "channels")
+    (True, False)
     """
-
-    def __init__(self, like: nn.CrossEntropyLoss) -> None:
-        super().__init__()
-        self.register_buffer("weight", like.weight)
-        self.reduction, self.ignore_index = like.reduction, like.ignore_index
-        self.label_smoothing = like.label_smoothing
-
-    weight: Tensor | None
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Loss of logits ``input`` (B, K, ...) against ``target`` (B, K, ...), all 0 where the label is unknown."""
-        classes = input.shape[1]
-        weight = torch.ones(classes, device=input.device) if self.weight is None else self.weight.to(input)
-        weight = weight.view(1, classes, *[1] * (input.ndim - 2))
-        ignored = 0 <= self.ignore_index < classes
-        valid = 1 - target[:, self.ignore_index : self.ignore_index + 1] if ignored else target.sum(1, keepdim=True)
-        y = target * valid if ignored else target
-        smooth = self.label_smoothing
-        wanted = y if not smooth else (1 - smooth) * y + valid * (smooth / classes)
-        loss = -(weight * wanted * input.log_softmax(1)).sum(1)
-        if self.reduction == "none":
-            return loss
-        return loss.sum() if self.reduction == "sum" else loss.sum() / (weight * y).sum()
-
-
-def _safe_weights(loss: GeneralizedDiceLoss) -> Callable[[Tensor], Tensor]:
-    """``loss.w_func`` whose gradient is 0, not NaN, for an absent class, and whose result may be changed in place."""
-    own: Callable[[Tensor], Tensor] = loss.w_func
-
-    def weights(volume: Tensor) -> Tensor:
-        present = volume > 0
-        return torch.where(present, own(torch.where(present, volume, torch.ones_like(volume))), own(volume.detach()))
-
-    return weights
-
-
-def _soften(loss: Any, form: TargetForm) -> Any:
-    """Make a copy of the user's loss take (B, K, ...) soft labels."""
-    if not isinstance(loss, nn.Module):
-        return loss
-    for module in loss.modules():
-        if getattr(module, "to_onehot_y", False):
-            setattr(module, "to_onehot_y", False)  # noqa: B010  # nn.Module's own type knows no such attribute
-        if isinstance(module, GeneralizedDiceLoss):
-            setattr(module, "w_func", _safe_weights(module))  # noqa: B010
-        if form != "channels":
-            for name, child in module.named_children():
-                if type(child) is nn.CrossEntropyLoss:
-                    setattr(module, name, SoftCrossEntropy(child))
-    return SoftCrossEntropy(loss) if type(loss) is nn.CrossEntropyLoss and form != "channels" else loss
+    return ignored_value(loss_function) is not None and (form != "channels" or hasattr(loss_function, "masked"))
 
 
 def _levels(output: Any) -> list[Tensor]:
@@ -200,7 +150,7 @@ class PerSampleLoss:
         self.form: TargetForm = form
         self.rule: Rule | None = None
         self._rules: dict[bool, Rule] = {}  # with and without unknown labels
-        self._soft = _soften(copy.deepcopy(self.host), form)
+        self._soft = soften(copy.deepcopy(self.host), channels=form == "channels")
 
     def set_form(self, form: TargetForm) -> None:
         """Change how the host writes its labels, once that is known."""
@@ -216,52 +166,61 @@ class PerSampleLoss:
         levels = _levels(output)
         with float32_region(label.device):
             if valid is not None:
-                if self.ignore is None or self.form == "channels":
+                if not can_ignore(self.host, self.form):
                     raise unknown_labels_error(self.host)
-                label = label * valid
+                valid = valid.float()
             known = valid is None
             if known not in self._rules:
                 self._rules[known] = self._find_rule(levels, label, known)
             self.rule = self._rules[known]
-            return self._by_rule(self.rule, levels, label.float())
+            return self._by_rule(self.rule, levels, self._labels(label.float(), valid))
 
-    def _total(self, levels: list[Tensor], label: Tensor) -> Tensor:
+    def _labels(self, label: Tensor, valid: Tensor | None) -> list[Tensor]:
+        """What the softened loss takes besides the output: the label, 0 where unknown; for channels ``valid`` too."""
+        if valid is None:
+            return [label]
+        return [label, valid] if self.form == "channels" else [label * valid]
+
+    def _total(self, levels: list[Tensor], labels: list[Tensor]) -> Tensor:
         """The softened loss of a whole batch, a scalar (MONAI's trainer takes the mean as well)."""
-        return self._soft(levels if len(levels) > 1 else levels[0], label).mean()
+        output = levels if len(levels) > 1 else levels[0]
+        return (self._soft if len(labels) == 1 else self._soft.masked)(output, *labels).mean()
 
-    def _single(self, levels: list[Tensor], label: Tensor) -> Tensor:
-        return torch.stack([self._total([x[i : i + 1] for x in levels], label[i : i + 1]) for i in range(len(label))])
+    def _single(self, levels: list[Tensor], labels: list[Tensor]) -> Tensor:
+        rows = (slice(i, i + 1) for i in range(len(labels[0])))
+        return torch.stack([self._total([x[row] for x in levels], [x[row] for x in labels]) for row in rows])
 
-    def _by_rule(self, rule: Rule, levels: list[Tensor], label: Tensor) -> Tensor:
+    def _by_rule(self, rule: Rule, levels: list[Tensor], labels: list[Tensor]) -> Tensor:
         if rule == "linear":
-            return self._linear(levels, label)
-        single = self._single(levels, label)
-        return single * len(label) if rule == "sum" else single
+            return self._linear(levels, labels)
+        single = self._single(levels, labels)
+        return single * len(single) if rule == "sum" else single
 
-    def _linear(self, levels: list[Tensor], label: Tensor) -> Tensor:
-        inputs = [*levels, label]
+    def _linear(self, levels: list[Tensor], labels: list[Tensor]) -> Tensor:
+        inputs, count = [*levels, *labels], len(levels)
         fixed = [x.detach().requires_grad_(x.requires_grad) for x in inputs]
         wanted = [x for x in fixed if x.requires_grad and torch.is_grad_enabled()]
-        total = self._total(fixed[:-1], fixed[-1])
+        total = self._total(fixed[:count], fixed[count:])
         with torch.no_grad():
-            single = self._single(fixed[:-1], fixed[-1])
+            single = self._single(fixed[:count], fixed[count:])
             result = single + (total - single.mean())
         if wanted:
             gradients = iter(torch.autograd.grad(total, wanted, allow_unused=True))
             for x in inputs:
                 gradient = next(gradients) if x.requires_grad else None
                 if gradient is not None:
-                    result = result + len(label) * (gradient * (x - x.detach())).flatten(1).sum(1)
+                    result = result + len(single) * (gradient * (x - x.detach())).flatten(1).sum(1)
         return result
 
     def _find_rule(self, levels: list[Tensor], label: Tensor, known: bool) -> Rule:
         """Try the rules on a random batch of the same shape against the user's own loss on hard labels."""
         with torch.enable_grad():
-            trial, hard = _random_batch(levels, label, max(2, len(label)), known)
+            trial, hard, valid = _random_batch(levels, label, max(2, len(label)), known)
+            labels = self._labels(hard, valid)
             try:
-                target = hard_target(hard, self.form, self.ignore)
+                target = hard_target(hard, self.form, self.ignore, valid)
                 own = self.host(trial if len(trial) > 1 else trial[0], target).mean()
-                soft = self._total(trial, hard)
+                soft = self._total(trial, labels)
             except (RuntimeError, ValueError, TypeError, AssertionError, IndexError, AttributeError) as error:
                 raise self._refusal(f"it fails on a batch of the network's shape: {error}") from error
             expected = torch.autograd.grad(own, trial, allow_unused=True)
@@ -269,7 +228,7 @@ class PerSampleLoss:
                 raise self._refusal(f"on one-hot labels it gives {float(soft):.6g} instead of {float(own):.6g}")
             rules: tuple[Rule, ...] = ("mean", "sum", "linear")
             for rule in rules:
-                mean = self._by_rule(rule, trial, hard).mean()
+                mean = self._by_rule(rule, trial, labels).mean()
                 gradients = torch.autograd.grad(mean, trial, allow_unused=True)
                 if _same(own, mean) and all(_same(e, g) for e, g in zip(expected, gradients, strict=True)):
                     return rule
@@ -283,7 +242,9 @@ class PerSampleLoss:
         )
 
 
-def _random_batch(levels: list[Tensor], label: Tensor, size: int, known: bool) -> tuple[list[Tensor], Tensor]:
+def _random_batch(
+    levels: list[Tensor], label: Tensor, size: int, known: bool
+) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """Random logits shaped like ``levels``, and a hard label whose class (and unknown) fractions differ by sample."""
     generator = torch.Generator().manual_seed(0)
     trial = [
@@ -292,12 +253,12 @@ def _random_batch(levels: list[Tensor], label: Tensor, size: int, known: bool) -
     shape, classes = label.shape[2:], label.shape[1]
     level = torch.linspace(0.3, 0.9, size).view(-1, *[1] * len(shape))
     index = (torch.rand((size, *shape), generator=generator) ** (2 * level) * max(classes, 2)).long()
-    if classes == 1:
-        return trial, index[:, None].to(label.device, torch.float32)
-    one_hot = nn.functional.one_hot(index.clamp(max=classes - 1), classes).movedim(-1, 1)
-    if not known:
-        one_hot = one_hot * (torch.rand((size, 1, *shape), generator=generator) < level.unsqueeze(1))
-    return trial, one_hot.to(label.device, torch.float32)
+    hard = index[:, None] if classes == 1 else nn.functional.one_hot(index, classes).movedim(-1, 1)
+    hard = hard.to(label.device, torch.float32)
+    if known:
+        return trial, hard, None
+    valid = torch.rand((size, 1, *shape), generator=generator) < level.unsqueeze(1)
+    return trial, hard * valid.to(hard), valid.to(hard)
 
 
 def _same(a: Tensor | None, b: Tensor | None) -> bool:

@@ -156,10 +156,8 @@ class SegmentationLoss(nn.Module):
 
     Args:
         regions: outputs overlap: sigmoid and binary cross-entropy instead of softmax.
-        ignore: some voxels have the label ``IGNORED`` and count for nothing.
-
-    Raises:
-        ConfigError: both at once.
+        ignore: some voxels have the label ``IGNORED`` (with regions in every channel) and count for nothing: Dice sums
+            over the other voxels of each sample, cross-entropy is the mean over those of the batch.
 
     >>> loss = SegmentationLoss()
     >>> label = torch.zeros(1, 1, 4, 4, 4)
@@ -169,24 +167,37 @@ class SegmentationLoss(nn.Module):
 
     def __init__(self, *, regions: bool = False, ignore: bool = False) -> None:
         super().__init__()
-        if regions and ignore:
-            raise ConfigError(
-                "regions together with an ignore label can't be trained here: MONAI's losses mark unknown voxels by a"
-                " class index, which regions have none of; use the nnU-Net trainer (monai-autoaug nnunet train)"
-            )
+        self.regions, self.ignore_index = regions, IGNORED if ignore else None
         self.dice = DiceLoss(
             include_background=regions, to_onehot_y=not regions, softmax=not regions, sigmoid=regions,
-            ignore_index=IGNORED if ignore else None,
+            ignore_index=self.ignore_index,
         )  # fmt: skip
         cross_entropy = nn.CrossEntropyLoss(ignore_index=IGNORED if ignore else -100)
         self.entropy = nn.BCEWithLogitsLoss() if regions else cross_entropy
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Loss of logits (B, K, D, H, W) against class indices (B, 1, D, H, W), or channels (B, K, D, H, W)."""
+        if self.regions and self.ignore_index is not None:
+            return self.masked(input, target, (target[:, :1] != self.ignore_index).to(input.dtype))
         indices = target.shape[1] == 1 and input.shape[1] > 1
         wanted = target[:, 0].long() if indices else target.to(input.dtype)
         total: Tensor = self.dice(input, target) + self.entropy(input, wanted)
         return total
+
+    def masked(self, input: Tensor, label: Tensor, valid: Tensor) -> Tensor:
+        """Loss of regions over the voxels whose label is known; MONAI's losses know no mask for soft labels.
+
+        Args:
+            input: (B, K, D, H, W) logits.
+            label: (B, K, D, H, W), soft.
+            valid: (B, 1, D, H, W), the weight of each voxel in [0, 1]: 0 where the label is unknown.
+        """
+        label = torch.where(valid > 0, label, 0).to(input.dtype)
+        p, axes = input.sigmoid() * valid, list(range(2, input.ndim))
+        both, smooth = (p * label).sum(axes), self.dice.smooth_nr
+        dice = 1 - (2 * both + smooth) / (p.sum(axes) + (label * valid).sum(axes) + self.dice.smooth_dr)
+        entropy = nn.functional.binary_cross_entropy_with_logits(input, label, reduction="none") * valid
+        return dice.mean() + entropy.sum() / (input.shape[1] * valid.sum()).clamp(min=1)
 
 
 @torch.no_grad()

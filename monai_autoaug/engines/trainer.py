@@ -313,9 +313,9 @@ class AutoAugTrainer(SupervisedTrainer):
                 prediction = MetaTensor(prediction)
                 prediction.copy_meta_from(inputs, copy_attr=False)
             return {Keys.PRED: prediction}
-        label = batch.label.detach() if batch.valid is None else batch.label.detach() * batch.valid.detach()
-        form = self.converter.form or "index"
-        target = hard_target(label, form, self.converter.ignore)
+        valid = None if batch.valid is None else batch.valid.detach()
+        label = batch.label.detach() if valid is None else batch.label.detach() * valid
+        target = hard_target(label, self.converter.form or "index", self.converter.ignore, valid)
         return {Keys.IMAGE: batch.image.detach(), Keys.LABEL: target, Keys.PRED: prediction}
 
 

@@ -20,7 +20,7 @@ from monai_autoaug.data.audit import Finding, audit, refused
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.data.volume_transforms import StrictCompose
-from monai_autoaug.engines.batches import plain
+from monai_autoaug.engines.metadata import plain
 from monai_autoaug.engines.progress import Listener, Progress, unheard
 from monai_autoaug.errors import DataError
 

@@ -12,6 +12,7 @@ import torch
 from engine_helpers import SIZE, items, loader, record, trainer, transforms
 from ignite.engine import Events
 from monai.data import CacheDataset, DataLoader, MetaTensor
+from monai.engines.utils import IterationEvents
 from monai.losses import DiceCELoss, DiceLoss
 from monai.networks.nets import DynUNet, UNet
 from torch import Tensor, nn
@@ -21,6 +22,7 @@ from monai_autoaug.data.batch import Batch
 from monai_autoaug.data.loading import loader as patch_loader
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.engines.batches import Converter, Prepared, count_classes
+from monai_autoaug.engines.segmentation import IGNORED, SegmentationLoss
 from monai_autoaug.engines.streams import RealStream, second_loader, starting_at
 from monai_autoaug.errors import ConfigError, DataError
 
@@ -99,6 +101,39 @@ def test_unknown_voxels_are_marked() -> None:
     assert batch.valid is not None
     assert torch.equal(batch.valid, (label != 255).float())
     assert torch.equal(batch.label.sum(1, keepdim=True), batch.valid)
+
+
+@pytest.mark.parametrize("method", ["none", "random", "adversarial"])
+def test_regions_of_a_users_loader_may_be_unknown(method: str) -> None:
+    """Channels that hold the ignored value count for nothing, and move with the image."""
+    label = (torch.rand(4, 2, *SIZE) > 0.5).float()
+    label[:, :, 6:] = IGNORED
+    outside = torch.zeros(4, 2, *SIZE, dtype=torch.bool)
+    outside[:, :, 6:] = True
+    net = UNet(3, 1, 2, channels=(4, 8), strides=(2,), norm="instance")
+    engine = trainer(method, network=net, data=[{"image": torch.randn(4, 1, *SIZE), "label": label}],
+                     loss_function=SegmentationLoss(regions=True, ignore=True),
+                     real_data_loader=[{"image": torch.randn(4, 1, *SIZE), "label": label}])  # fmt: skip
+    seen: list[Tensor] = []
+    engine.add_event_handler(IterationEvents.LOSS_COMPLETED, lambda e: seen.append(e.state.output["label"]))
+    rows = record(engine)
+    engine.run()
+    assert engine.task.regions
+    assert np.isfinite(rows[0]["loss"])
+    assert bool((seen[0] == IGNORED).any())
+    assert bool((seen[0] != IGNORED).any())
+    if method == "none":
+        assert torch.equal(seen[0] == IGNORED, outside)
+
+
+def test_a_loss_on_channels_that_can_leave_nothing_out_is_refused() -> None:
+    label = torch.full((4, 2, *SIZE), 255.0)
+    label[:, :, :6] = 1
+    data = [{"image": torch.randn(4, 1, *SIZE), "label": label}]
+    net = UNet(3, 1, 2, channels=(4, 8), strides=(2,), norm="instance")
+    engine = trainer("random", network=net, data=data, loss_function=DiceLoss(sigmoid=True, ignore_index=255))
+    with pytest.raises(ConfigError, match=r"SegmentationLoss\(regions=True, ignore=True\)"):
+        engine.run()
 
 
 def test_label_outside_the_classes_names_the_case() -> None:

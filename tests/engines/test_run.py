@@ -100,9 +100,17 @@ def test_an_ignore_label_is_no_class(tmp_path: Path, method: str) -> None:
     run = train(options(data, tmp_path / "run", method=method))
     assert np.isfinite([r["loss"] for r in rows(run)]).all()
     assert run.load_model()(torch.zeros(1, 1, 16, 16, 16)).shape[1] == 4
-    both = write_phantom(tmp_path / "both", cases=4, size=20, layout="nnunet", ignore=True, regions=True)
-    with pytest.raises(ConfigError, match="regions together with an ignore label"):
-        train(options(both, tmp_path / "refused"))
+
+
+@pytest.mark.parametrize("method", ["none", "adversarial"])
+def test_regions_with_an_ignore_label(tmp_path: Path, method: str) -> None:
+    data = write_phantom(tmp_path / "data", cases=4, size=20, layout="nnunet", ignore=True, regions=True)
+    run = train(options(data, tmp_path / "run", method=method))
+    assert np.isfinite([r["loss"] for r in rows(run)]).all()
+    assert {"dice_hook", "dice_head", "dice_round"} <= set(rows(run)[-1])
+    assert json.loads(run.summary.read_text())["skipped_updates"] == {}
+    for file in run.validation.iterdir():
+        assert set(np.unique(np.asarray(nib.load(file).dataobj))) <= {0, 1, 2, 3}
 
 
 @pytest.mark.parametrize("chosen", ["auto", "ct", ("ct",)])

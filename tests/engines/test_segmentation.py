@@ -23,7 +23,6 @@ from monai_autoaug.engines.segmentation import (
     downsampling,
     infer,
 )
-from monai_autoaug.errors import ConfigError
 from monai_autoaug.precision import Precision
 
 
@@ -52,8 +51,70 @@ def test_regions_are_learned_one_by_one() -> None:
     axes = (2, 3, 4)
     dice = 1 - (2 * (p * label).sum(axes) + 1e-5) / (p.sum(axes) + label.sum(axes) + 1e-5)
     torch.testing.assert_close(loss(logits, label), dice.mean() + entropy)
-    with pytest.raises(ConfigError, match="regions together with an ignore label"):
-        SegmentationLoss(regions=True, ignore=True)
+
+
+def known_regions(channels: int = 3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Logits, overlapping regions, and where they are known: another share of each sample."""
+    logits = torch.randn(3, channels, 4, 5, 6, requires_grad=True)
+    label = torch.randint(2, (3, channels, 4, 5, 6)).float()
+    valid = (torch.rand(3, 1, 4, 5, 6) < torch.tensor([0.3, 0.6, 0.9]).view(3, 1, 1, 1, 1)).float()
+    return logits, label, valid
+
+
+def reference(logits: torch.Tensor, label: torch.Tensor, valid: torch.Tensor) -> torch.Tensor:
+    """Sigmoid Dice a sample and region, and binary cross-entropy, on the known voxels alone, taken out one by one."""
+    dice, entropy = [], []
+    for x, y, v in zip(logits, label, valid[:, 0] > 0, strict=True):
+        p, t = x[:, v].sigmoid(), y[:, v]
+        dice.append(1 - (2 * (p * t).sum(1) + 1e-5) / (p.sum(1) + t.sum(1) + 1e-5))
+        entropy.append(-(t * p.log() + (1 - t) * (1 - p).log()))
+    return torch.stack(dice).mean() + torch.cat([e.flatten() for e in entropy]).mean()
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_regions_with_unknown_voxels_are_learned_on_the_others(channels: int) -> None:
+    logits, label, valid = known_regions(channels)
+    expected = reference(logits, label, valid)
+    (gradient,) = torch.autograd.grad(expected, logits)
+    loss = SegmentationLoss(regions=True, ignore=True)
+    marked = torch.where(valid > 0, label, IGNORED)
+    losses = per_sample(loss, "channels")
+    for found in (loss(logits, marked), loss.masked(logits, label, valid), losses(logits, label, valid).mean()):
+        torch.testing.assert_close(found, expected)
+        torch.testing.assert_close(torch.autograd.grad(found, logits)[0], gradient, rtol=1e-4, atol=1e-8)
+    assert losses(logits, label, valid).shape == (3,)
+    whole = SegmentationLoss(regions=True)
+    torch.testing.assert_close(loss(logits, label), whole(logits, label))  # nothing unknown
+    torch.testing.assert_close(losses(logits, label, None).mean(), whole(logits, label))
+
+
+def test_soft_regions_and_soft_validity_pass_a_gradient() -> None:
+    """Central differences in the label and in where it is known, as a warp moves both."""
+    logits, label, valid = (x.detach() for x in known_regions())
+    label, valid = 0.8 * label + 0.1, 0.8 * valid + 0.1
+    losses = per_sample(SegmentationLoss(regions=True, ignore=True), "channels")
+    for moving in (label, valid):
+        moving.requires_grad_()
+        (gradient,) = torch.autograd.grad(losses(logits, label, valid).mean(), moving)
+        moving.requires_grad_(False)
+        direction = torch.randn_like(moving)
+        ends = [losses(logits, *(x + step * direction if x is moving else x for x in (label, valid))).mean()
+                for step in (1e-3, -1e-3)]  # fmt: skip
+        slope = float(ends[0] - ends[1]) / 2e-3
+        assert float((gradient * direction).sum()) == pytest.approx(slope, rel=0.03, abs=2e-4)
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_a_sample_without_a_known_voxel_has_a_finite_loss(regions: bool) -> None:
+    """A warp can take all known voxels out of a patch."""
+    logits, label, valid = known_regions()
+    valid[1] = 0
+    if not regions:
+        label = nn.functional.one_hot(label[:, 0].long(), 3).movedim(-1, 1).float()
+    losses = per_sample(SegmentationLoss(regions=regions, ignore=True), "channels" if regions else "index")
+    values = losses(logits, label, valid)
+    assert bool(torch.isfinite(values).all())
+    assert bool(torch.isfinite(torch.autograd.grad(values.mean(), logits)[0]).all())
 
 
 @pytest.mark.parametrize("kind", ["classes", "regions", "ignore"])
