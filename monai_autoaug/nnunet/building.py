@@ -14,10 +14,12 @@ import numpy as np
 import torch
 import torch.distributed as dist
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_autoaug import methods
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Losses, Method
+from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm
 from monai_autoaug.nnunet import ranks
 from monai_autoaug.nnunet.course import course
 from monai_autoaug.nnunet.losses import soft_losses
@@ -73,6 +75,10 @@ class BuildingMixin(_Host):
             self.is_ddp = together
             del self.__dict__["build_network_architecture"]
         self._check_features()
+        if super()._do_i_compile() and not self._do_i_compile():
+            self.print_to_log_file(
+                "torch.compile is off: this network's batch norms have auxiliary groups of varying size"
+            )
         if self.is_ddp:
             self.network, synchronised = ranks.wrapped(self.network, self.device)
             if not synchronised:
@@ -136,8 +142,13 @@ class BuildingMixin(_Host):
         return lambda output, label, valid: self.build_soft_losses()(output, label, valid)
 
     def _do_i_compile(self) -> bool:
-        """As nnU-Net with method none; otherwise not, because norm groups change from step to step."""
-        return bool(self.autoaug.method == "none" and super()._do_i_compile())
+        """As nnU-Net, but not where batch norm has auxiliary groups: how many samples each has, no graph can know."""
+        wanted = bool(super()._do_i_compile())
+        return wanted and not any(isinstance(m, AuxiliaryNorm) and isinstance(m, _BatchNorm) for m in self._layers())
+
+    def _layers(self) -> Iterator[torch.nn.Module]:
+        """All layers of the network, which is None until nnU-Net has built it."""
+        yield from () if self.network is None else self.network.modules()
 
     @contextlib.contextmanager
     def _together(self) -> Iterator[None]:

@@ -20,7 +20,6 @@ import torch
 from torch import nn
 
 from monai_autoaug.errors import CheckpointError
-from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm, auxiliary_state, load_auxiliary_state
 from monai_autoaug.writing import write_whole
 
 __all__ = [
@@ -29,7 +28,6 @@ __all__ = [
     "parameter_names",
     "random_states",
     "read_checkpoint",
-    "reset_auxiliary_norms",
     "restore_random_states",
     "write_atomically",
 ]
@@ -127,26 +125,3 @@ def parameter_names(network: nn.Module, optimizer: torch.optim.Optimizer) -> lis
     """
     names = {id(p): name for name, p in network.named_parameters()}
     return [names.get(id(p), "") for group in optimizer.param_groups for p in group["params"]]
-
-
-def reset_auxiliary_norms(network: nn.Module) -> None:
-    """Make every auxiliary norm group a copy of its main one, after the network's weights came from a file.
-
-    >>> from monai_autoaug.networks.auxiliary_norm import add_auxiliary_norms
-    >>> net = add_auxiliary_norms(nn.Sequential(nn.InstanceNorm3d(2, affine=True)))
-    >>> net.load_state_dict({"0.weight": torch.full((2,), 3.0), "0.bias": torch.zeros(2)})
-    <All keys matched successfully>
-    >>> reset_auxiliary_norms(net); net[0].auxiliary_weight[2]
-    tensor([3., 3.], grad_fn=<SelectBackward0>)
-    """
-    state = auxiliary_state(network)
-    sources = {"weight": "weight", "bias": "bias", "mean": "running_mean", "variance": "running_var"}
-    for name, layer in network.named_modules():
-        if not isinstance(layer, AuxiliaryNorm):
-            continue
-        for suffix, source in sources.items():
-            key = f"{name}.auxiliary_{suffix}" if name else f"auxiliary_{suffix}"
-            main = getattr(layer, source, None)
-            if key in state and main is not None:
-                state[key] = main.detach().expand_as(state[key]).clone()
-    load_auxiliary_state(network, state)

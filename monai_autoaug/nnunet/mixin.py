@@ -102,9 +102,7 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
         self._continues = False  # what is loaded from now on (--val_best) is validated only
         super().on_train_start()
         self.batches = TrainerBatches(self.layout, self.device, self._streams.get("real"))
-        if self._resumed is None:
-            checkpoint.reset_auxiliary_norms(self.task.network)  # -pretrained_weights brought main norms only
-        else:
+        if self._resumed is not None:
             checkpoint.restore_random_states(self._resumed)
         if self.local_rank == 0:
             journal.cut(self._log_path(), self.current_epoch)  # epochs that this run will do again
