@@ -12,7 +12,7 @@ from pathlib import Path
 from monai_autoaug.data import audit_cases as cases
 from monai_autoaug.data import audit_files as files
 from monai_autoaug.data.audit_views import CaseSummary, CaseView, Check, DataSetView, Fault, Volume
-from monai_autoaug.data.datalist import Case, DataList
+from monai_autoaug.data.datalist import Case, DataList, Split
 from monai_autoaug.data.findings import Finding, findings_to_json, print_findings, refused
 
 __all__ = ["CHECKS", "Check", "Fault", "Finding", "audit", "findings_to_json", "print_findings", "refused"]
@@ -48,6 +48,7 @@ CHECKS: tuple[Check, ...] = (
     Check("direction_mismatch", "refuse", "case", cases.same_direction),
     Check("no_foreground", "refuse", "dataset", cases.no_foreground),
     Check("absent_class", "warn", "dataset", cases.absent_class),
+    Check("leakage", "refuse", "dataset", cases.leakage),
     Check("duplicate_image", "warn", "dataset", cases.duplicates),
     Check("unusual_spacing", "warn", "dataset", cases.odd_spacing),
 )
@@ -103,6 +104,7 @@ def _audit_case(case: Case, datalist: DataList, checks: tuple[Check, ...]) -> tu
 def audit(
     datalist: DataList,
     *,
+    parts: Split | None = None,
     workers: int | None = None,
     progress: Callable[[int, int], None] | None = None,
     checks: tuple[Check, ...] = CHECKS,
@@ -113,6 +115,7 @@ def audit(
 
     Args:
         datalist: training and test cases; test cases (images to be predicted) have no label to check.
+        parts: how the training cases are split, if that is known; then no image may be in two parts.
         workers: threads; None: one a core, at most 8.
         progress: called with the number of cases done and of all cases.
         checks: the registry.
@@ -127,7 +130,7 @@ def audit(
     []
     """
     everything = [*datalist.training, *datalist.test]
-    data, found = DataSetView(datalist), []
+    data, found = DataSetView(datalist, parts), []
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
         results = pool.map(lambda case: _audit_case(case, datalist, checks), everything)
         for done, (findings, summary) in enumerate(results, 1):

@@ -15,6 +15,7 @@ from monai_autoaug.data.volume_transforms import TOLERANCE
 __all__ = [
     "absent_class",
     "duplicates",
+    "leakage",
     "no_foreground",
     "odd_spacing",
     "same_direction",
@@ -23,6 +24,7 @@ __all__ = [
     "same_spacing",
 ]
 
+_PARTS = {"train": "training", "meta": "meta-validation", "validation": "validation"}
 _REMEDY = "resample it onto the image"
 
 
@@ -100,16 +102,41 @@ def absent_class(data: DataSetView) -> Iterator[Fault]:
             yield Fault(f'the label "{name}" occurs in no case', "at least one voxel", came, "check the declaration")
 
 
-def duplicates(data: DataSetView) -> Iterator[Fault]:
-    """No image comes twice: it could be trained on and validated on."""
+def _equal_images(data: DataSetView) -> Iterator[list[str]]:
+    """Names of cases that hold one and the same image."""
     groups = defaultdict(list)
     for case in data.cases:
         if case.digest:
             groups[case.digest].append(case.name)
-    for names in groups.values():
+    return (names for names in groups.values() if len(names) > 1)
+
+
+def _part_of(data: DataSetView) -> dict[str, str]:
+    """Case -> the part of the split that it belongs to; empty without a split."""
+    parts = data.parts._asdict() if data.parts is not None else {}
+    return {case.name: _PARTS[part] for part, cases in parts.items() for case in cases}
+
+
+def leakage(data: DataSetView) -> Iterator[Fault]:
+    """No image is in two parts of the split: who trains on it knows it already when it validates."""
+    part = _part_of(data)
+    for names in _equal_images(data):
+        first = names[0]
         for name in names[1:]:
-            remedy = "keep one, or see that both fall into the same part of a split"
-            yield Fault("holds the same image as another case", "distinct images", names[0], remedy, case=name)
+            if part.get(name) != part.get(first):
+                remedy = "remove one of the two cases, or choose a split (--split-seed) that keeps them together"
+                message = f"is a {part.get(name)} case that holds the same image as the {part.get(first)} case {first}"
+                yield Fault(message, "another image", f"that of {first}", remedy, case=name)
+
+
+def duplicates(data: DataSetView) -> Iterator[Fault]:
+    """No image comes twice: it could be trained on and validated on."""
+    part = _part_of(data)
+    for names in _equal_images(data):
+        for name in names[1:]:
+            if part.get(name) == part.get(names[0]):  # else told by leakage
+                remedy = "keep one, or see that both fall into the same part of a split"
+                yield Fault("holds the same image as another case", "distinct images", names[0], remedy, case=name)
 
 
 def odd_spacing(data: DataSetView) -> Iterator[Fault]:

@@ -15,7 +15,7 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
-from monai_autoaug.data.datalist import Case, DataList
+from monai_autoaug.data.datalist import Case, DataList, Split
 from monai_autoaug.data.findings import Severity
 from monai_autoaug.data.nifti import Nifti, read_nifti
 from monai_autoaug.errors import DataError
@@ -23,6 +23,7 @@ from monai_autoaug.errors import DataError
 __all__ = ["CaseSummary", "CaseView", "Check", "DataSetView", "Fault", "LabelCounts", "Volume"]
 
 _LARGEST_LABEL = 1e9
+_CHUNK = 1 << 20  # voxels that are converted at once
 
 
 @dataclass(frozen=True)
@@ -235,7 +236,11 @@ class CaseView:
             content = hashlib.blake2b(digest_size=16)
             for volume in self.images:
                 content.update(repr(volume.shape).encode())
-                content.update(np.ascontiguousarray(volume.voxels).data)
+                voxels = np.asarray(volume.voxels).reshape(-1, order="F")  # as in the file: no copy
+                for start in range(0, voxels.size, _CHUNK):
+                    # numbers, not bytes: the same image may be stored as int16 and as float32, and 0 as -0
+                    with np.errstate(over="ignore"):  # told by the check "overflow"
+                        content.update(np.add(voxels[start : start + _CHUNK], 0, dtype=np.float32).data)
             digest = content.hexdigest()
             spacing = tuple(sorted(float(s) for s in self.images[0].spacing))
         return CaseSummary(self.name, self.label is not None, counts.whole if counts else None, spacing, digest)
@@ -247,8 +252,10 @@ class DataSetView:
 
     Args:
         datalist: what is declared.
+        parts: how the training cases are split, if that is known.
         cases: what each case left behind.
     """
 
     datalist: DataList
+    parts: Split | None = None
     cases: list[CaseSummary] = field(default_factory=list)

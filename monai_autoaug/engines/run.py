@@ -154,7 +154,7 @@ def _examine(options: TrainOptions, datalist: DataList, listener: Listener) -> t
         datalist.training, seed=options.split_seed, validation=options.validation_cases, train=options.train_cases
     )
     used = replace(datalist, training=(*parts.train, *parts.validation), test=())
-    return parts, sound(used, listener=listener)
+    return parts, sound(used, parts=parts, listener=listener)
 
 
 def _plan(options: TrainOptions, parts: Split, preprocessing: Preprocessing) -> _Plan:

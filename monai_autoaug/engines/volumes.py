@@ -8,6 +8,7 @@ import hashlib
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,8 @@ from monai.data import PersistentDataset
 from monai.transforms import Transform
 from torch import Tensor
 
-from monai_autoaug.data import Case, DataList
+import monai_autoaug
+from monai_autoaug.data import Case, DataList, Split
 from monai_autoaug.data.audit import Finding, audit, refused
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
@@ -26,14 +28,16 @@ from monai_autoaug.errors import DataError
 
 __all__ = ["Kept", "sound", "volumes"]
 
+_FORMAT = 1  # of a cached volume; to be raised when `Kept` or a transform changes within a version
 _SHOWN = 5  # refusals in an error message
 
 
-def sound(datalist: DataList, *, listener: Listener = unheard) -> list[Finding]:
+def sound(datalist: DataList, *, parts: Split | None = None, listener: Listener = unheard) -> list[Finding]:
     """Audit a data set and refuse it where it can't be used.
 
     Args:
         datalist: the cases that will be used.
+        parts: how they are split, if they are: an image must not be in two parts.
         listener: hears of each case.
 
     Returns:
@@ -42,19 +46,25 @@ def sound(datalist: DataList, *, listener: Listener = unheard) -> list[Finding]:
     Raises:
         DataError: the audit refuses; the message holds the first findings.
     """
-    findings = audit(datalist, progress=lambda done, total: listener(Progress("checking", done, total)))
+    findings = audit(datalist, parts=parts, progress=lambda done, total: listener(Progress("checking", done, total)))
     if not refused(findings):
         return findings
     wrong = [f for f in findings if f.severity == "refuse"]
-    lines = [f"{f.file or f.case}: {f.message}" + (f" (expected {f.expected}, came {f.came})" if f.expected else "")
-             for f in wrong[:_SHOWN]]  # fmt: skip
+    lines = [_line(f) for f in wrong[:_SHOWN]]
     if len(wrong) > _SHOWN:
         lines.append(f"and {len(wrong) - _SHOWN} more")
     raise DataError(
         f"the data can't be used, {len(wrong)} finding{'s' * (len(wrong) > 1)}:\n  " + "\n  ".join(lines) + "\n",
         file=datalist.folder.name or None,
-        remedy="correct the files; monai-autoaug check tells all findings in a table",
+        remedy="correct the data as said; monai-autoaug check tells all faults of the files in a table",
     )
+
+
+def _line(finding: Finding) -> str:
+    """What is wrong, and what to do."""
+    measured = f" (expected {finding.expected}, came {finding.came})" if finding.expected else ""
+    remedy = f": {finding.remedy}" if finding.remedy else ""
+    return f"{finding.file or finding.case}: {finding.message}{measured}{remedy}"
 
 
 class Kept(Transform):
@@ -92,7 +102,8 @@ def volumes(
         cases: of it.
         preprocessing: decided on the training cases.
         cache: a folder: volumes are written there once and read at each use; the same volumes with the same
-            preprocessing are found again by later runs. None: all volumes stay in memory.
+            preprocessing are found again by later runs of the same versions of this package and of MONAI. None: all
+            volumes stay in memory.
         listener: hears of each case.
 
     Returns:
@@ -104,7 +115,7 @@ def volumes(
     if cache is None:
         items: Any = [None] * len(rows)
     else:
-        key = hashlib.sha256(json.dumps(asdict(preprocessing), sort_keys=True).encode()).hexdigest()[:16]
+        key = _key(preprocessing)
         stamped = [row | {"stamp": _stamp(case)} for row, case in zip(rows, cases, strict=True)]
         items = PersistentDataset(stamped, transform, cache_dir=cache / key)
     for i, row in enumerate(rows):
@@ -115,6 +126,16 @@ def volumes(
         listener(Progress("preparing", i + 1, len(rows)))
     result: Items = items
     return result
+
+
+def _key(preprocessing: Preprocessing) -> str:
+    """What decides how volumes come out, besides their files: another version may make other volumes of them."""
+    content = {
+        "format": _FORMAT,
+        "versions": [monai_autoaug.__version__, version("monai")],
+        "preprocessing": asdict(preprocessing),
+    }
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _stamp(case: Case) -> list[int]:

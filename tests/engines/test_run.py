@@ -15,7 +15,7 @@ import torch
 from run_helpers import options, rows, weights
 
 from monai_autoaug import augmenters
-from monai_autoaug.data import write_phantom
+from monai_autoaug.data import read_datalist, split, write_phantom
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.predict import predict
 from monai_autoaug.engines.progress import Progress
@@ -173,6 +173,17 @@ def test_a_broken_data_set_is_refused_before_training(tmp_path: Path) -> None:
     label = nib.load(file)
     nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[:-1], label.affine), file)
     with pytest.raises(DataError, match="phantom_002"):
+        train(options(data, tmp_path / "run"))
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_image_in_training_and_validation_is_refused(tmp_path: Path) -> None:
+    data = write_phantom(tmp_path / "data", cases=4, size=20)
+    parts = split(read_datalist(data).training, seed=0, validation=2)
+    for kind in ("imagesTr", "labelsTr"):
+        first, second = (data / kind / f"{part[0].name}.nii.gz" for part in (parts.train, parts.validation))
+        second.write_bytes(first.read_bytes())
+    with pytest.raises(DataError, match=r"case that holds the same image as the .* case .*: remove one of the two"):
         train(options(data, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

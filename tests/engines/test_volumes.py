@@ -32,5 +32,23 @@ def test_the_folder_holds_volumes_and_files_are_read_once(tmp_path: Path, monkey
         )  # fmt: skip
 
 
+def test_another_version_makes_its_own_volumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    datalist = read_datalist(write_phantom(tmp_path / "data", cases=1, size=24))
+    preprocessing = Preprocessing.fit(datalist, datalist.training)
+
+    def folders() -> list[str]:
+        volumes(datalist, datalist.training, preprocessing, cache=tmp_path / "cache")
+        return sorted(f.name for f in (tmp_path / "cache").iterdir())
+
+    first = folders()
+    assert folders() == first
+    monkeypatch.setattr("monai_autoaug.__version__", "99.0")
+    second = folders()
+    assert len(second) == 2
+    monkeypatch.undo()
+    monkeypatch.setattr("monai_autoaug.engines.volumes._FORMAT", 99)
+    assert len(folders()) == 3
+
+
 def _forbidden(*args: object, **kwargs: object) -> None:
     raise RuntimeError("the file was read again")
