@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Two gloo ranks on the CPU, which plain nnU-Net refuses: equal weights, different patches, the host's gradients."""
+"""Two gloo ranks on the CPU, which plain nnU-Net refuses: equal players, different patches, the host's gradients."""
 
 from __future__ import annotations
 
@@ -42,6 +42,10 @@ def same_everywhere(tensor):
     return torch.equal(*both)
 
 
+def flat(network):
+    return torch.cat([p.detach().flatten() for p in network.parameters()])
+
+
 # batch Dice over ranks: value and gradient of nnU-Net's own loss
 torch.manual_seed(rank)
 logits = torch.randn(2, 3, 6, 6, 6, requires_grad=True)
@@ -59,7 +63,8 @@ torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-7)
 
 plans, dataset_json, output = json.loads(Path(sys.argv[1]).read_text())
 configuration = plans["configurations"]["3d_fullres"]
-configuration["autoaug"] |= {"batch_size": 3, "epochs": 2, "save_every": 1, "optimizer": "adamw"}
+configuration["autoaug"] |= {"batch_size": 3, "epochs": 2, "iterations_per_epoch": 4, "save_every": 1}
+configuration["autoaug"] |= {"optimizer": "adamw", "method_options": {"warm_up": 0}}  # all players play at once
 configuration["batch_dice"] = True
 try:
     nnUNetTrainerAutoAugAdversarial(plans, "3d_fullres", 0, dataset_json, torch.device("cpu")).initialize()
@@ -75,8 +80,17 @@ for cls in (nnUNetTrainerAutoAugAdversarial, with_autoaug(nnUNetTrainerBN, "adve
     trainer.initialize()
     assert trainer.batch_size == 2 - rank  # three patches over two ranks
     assert trainer.run_seed == 0
-    start = torch.cat([p.detach().flatten() for p in trainer.task.network.parameters()])
+    start = flat(trainer.task.network)
     assert same_everywhere(start)
+    players = {name: flat(player.module) for name, player in trainer.method.players.items()}
+    parts, generate = [], trainer.method.generate
+
+    def divided(batch):
+        made = generate(batch)
+        parts.append({part.kind for part in made})
+        return made
+
+    trainer.method.generate = divided
     cases = []
     step = trainer.train_step
 
@@ -86,11 +100,18 @@ for cls in (nnUNetTrainerAutoAugAdversarial, with_autoaug(nnUNetTrainerBN, "adve
 
     trainer.train_step = noted
     trainer.run_training()
-    end = torch.cat([p.detach().flatten() for p in trainer.task.network.parameters()])
+    end = flat(trainer.task.network)
     assert not torch.equal(start, end)
     assert same_everywhere(end)
-    for player in trainer.method.players.values():
-        assert same_everywhere(torch.cat([p.detach().flatten() for p in player.module.parameters()]))
+    # a batch smaller than four goes through the parts in turn; one rank may have no augmented patch where the other has
+    assert all(len(kinds) == trainer.batch_size for kinds in parts)
+    assert set().union(*parts) == {"clean", "affine", "deformation", "appearance"}
+    assert rank == 0 or {"clean"} in parts
+    assert set(players) == {"generators", "discriminator"}
+    for name, player in trainer.method.players.items():
+        assert same_everywhere(flat(player.module)), name
+        assert not torch.equal(flat(player.module), players[name]), name
+    assert same_everywhere(torch.cat([t.flatten() for t in trainer.method.state_dict()["auxiliary"].values()]))
     statistics = [b.flatten() for b in trainer.task.network.buffers() if b.is_floating_point()]
     assert not statistics or same_everywhere(torch.cat(statistics))
     assert not same_everywhere(torch.tensor(cases))
@@ -105,7 +126,7 @@ for cls in (nnUNetTrainerAutoAugAdversarial, with_autoaug(nnUNetTrainerBN, "adve
     again = cls(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
     again.load_checkpoint(str(path))
     assert torch.equal(again.method.generator.get_state(), kept["ranks"][rank]["method"]["generator"])
-    assert torch.equal(torch.cat([p.detach().flatten() for p in again.task.network.parameters()]), end)
+    assert torch.equal(flat(again.task.network), end)
 dist.barrier()
 Path(output, f"rank_{rank}").write_text("passed")
 dist.destroy_process_group()
