@@ -40,7 +40,7 @@ def demo(output: Path, method: str, seed: int, device: str, cases: int, size: in
     from monai_autoaug.data import write_phantom
     from monai_autoaug.engines.folder import Run
     from monai_autoaug.engines.options import TrainOptions
-    from monai_autoaug.engines.predict import predict
+    from monai_autoaug.engines.prediction import predict
     from monai_autoaug.engines.run import train
     from monai_autoaug.errors import ConfigError
 

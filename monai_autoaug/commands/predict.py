@@ -24,7 +24,7 @@ def predict(run: Path, images: Path, output: Path, device: str, precision: str, 
     OUTPUT is a folder, or for a single image a file name. Predictions lie on the voxel grid of their image's file.
     """
     from monai_autoaug.commands.console import bars, console
-    from monai_autoaug.engines.predict import predict as segment
+    from monai_autoaug.engines.prediction import predict as segment
 
     with bars() as listener:
         files = segment(run, images, output, device=device, precision=precision, overlap=overlap, listener=listener)

@@ -1,12 +1,15 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The MONAI host: a trainer that takes any method, checkpoints, handlers, and losses one a sample."""
+"""The MONAI host: a trainer that takes any method, and whole runs from NIfTI to NIfTI (`train`, `resume`)."""
 
 from __future__ import annotations
 
 from monai_autoaug.engines.checkpoints import AtomicCheckpointSaver, AutoAugState, TrainingCheckpoint
 from monai_autoaug.engines.handlers import AugmenterSaver, figures
 from monai_autoaug.engines.losses import per_sample
+from monai_autoaug.engines.options import TrainOptions
+from monai_autoaug.engines.prediction import predict
+from monai_autoaug.engines.run import resume, train
 from monai_autoaug.engines.task import EngineTask
 from monai_autoaug.engines.trainer import AutoAugTrainer
 
@@ -16,7 +19,11 @@ __all__ = [
     "AutoAugState",
     "AutoAugTrainer",
     "EngineTask",
+    "TrainOptions",
     "TrainingCheckpoint",
     "figures",
     "per_sample",
+    "predict",
+    "resume",
+    "train",
 ]

@@ -22,7 +22,7 @@ from monai_autoaug.data.preprocess import Preprocessing, choose_schemes
 from monai_autoaug.engines.fit import Fit
 from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
-from monai_autoaug.engines.predict import predict_cases
+from monai_autoaug.engines.prediction import predict_cases
 from monai_autoaug.engines.progress import Listener, unheard
 from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.engines.segmentation import choose_margin, choose_patch_size, downsampling

@@ -16,10 +16,8 @@ from run_helpers import options, rows, weights
 
 from monai_autoaug import augmenters
 from monai_autoaug.data import read_datalist, split, write_phantom
-from monai_autoaug.engines.options import TrainOptions
-from monai_autoaug.engines.predict import predict
+from monai_autoaug.engines import TrainOptions, predict, train
 from monai_autoaug.engines.progress import Progress
-from monai_autoaug.engines.run import train
 from monai_autoaug.errors import CheckpointError, ConfigError, DataError
 
 
@@ -130,7 +128,7 @@ def test_ct_can_be_asked_for_where_channels_have_no_names(
         seen.append(image)
         return torch.zeros(4, *image.shape[1:])
 
-    monkeypatch.setattr("monai_autoaug.engines.predict.infer", look)
+    monkeypatch.setattr("monai_autoaug.engines.prediction.infer", look)
     for path in (file, tmp_path / "bright.nii.gz"):
         predict(run.folder, path, tmp_path / "out", device="cpu")
     difference = float((seen[1] - seen[0]).mean())

@@ -14,8 +14,8 @@ from run_helpers import options, rows, stop_at, weights
 
 from monai_autoaug import augmenters
 from monai_autoaug.data import write_phantom
+from monai_autoaug.engines import resume, train
 from monai_autoaug.engines.folder import Run
-from monai_autoaug.engines.run import resume, train
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.precision import Precision
 
