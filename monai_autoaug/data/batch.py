@@ -40,8 +40,8 @@ class Batch:
         mask: (B, C, D, H, W) float, 0 where the image must stay 0 (nnU-Net's non-zero mask), or None.
         classes: (B,) int64, the label value at the patch's centre.
         case: B names.
-        spacing: (B, 3) voxel size in mm, order D, H, W.
-        margin: voxels by which the patch is enlarged at each end of each axis.
+        spacing: (B, 3) voxel size in mm, order D, H, W; in 2D (B, 2).
+        margin: voxels by which the patch is enlarged at each end of each axis; (): none, in 2D and in 3D.
         target: the label in the host's own form (what its own loss takes), on any device; used by the plain step only.
 
     >>> b = Batch(torch.zeros(2, 1, 8, 8, 8), torch.zeros(2, 3, 8, 8, 8), classes=torch.zeros(2, dtype=torch.long),
@@ -58,8 +58,12 @@ class Batch:
     classes: Tensor | None = None
     case: tuple[str, ...] = ()
     spacing: Tensor | None = None
-    margin: tuple[int, ...] = (0, 0, 0)
+    margin: tuple[int, ...] = ()
     target: Any = None
+
+    def __post_init__(self) -> None:
+        if not self.margin:  # frozen: no plain assignment
+            object.__setattr__(self, "margin", (0,) * (self.image.ndim - 2))
 
     def _map(self, function: Callable[[Tensor], Tensor], *names: str) -> Batch:
         """Apply ``function`` to the named tensors that are there."""

@@ -271,6 +271,22 @@ def test_plain_method_never_draws_the_second_stream() -> None:
     engine.run()
 
 
+@pytest.mark.parametrize("method", ["none", "random", "adversarial"])
+def test_slices_of_the_own_loader_with_margin(method: str) -> None:
+    """Nothing in the host takes three axes for granted; images, labels and what the method adds have two."""
+    cases = [{"image": i["image"][..., 4], "label": i["label"][..., 4], "case": str(n)} for n, i in enumerate(items())]
+    batches = PatchBatches(cases, patch_size=(8, 8), batch_size=4, seed=1, num_classes=3, length=9, margin=2)
+    net = UNet(2, 1, 3, channels=(4, 8), strides=(2,), norm="instance")
+    engine = trainer(method, network=net, data=patch_loader(batches), margin=2, epoch_length=3)
+    rows = record(engine)
+    engine.run()
+    assert engine.state.batch.margin == (2, 2)
+    assert engine.state.output[0]["pred"].shape == (3, 8, 8)
+    assert all(np.isfinite(list(row.values())).all() for row in rows)
+    assert np.isfinite(list(engine.state.metrics.values())).all()
+    assert ("discriminator_accuracy" in rows[0]) == (method == "adversarial")
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_regions_in_two_and_three_dimensions(dims: int) -> None:
     size = (16, 12, 8)[:dims]
