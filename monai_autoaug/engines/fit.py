@@ -269,7 +269,7 @@ def masks(logits: Tensor, label: Tensor, preprocessing: Preprocessing) -> tuple[
     known = label != preprocessing.num_classes
     if preprocessing.regions is None:
         classes = torch.arange(1, preprocessing.num_classes).view(-1, 1, 1, 1)
-        return (logits.argmax(0, keepdim=True) == classes) & known, label == classes
+        return (logits.max(0, keepdim=True).indices == classes) & known, label == classes
     groups = preprocessing.patch_options["regions"]
     reference = torch.stack([torch.isin(label[0], torch.tensor(g)) for g in groups])
     return (logits > 0) & known, reference
