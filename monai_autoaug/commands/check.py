@@ -22,17 +22,14 @@ def check(ctx: click.Context, data: Path, json_file: Path | None, workers: int |
     Decathlon (dataset.json), nnU-Net raw (imagesTr/CASE_0000.nii.gz) and a pair of folders (images/, labels/) are told
     apart by themselves. Exit code 1: something forbids training.
     """
-    from monai_autoaug.commands.console import bars, console
+    from monai_autoaug.commands.console import bars, console, counter
     from monai_autoaug.data import read_datalist
     from monai_autoaug.data.audit import audit, findings_to_json, print_findings, refused
-    from monai_autoaug.engines.progress import Progress
     from monai_autoaug.writing import write_text
 
     datalist = read_datalist(data)
     with bars() as listener:
-        findings = audit(
-            datalist, workers=workers, progress=lambda done, total: listener(Progress("checking", done, total))
-        )
+        findings = audit(datalist, workers=workers, progress=counter(listener, "checking"))
     names = ", ".join(f"{name} ({value})" for name, value in datalist.labels.items())
     console.print(
         f"{len(datalist.training)} labelled and {len(datalist.test)} other cases ({datalist.layout});"

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from monai_autoaug.engines.progress import Listener, Progress
     from monai_autoaug.evaluation import Evaluation
 
-__all__ = ["bars", "console", "dice_table"]
+__all__ = ["bars", "console", "counter", "dice_table"]
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -61,6 +61,18 @@ def bars() -> Iterator[Listener]:
             drawn.update(task, completed=progress.done, total=progress.total, state=_state(progress))  # type: ignore[arg-type]  # rich's TaskID is an int
 
         yield hear
+
+
+def counter(listener: Listener, stage: str) -> Callable[[int, int], None]:
+    """What tells a listener of a stage that is counted.
+
+    Args:
+        listener: of `bars`.
+        stage: its name.
+    """
+    from monai_autoaug.engines.progress import Progress
+
+    return lambda done, total: listener(Progress(stage, done, total))
 
 
 def _state(progress: Progress) -> str:

@@ -35,7 +35,7 @@ def demo(output: Path, method: str, seed: int, device: str, cases: int, size: in
 
     Takes less than five minutes on two CPU cores. Nothing is downloaded.
     """
-    from monai_autoaug.commands.console import bars, console
+    from monai_autoaug.commands.console import bars, console, counter
     from monai_autoaug.commands.results import results
     from monai_autoaug.data import write_phantom
     from monai_autoaug.engines.folder import Run
@@ -50,7 +50,9 @@ def demo(output: Path, method: str, seed: int, device: str, cases: int, size: in
         output / "data", output / "run", method=method, seed=seed, device=device, **_TRAINING | {"epochs": epochs}
     )
     with bars() as listener:
-        write_phantom(options.data, cases=cases, size=size, seed=seed, test=_TEST)
+        write_phantom(
+            options.data, cases=cases, size=size, seed=seed, test=_TEST, progress=counter(listener, "writing")
+        )
         run = train(options, listener=listener)
     with bars() as listener:
         predict(run.folder, options.data / "imagesTs", output / "predictions", device=device, listener=listener)

@@ -23,10 +23,11 @@ def evaluate(predictions: Path, reference: Path, json_file: Path | None, show_ca
     """
     from rich.table import Table
 
-    from monai_autoaug.commands.console import console, dice_table
+    from monai_autoaug.commands.console import bars, console, counter, dice_table
     from monai_autoaug.evaluation import evaluate as compare
 
-    result = compare(predictions, reference)
+    with bars() as listener:
+        result = compare(predictions, reference, progress=counter(listener, "evaluating"))
     if show_cases:
         table = Table("case", *result.classes)
         for case in result.worst("dice"):

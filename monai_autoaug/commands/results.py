@@ -38,7 +38,7 @@ def results(run: Run, console: Console) -> Evaluation:
     Returns:
         The evaluation, also written to ``validation.json``.
     """
-    from monai_autoaug.commands.console import dice_table
+    from monai_autoaug.commands.console import bars, counter, dice_table
     from monai_autoaug.data import read_datalist
     from monai_autoaug.engines.folder import read_json
     from monai_autoaug.evaluation import evaluate
@@ -46,9 +46,10 @@ def results(run: Run, console: Console) -> Evaluation:
 
     config, summary = read_json(run.config), read_json(run.summary)
     datalist = read_datalist(config["options"]["data"])
-    evaluation = evaluate(run.validation, datalist)
-    evaluation.save(run.evaluation)
-    pictures = run_pictures(run, datalist, evaluation)
+    with bars() as listener:
+        evaluation = evaluate(run.validation, datalist, progress=counter(listener, "evaluating"))
+        evaluation.save(run.evaluation)
+        pictures = run_pictures(run, datalist, evaluation, progress=counter(listener, "drawing"))
     console.print()
     console.print(dice_table(evaluation, f"{summary['method']}: {len(evaluation.cases)} validation cases"))
     console.print(_line(summary), style="dim")

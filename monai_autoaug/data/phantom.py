@@ -10,6 +10,7 @@ gain, bias field, noise, spacing and orientation, so that spatial and intensity 
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,6 +24,7 @@ from scipy.spatial.transform import Rotation
 
 from monai_autoaug.data.nifti import write_nifti
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.writing import write_text
 
 __all__ = ["write_phantom"]
 
@@ -197,6 +199,7 @@ def write_phantom(
     test: int = 0,
     regions: bool = False,
     ignore: bool = False,
+    progress: Callable[[int, int], None] | None = None,
 ) -> Path:
     """Write a synthetic labelled data set; the same arguments give the same bytes.
 
@@ -213,6 +216,7 @@ def write_phantom(
         test: the number of further subjects without a label, in imagesTs.
         regions: nnU-Net's layout only: declare regions (hook = 1 or 2, head = 1, round = 3).
         ignore: nnU-Net's layout only: declare the ignore label 4 and leave every third slice's label unknown.
+        progress: called with the number of subjects written and of all subjects.
 
     Returns:
         The folder.
@@ -247,7 +251,9 @@ def write_phantom(
             if ignore:
                 label[:, :, 2::3] = 4
             _save(folder / labels / f"{name}.nii.gz", label, subject.affine)
+        if progress is not None:
+            progress(i + 1, len(names))
     if layout != "folders":
         text = _description(layout, names[:cases], names[cases:], channels, regions, ignore)
-        (folder / "dataset.json").write_text(text + "\n", encoding="utf-8")
+        write_text(folder / "dataset.json", text + "\n")
     return folder

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,11 @@ _TOLERANCE = 0.05  # of a voxel, at the corner that is furthest off: header roun
 
 
 def evaluate(
-    predictions: str | Path, reference: str | Path | DataList, *, metrics: Sequence[str] = ("dice",)
+    predictions: str | Path,
+    reference: str | Path | DataList,
+    *,
+    metrics: Sequence[str] = ("dice",),
+    progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Compare every prediction with its label, in the label's own voxel grid.
 
@@ -36,6 +40,7 @@ def evaluate(
         reference: the data set (see `data.read_datalist`), or a folder of label files with the predictions' names;
             the structures are then the label values found in it.
         metrics: names in `METRICS`.
+        progress: called with the number of cases done and of all cases.
 
     Returns:
         Values of all cases that have a prediction; labels without one are named in ``without_prediction``.
@@ -67,6 +72,8 @@ def evaluate(
             p, r = np.isin(prediction, members) & counts, np.isin(label, members) & counts
             for metric in metrics:
                 values[metric][i, j] = METRICS[metric].function(p, r, spacing)
+        if progress is not None:
+            progress(i + 1, len(cases))
     return Evaluation(tuple(cases), tuple(structures), values, tuple(sorted(set(labels) - set(found))))
 
 

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import nibabel as nib
@@ -23,6 +24,7 @@ from monai_autoaug.report.panels import augmentation_panels
 
 __all__ = ["augmentation_picture", "picture_files", "prediction_picture", "run_pictures"]
 
+TRAINING, PREDICTIONS, AUGMENTATIONS = "training.png", "predictions.png", "augmentations.png"
 _LEAST = 64  # voxels a side of the window about the structures, where volumes are as large
 
 
@@ -32,27 +34,35 @@ def picture_files(run: Run) -> list[Path]:
     Args:
         run: its training has ended.
     """
-    names = ["training.png", "predictions.png"] + ["augmentations.png"] * run.augmenters.exists()
+    names = [TRAINING, PREDICTIONS] + [AUGMENTATIONS] * run.augmenters.exists()
     return [run.folder / name for name in names]
 
 
-def run_pictures(run: Run, datalist: DataList, evaluation: Evaluation) -> list[Path]:
+def run_pictures(
+    run: Run, datalist: DataList, evaluation: Evaluation, *, progress: Callable[[int, int], None] | None = None
+) -> list[Path]:
     """Draw all pictures of a run into its folder.
 
     Args:
         run: its training has ended.
         datalist: its data set.
         evaluation: of its validation predictions.
+        progress: called with the number of pictures drawn and of all pictures.
 
     Returns:
         ``training.png``, ``predictions.png`` and, where something was learned, ``augmentations.png``.
     """
-    curves, predictions, *learned = picture_files(run)
-    training_curves(run.log, curves)
-    prediction_picture(run, datalist, evaluation, predictions)
-    for path in learned:
-        augmentation_picture(run, datalist, path)
-    return [curves, predictions, *learned]
+    draw: dict[str, Callable[[Path], Path]] = {
+        TRAINING: lambda path: training_curves(run.log, path),
+        PREDICTIONS: lambda path: prediction_picture(run, datalist, evaluation, path),
+        AUGMENTATIONS: lambda path: augmentation_picture(run, datalist, path),
+    }
+    files = picture_files(run)
+    for done, path in enumerate(files, 1):
+        draw[path.name](path)
+        if progress is not None:
+            progress(done, len(files))
+    return files
 
 
 def _around(label: Tensor, size: tuple[int, ...]) -> tuple[slice, ...]:

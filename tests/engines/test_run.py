@@ -17,6 +17,7 @@ from run_helpers import options, rows, weights
 from monai_autoaug import augmenters
 from monai_autoaug.data import read_datalist, split, write_phantom
 from monai_autoaug.engines import TrainOptions, predict, train
+from monai_autoaug.engines.options import find_device
 from monai_autoaug.engines.progress import Progress
 from monai_autoaug.errors import CheckpointError, ConfigError, DataError
 
@@ -211,6 +212,22 @@ def test_options_are_checked_before_anything_is_read() -> None:
     ]:
         with pytest.raises(ConfigError, match=message):
             replace(good, **change)
+
+
+def test_given_spacing_and_patch_size_are_used(data: Path, tmp_path: Path) -> None:
+    given = {"spacing": (3.0, 4.0, 5.0), "patch_size": (8, 8, 12)}
+    run = train(options(data, tmp_path / "run", method="none", epochs=1, **given))
+    assert json.loads(run.preprocessing.read_text())["spacing"] == [3.0, 4.0, 5.0]
+    assert json.loads(run.config.read_text())["patch_size"] == [8, 8, 12]
+    for file in run.validation.iterdir():  # in the images' own spacing all the same
+        assert nib.load(file).shape == nib.load(data / "imagesTr" / file.name).shape
+
+
+def test_a_gpu_is_used_if_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    assert find_device("auto") == torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert find_device("auto") == torch.device("cpu")
 
 
 def test_a_device_or_precision_that_is_not_there_is_refused(data: Path, tmp_path: Path) -> None:

@@ -1,0 +1,257 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What training and the demo leave, also when they are stopped, and that a bar shows every stage."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from cli_helpers import SMALL, call
+from click.testing import Result
+
+from monai_autoaug.commands.demo import demo as demo_command
+from monai_autoaug.data import read_datalist, write_phantom
+from monai_autoaug.engines.folder import Run
+from monai_autoaug.evaluation import Evaluation
+from monai_autoaug.report import augmentation_picture, prediction_picture, training_curves
+
+
+def test_train_leaves_a_run_and_says_what_came_out(run: tuple[Path, Result]) -> None:
+    folder, result = run
+    assert result.exit_code == 0, result.output
+    names = {f.name for f in folder.iterdir()}
+    assert names >= {"model.pt", "augmenters.pt", "config.json", "validation.json", "summary.json", "log.jsonl",
+                     "training.png", "predictions.png", "augmentations.png", "audit.json"}  # fmt: skip
+    evaluation = Evaluation.load(folder / "validation.json")
+    assert evaluation.classes == ("head", "body", "round")
+    assert len(evaluation.cases) == 2
+    assert f"{evaluation.mean():.3f}" in result.output
+    assert "adversarial: 2 validation cases" in result.output
+    assert "3 training cases, 4 iterations" in result.output
+
+
+def test_doubts_about_the_data_are_mentioned(tmp_path: Path) -> None:
+    data = write_phantom(tmp_path / "data", cases=5, size=20)
+    for file in (data / "labelsTr").iterdir():
+        label = nib.load(file)
+        if "000" in file.name:
+            nib.save(nib.Nifti1Image(np.zeros(label.shape, np.uint8), label.affine), file)
+    result = call("train", data, "--output", tmp_path / "run", *SMALL, "--method", "none")
+    assert result.exit_code == 0, result.output
+    assert json.loads((tmp_path / "run" / "audit.json").read_text())["counts"]["warn"] > 0
+    assert "the audit of the data warns" in result.output
+
+
+def test_an_interrupted_write_leaves_no_half_file(
+    run: tuple[Path, Result], data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Findings, the audit of a run, the evaluation and the pictures: whole or not there."""
+    files = [run[0] / name for name in ("validation.json", "training.png", "predictions.png", "augmentations.png")]
+    before = [f.read_bytes() for f in files]
+    names = sorted(f.name for f in run[0].iterdir())
+
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_autoaug.writing.os.fsync", stop)
+    assert call("check", data, "--json", tmp_path / "findings.json").exit_code == 130
+    assert call("evaluate", run[0] / "validation", data, "--json", files[0]).exit_code == 130
+    assert call("train", data, "--output", tmp_path / "new", *SMALL).exit_code == 130
+    result, datalist = Evaluation.load(files[0]), read_datalist(data)
+    for draw in (
+        lambda: training_curves(run[0] / "log.jsonl", files[1]),
+        lambda: prediction_picture(Run(run[0]), datalist, result, files[2]),
+        lambda: augmentation_picture(Run(run[0]), datalist, files[3]),
+    ):
+        with pytest.raises(KeyboardInterrupt):
+            draw()
+    assert [f.read_bytes() for f in files] == before
+    assert sorted(f.name for f in run[0].iterdir()) == names
+    assert not (tmp_path / "findings.json").exists()
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_the_audit_of_a_run_is_written_whole(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from monai_autoaug.engines import run as engine
+
+    def failing(path: Path, text: str) -> Path:
+        assert path.name == "audit.json"
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(engine, "write_text", failing)
+    assert call("train", data, "--output", tmp_path / "new", *SMALL).exit_code == 130
+    assert [f.name for f in (tmp_path / "new").iterdir()] == ["preprocessing.json"]
+    monkeypatch.undo()
+    assert call("train", data, "--output", tmp_path / "new", *SMALL, "--method", "none").exit_code == 0
+
+
+def test_a_killed_run_is_resumed_from_the_command_line(data: Path, tmp_path: Path) -> None:
+    """A real process, stopped by Ctrl-C after its first checkpoint."""
+    folder = tmp_path / "run"
+    words = ["train", str(data), "--output", str(folder), *SMALL, "--method", "random"]
+    words[words.index("--epochs") + 1], words[words.index("--iterations") + 1] = "6", "40"
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from monai_autoaug.cli import main; main()", *words],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (folder / "checkpoint.pt").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "stopped" in output
+    assert "Traceback" not in output
+    assert 1 <= len((folder / "log.jsonl").read_text().splitlines()) < 6
+    result = call("train", "--resume", "--output", folder)
+    assert result.exit_code == 0, result.output
+    assert [json.loads(line)["epoch"] for line in (folder / "log.jsonl").read_text().splitlines()] == [1, 2, 3, 4, 5, 6]
+    assert (folder / "validation.json").exists()
+
+
+def log_of(folder: Path) -> list[dict[str, Any]]:
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "cpu_seconds")} for line in lines]
+
+
+def kill(words: list[str], folder: Path, after: float) -> None:
+    """Run a command in a process of its own and kill it some seconds after the run's folder has its configuration."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", "from monai_autoaug.cli import main; main()", *words],
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while not (folder / "config.json").exists() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    try:
+        process.wait(timeout=after)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("kills", [1, pytest.param(12, marks=pytest.mark.long)])
+def test_a_run_survives_kills_at_any_moment(data: Path, tmp_path: Path, kills: int) -> None:
+    """Nothing can be tidied up when SIGKILL comes, and the run ends as the one that was never disturbed."""
+    words = ["train", str(data), *SMALL, "--method", "adversarial"]
+    words[words.index("--epochs") + 1], words[words.index("--iterations") + 1] = "5", "6"
+    whole, folder = tmp_path / "whole", tmp_path / "killed"
+    result = call(*words, "--output", whole)
+    assert result.exit_code == 0, result.output
+    resumed = ["train", "--resume", "--output", str(folder)]
+    moments = random.Random(kills)  # noqa: S311
+    for n in range(kills):
+        # the first kill within training; the others anywhere from the imports of a resumed run to its last picture
+        after = moments.uniform(0, 4) if n == 0 else moments.uniform(0, 15)
+        kill(resumed if (folder / "config.json").exists() else [*words, "--output", str(folder)], folder, after)
+    result = call(*(resumed if (folder / "config.json").exists() else [*words, "--output", folder]))
+    assert result.exit_code == 0 or "lacks nothing" in result.output, result.output
+    assert log_of(folder) == log_of(whole)
+    models = [Run(f).load_model().state_dict() for f in (folder, whole)]
+    assert all(torch.equal(a, b) for a, b in zip(*(m.values() for m in models), strict=True))
+    assert (folder / "validation.json").read_text() == (whole / "validation.json").read_text()
+    assert {f.name for f in folder.rglob("*")} == {f.name for f in whole.rglob("*")}  # no temporary file is left
+
+
+@pytest.mark.parametrize("lacks", [["validation.json"], ["augmentations.png", "predictions.png"]])
+def test_resuming_makes_what_is_missing(run: tuple[Path, Result], tmp_path: Path, lacks: list[str]) -> None:
+    """Killed between the end of training and the last picture."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    model = (folder / "model.pt").stat().st_mtime_ns
+    for name in lacks:
+        (folder / name).unlink()
+    result = call("train", "--resume", "--output", folder)
+    assert result.exit_code == 0, result.output
+    assert {f.name for f in folder.iterdir()} == {f.name for f in run[0].iterdir()}
+    assert (folder / "validation.json").read_text() == (run[0] / "validation.json").read_text()
+    assert (folder / "model.pt").stat().st_mtime_ns == model  # nothing was trained
+    again = call("train", "--resume", "--output", folder)
+    assert again.exit_code == 2
+    assert "has ended and lacks nothing" in again.output
+
+
+@pytest.mark.parametrize("method", ["adversarial", "none"])
+def test_demo_in_small(method: str, tmp_path: Path) -> None:
+    folder = tmp_path / "demo"
+    result = call("demo", "--output", folder, "--method", method, "--cases", 8, "--size", 16, "--epochs", 1,
+                  "--device", "cpu")  # fmt: skip
+    assert result.exit_code == 0, result.output
+    assert len(list((folder / "predictions").iterdir())) == 2
+    assert len(list((folder / "data" / "labelsTr").iterdir())) == 8
+    assert (folder / "run" / "augmenters.pt").exists() == (method == "adversarial")
+    for stage in ("writing", "checking", "preparing", "training", "predicting", "evaluating", "drawing"):
+        assert stage in result.output, stage
+    for structure in ("head", "body", "round", "mean"):
+        assert structure in result.output.split("validation cases")[1]
+    assert (folder / "run" / "augmentations.png").exists() == (method == "adversarial")
+    assert f"{method}: 6 validation cases" in result.output
+    again = call("demo", "--output", folder)
+    assert again.exit_code == 2
+    assert "holds a demo already" in again.output
+
+
+def test_the_demo_is_the_size_that_is_promised() -> None:
+    defaults = {p.name: p.default for p in demo_command.params}
+    assert (defaults["cases"], defaults["size"], defaults["method"], defaults["device"]) == (
+        24, 48, "adversarial", "auto"
+    )  # fmt: skip
+
+
+@pytest.mark.long
+def test_the_demo_takes_less_than_five_minutes_on_two_cores(tmp_path: Path) -> None:
+    """By the time of the processor, which other work on the machine doesn't change: two cores have ten minutes."""
+    resource = pytest.importorskip("resource")
+    folder = tmp_path / "demo"
+    code = "import torch; torch.set_num_threads(2); from monai_autoaug.cli import main; main()"
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    subprocess.run(
+        [sys.executable, "-c", code, "demo", "--output", str(folder), "--device", "cpu"], check=True,
+        stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+    )  # fmt: skip
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert taken < 2 * 5 * 60
+    assert Evaluation.load(folder / "run" / "validation.json").mean() > 0.5
+
+
+def test_the_bar_shows_every_stage(data: Path, tmp_path: Path) -> None:
+    """On a terminal: a pseudo-terminal gets stages, epoch, loss and Dice."""
+    pty = pytest.importorskip("pty")
+    words = ["train", str(data), "--output", str(tmp_path / "run"), *SMALL, "--method", "none"]
+    code = "from monai_autoaug.cli import main; main()"
+    parent, child = pty.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "-c", code, *words], stdout=child, stderr=child, stdin=child, close_fds=True,
+        env=os.environ | {"COLUMNS": "160", "TERM": "xterm"},
+    )  # fmt: skip
+    os.close(child)
+    seen = b""
+    while True:
+        try:
+            part = os.read(parent, 65536)
+        except OSError:  # Linux: the other end is closed
+            break
+        if not part:
+            break
+        seen += part
+    os.close(parent)
+    assert process.wait(timeout=60) == 0
+    text = seen.decode(errors="replace")
+    stages = ("checking", "preparing", "training", "predicting", "evaluating", "drawing")
+    for word in (*stages, "epoch 2/2", "loss ", "Dice 0."):
+        assert word in text, word
