@@ -16,6 +16,7 @@ from monai_autoaug.nnunet import checkpoint, ranks
 from monai_autoaug.nnunet.course import FREE, describe, differences
 from monai_autoaug.nnunet.loading import StockStream, Stream
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
+from monai_autoaug.nnunet.serving import environment
 from monai_autoaug.nnunet.task import TrainingTask
 from monai_autoaug.precision import rank, world_size
 
@@ -92,7 +93,9 @@ class ResumingMixin(_Host):
             ranks.unwrapped(self.network).load_state_dict(content["network_weights"])
             self.inference_allowed_mirroring_axes = content.get("inference_allowed_mirroring_axes")
             return
-        super().load_checkpoint(filename_or_checkpoint)
+        # nnUNetTrainer_warmup doesn't tell torch that the file, which was read above, holds more than weights
+        with environment("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1"):
+            super().load_checkpoint(filename_or_checkpoint)
         # nnU-Net writes checkpoint_latest.pth before it updates this: a resumed run would overwrite a better checkpoint
         for value in self.logger.get_value("ema_fg_dice", step=None):
             if self._best_ema is None or value > self._best_ema:

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 else:
     _Host = object  # the trainer class that it is mixed into follows in the method resolution order
 
-__all__ = ["ServingMixin"]
+__all__ = ["ServingMixin", "environment"]
 
 
 @contextlib.contextmanager
-def _environment(name: str, value: str) -> Iterator[None]:
+def environment(name: str, value: str) -> Iterator[None]:
     """Set an environment variable within the block."""
     before = os.environ.get(name)
     os.environ[name] = value
@@ -56,7 +56,7 @@ class ServingMixin(_Host):
         if options.loader == "stock" and options.method == "none" and plain:
             return super().get_dataloaders()
         workers = get_allowed_n_proc_DA()
-        with _environment("nnUNet_n_proc_DA", "0"):  # the loaders themselves, not yet in workers
+        with environment("nnUNet_n_proc_DA", "0"):  # the loaders themselves, not yet in workers
             train, val = (take_loader(a, n) for a, n in zip(super().get_dataloaders(), ("train", "val"), strict=True))
         masked = options.method != "none" and any(self.configuration_manager.use_mask_for_norm)
         prepare_loader(train, options.base_augmentation, self.layout.margin, masked)

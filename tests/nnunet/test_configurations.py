@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -14,7 +15,13 @@ import pytest
 import torch
 from batchgeneratorsv2.transforms.utils.pseudo2d import Convert3DTo2DTransform
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
-from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import nnUNetTrainerDA5
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDA5 import (
+    nnUNetTrainerDA5,
+    nnUNetTrainerDA5ord0,
+)
+from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerDAOrd0 import (
+    nnUNetTrainer_DASegOrd0_NoMirroring,
+)
 from nnunetv2.training.nnUNetTrainer.variants.data_augmentation.nnUNetTrainerNoDA import nnUNetTrainerNoDA
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerCELoss import nnUNetTrainerCELoss
 from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerDiceLoss import nnUNetTrainerDiceLoss
@@ -25,6 +32,10 @@ from nnunetv2.training.nnUNetTrainer.variants.loss.nnUNetTrainerTopkLoss import 
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
+)
+from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerVanillaAdam3en4
+from nnunetv2.training.nnUNetTrainer.variants.sampling.nnUNetTrainer_probabilisticOversampling import (
+    nnUNetTrainer_probabilisticOversampling,
 )
 
 from monai_autoaug.nnunet import launcher
@@ -73,20 +84,36 @@ def test_without_deep_supervision(tiny: Any) -> None:
     assert isinstance(seen[0][1], torch.Tensor)
 
 
+def validate(trainer: Any, forked_pools: Callable[..., Any]) -> None:
+    """nnU-Net's final validation: predictions of whole cases, and what they are worth."""
+    with forked_pools():
+        trainer.perform_actual_validation()
+    folder = Path(trainer.output_folder) / "validation"
+    summary = json.loads((folder / "summary.json").read_text())
+    assert len(list(folder.glob("*.nii.gz"))) == len(summary["metric_per_case"]) > 0
+    assert len(summary["mean"]) == 2
+
+
 @pytest.mark.parametrize("batch_dice", [False, True])
-def test_regions_with_ignore_label(make_dataset: Callable[..., Any], batch_dice: bool) -> None:
+def test_regions_with_ignore_label(
+    make_dataset: Callable[..., Any], forked_pools: Callable[..., Any], batch_dice: bool
+) -> None:
     def edit(plans: dict[str, Any]) -> None:
         plans["configurations"]["3d_fullres"]["batch_dice"] = batch_dice
 
     labels = {"background": 0, "whole": [1, 2], "core": [2], "ignore": 3}
     dataset = make_dataset(labels=labels, ignore=3, regions_class_order=[1, 2], edit=edit)
-    trainer = dataset.trainer(Adversarial)
+    # cut out of enlarged patches, targets of all resolutions are made anew
+    trainer = dataset.trainer(Adversarial, margin=2 if batch_dice else 0)
     for batch, output in steps(trainer):
         assert output[0].shape[1] == batch.label.shape[1] == 2
+        assert batch.label.shape[2:] == output[0].shape[2:]
         assert trainer.task.regions
         inside = batch.label[:, 1] <= batch.label[:, 0] + 1e-5  # the core lies within the whole, warped or not
         assert inside.all()
         assert 0 < batch.valid.mean() < 1
+    if batch_dice:
+        validate(trainer, forked_pools)
 
 
 def test_regions(make_dataset: Callable[..., Any]) -> None:
@@ -113,26 +140,38 @@ def test_ignore_label(make_dataset: Callable[..., Any]) -> None:
             )
 
 
-def test_nonzero_mask(make_dataset: Callable[..., Any]) -> None:
-    """Where a channel must stay 0 it is 0 after the learned intensity changes, the other channel is not."""
+@pytest.fixture(scope="module")
+def masked(make_dataset: Callable[..., Any]) -> Any:
+    """Two channels; the first is normalised, and must stay 0, by its non-zero mask."""
 
     def edit(plans: dict[str, Any]) -> None:
         plans["configurations"]["3d_fullres"]["use_mask_for_norm"] = [True, False]
 
-    dataset = make_dataset(labels=LABELS, channels=2, zeros=True, edit=edit)
-    trainer = dataset.trainer(
-        Adversarial, base_augmentation="none", method_options={"mode": "appearance", "warm_up": 0}
-    )
+    return make_dataset(labels=LABELS, channels=2, zeros=True, edit=edit)
+
+
+def test_nonzero_mask(masked: Any) -> None:
+    """Where a channel must stay 0 it is 0 after the learned intensity changes, the other channel is not."""
+    trainer = masked.trainer(Adversarial, base_augmentation="none", method_options={"mode": "appearance", "warm_up": 0})
     for batch, _ in steps(trainer):
         outside = batch.mask[:, 0] == 0
         assert 0.01 < outside.float().mean() < 0.9
         assert (batch.image[:, 0][outside] == 0).all()
         assert (batch.image[:, 1][outside] != 0).float().mean() > 0.5
         assert (batch.mask[:, 1] == 1).all()
-    # and the mask warps with the image
-    warped = dataset.trainer(Adversarial, method_options={"mode": "affine", "warm_up": 0})
-    for batch, _ in steps(warped):
-        assert (batch.image[:, 0][batch.mask[:, 0] == 0] == 0).all()
+
+
+@pytest.mark.parametrize("base", [nnUNetTrainer, nnUNetTrainerDA5, nnUNetTrainerNoDA])
+@pytest.mark.parametrize("margin", [0, 2])
+def test_the_nonzero_mask_moves_with_the_image(masked: Any, base: type, margin: int) -> None:
+    """Over each of nnU-Net's own augmentations, which know the mask before they drop it."""
+    trainer = masked.trainer(with_autoaug(base), margin=margin, method_options={"mode": "affine", "warm_up": 0})
+    masks = []
+    for batch, _ in steps(trainer):
+        assert (batch.image[:, 0][batch.mask[:, 0] < 0.5] == 0).all()
+        masks.append(batch.mask[:, 0])
+    assert (torch.cat(masks) < 0.5).any()
+    assert all(((0 < m) & (m < 1)).any() for m in masks)  # it was interpolated: it moved
 
 
 def test_anisotropic_dummy_2d(make_dataset: Callable[..., Any]) -> None:
@@ -151,7 +190,7 @@ def test_anisotropic_dummy_2d(make_dataset: Callable[..., Any]) -> None:
         assert batch.spacing[0].tolist() == dataset.plans["configurations"]["3d_fullres"]["spacing"]
 
 
-def test_2d(make_dataset: Callable[..., Any]) -> None:
+def test_2d(make_dataset: Callable[..., Any], forked_pools: Callable[..., Any]) -> None:
     dataset = make_dataset("2d", labels=LABELS, channels=2, spacing=(3.0, 1.0, 1.5))
     trainer = dataset.trainer(Adversarial, "2d", margin=2, batch_size=4)
     for batch, output in steps(trainer):
@@ -159,6 +198,7 @@ def test_2d(make_dataset: Callable[..., Any]) -> None:
         assert batch.image.shape[1] == 2
         assert batch.spacing.shape == (4, 2)
     assert trainer.task.spatial_dims == 2
+    validate(trainer, forked_pools)
 
 
 def test_residual_encoder_plans(make_dataset: Callable[..., Any], forked_pools: Callable[..., Any]) -> None:
@@ -177,7 +217,8 @@ def test_residual_encoder_plans(make_dataset: Callable[..., Any], forked_pools: 
     "base",
     [
         nnUNetTrainerDA5, nnUNetTrainerNoDA, nnUNetTrainerBN, nnUNetTrainerCELoss, nnUNetTrainerDiceLoss,
-        nnUNetTrainerTopk10Loss, nnUNetTrainerDiceTopK10Loss,
+        nnUNetTrainerTopk10Loss, nnUNetTrainerDiceTopK10Loss, nnUNetTrainerDA5ord0, nnUNetTrainer_DASegOrd0_NoMirroring,
+        nnUNetTrainerVanillaAdam3en4, nnUNetTrainer_probabilisticOversampling,
     ],
 )  # fmt: skip
 def test_nnunets_other_trainers(tiny: Any, base: type) -> None:
@@ -222,16 +263,14 @@ def test_low_resolution(cascade: Any, trained_low: Any) -> None:
 
 def test_cascade(cascade: Any, trained_low: Any, forked_pools: Callable[..., Any]) -> None:
     """The previous segmentation moves with the image, stays out of intensity changes, and reaches the network."""
-    trainer = cascade.trainer(Adversarial, "3d_cascade_fullres")
+    trainer = cascade.trainer(Adversarial, "3d_cascade_fullres", margin=[0, 1, 2])
     assert trainer.is_cascaded
     for batch, _ in steps(trainer):
         assert batch.image.shape[1] == 1
         assert batch.extra.shape[1] == 2
         assert batch.extra.min() >= 0
         assert batch.extra.max() <= 1 + 1e-5
-    with forked_pools():
-        trainer.perform_actual_validation()
-    assert (Path(trainer.output_folder) / "validation" / "summary.json").is_file()
+    validate(trainer, forked_pools)
     untouched = {"base_augmentation": "none", "method_options": {"mode": "appearance", "warm_up": 0}}
     for batch, _ in steps(cascade.trainer(Adversarial, "3d_cascade_fullres", **untouched)):
         assert ((batch.extra == 0) | (batch.extra == 1)).all()

@@ -215,3 +215,22 @@ def test_the_launcher_trains_on_two_cpu_ranks(
     for flags, message in ((["--c", "--val"], "only validates"), (["--c", "-pretrained_weights", "x"], "begin anew")):
         with pytest.raises(ConfigError, match=message):
             launcher.train([*arguments, *flags])
+
+
+@pytest.mark.long
+def test_two_cpu_ranks_validate_and_continue(make_dataset: Callable[..., Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands with all their flags, and nnU-Net's final validation, whose cases the ranks share."""
+    dataset = make_dataset(labels={"background": 0, "shell": 1, "core": 2}, cases=7)
+    monkeypatch.setenv("PYTHONPATH", PACKAGE)
+    arguments = [str(dataset.number), "3d_fullres", "0", "-num_gpus", "2", "-device", "cpu", "--npz"]
+    folder = dataset.results / dataset.name / f"{launcher.DEFAULT_TRAINER}__nnUNetPlans__3d_fullres" / "fold_0"
+    summary, found = folder / "validation" / "summary.json", []
+    for flags in ([], ["--val"], ["--val", "--val_best"], ["--c"]):
+        launcher.train([*arguments, *flags])
+        found.append(json.loads(summary.read_text())["foreground_mean"])
+        cases = len(list(summary.parent.glob("*.nii.gz")))
+        assert cases == len(list(summary.parent.glob("*.npz"))) >= 2
+        summary.unlink()
+    assert found[1] == found[3] == found[0]
+    lines = [json.loads(line)["epoch"] for line in (folder / "autoaug.jsonl").read_text().splitlines()]
+    assert lines == [0]

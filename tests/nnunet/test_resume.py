@@ -16,6 +16,7 @@ import pytest
 import torch
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainer_warmup import nnUNetTrainer_warmup
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerBN import nnUNetTrainerBN
 
 from monai_autoaug.errors import CheckpointError
@@ -53,12 +54,14 @@ def same(a: Any, b: Any, where: str = "") -> None:
         assert a == b or a != a, where  # or both not a number
 
 
-@pytest.mark.parametrize("base", [nnUNetTrainer, nnUNetTrainerBN])
-@pytest.mark.parametrize("method", ["none", "random", "adversarial"])
+RESUMED = [(method, base) for method in ("none", "random", "adversarial") for base in (nnUNetTrainer, nnUNetTrainerBN)]
+
+
+@pytest.mark.parametrize(("method", "base"), [*RESUMED, ("adversarial", nnUNetTrainer_warmup)])
 def test_a_resumed_run_is_the_uninterrupted_one(tiny: Any, method: str, base: type) -> None:
     cls = with_autoaug(base, "adversarial", method_options={"warm_up": 0})  # all players from the first step on
     options = {"method": method, "epochs": 2, "save_every": 1, "iterations_per_epoch": 3, "batch_size": 3}
-    if method == "adversarial":
+    if method == "adversarial" and base is not nnUNetTrainer_warmup:
         options |= {"optimizer": "adamw"}
     whole = tiny.trainer(cls, fold=0, **options)
     whole.run_training()
