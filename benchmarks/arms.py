@@ -3,8 +3,8 @@
 """Dice of the learned augmentation beside its controls: ``python benchmarks/arms.py DATA --output arms.json``.
 
 Every cell (method, training cases, seed) is one ``monai-autoaug train`` with the same split and validation cases; cells
-that are complete are not run again, one that was interrupted goes on; options that are not this script's are handed to
-``train``. The table has the mean over seeds of the mean foreground Dice, its standard deviation over seeds, each
+that the output file holds already are not run again, one that was interrupted goes on; options that are not this
+script's are handed to ``train``. The table has the mean over seeds of the mean foreground Dice, its standard deviation over seeds, each
 structure's Dice, the process CPU time relative to ``none``, and the difference to ``random`` paired by case with a 95 %
 bootstrap interval over cases (which does not cover the seeds).
 """
@@ -22,12 +22,14 @@ from typing import Any
 
 import numpy as np
 
+from monai_autoaug.writing import write_text
+
 COMMAND = "from monai_autoaug.cli import main; main()"
 
 
 def run_cell(data: Path, folder: Path, method: str, cases: int, seed: int, options: list[str]) -> None:
     """Train one cell, or finish it."""
-    if (folder / "validation.json").exists():
+    if (folder / "validation.json").exists() and (folder / "summary.json").exists():
         return
     what = [sys.executable, "-c", COMMAND, "train"]
     if (folder / "config.json").exists():
@@ -39,15 +41,18 @@ def run_cell(data: Path, folder: Path, method: str, cases: int, seed: int, optio
 
 
 def read_cell(folder: Path) -> dict[str, Any]:
-    """Dice by structure and case, and what the training took."""
+    """Dice by structure and case, what the training took, and what it ran on."""
     validation = json.loads((folder / "validation.json").read_text(encoding="utf-8"))
     summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    by_case = {case: statistics.fmean(v["dice"].values()) for case, v in validation["cases"].items()}
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    by_case = {case: round(statistics.fmean(v["dice"].values()), 6) for case, v in validation["cases"].items()}
     return {
         "dice": {name: v["mean"] for name, v in validation["summary"]["dice"].items()},
         "by_case": by_case,
         "cpu_seconds": summary["cpu_seconds"],
         "iterations": summary["iterations"],
+        "parameters": summary["parameters"],
+        "versions": config["versions"],
     }
 
 
@@ -114,20 +119,32 @@ def main() -> None:
     parser.add_argument("--methods", default="none,random,adversarial")
     parser.add_argument("--cases", default="20,100", help="training cases")
     parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=None, help="JSON file")
+    parser.add_argument("--output", type=Path, default=Path("arms.json"))
     arguments, options = parser.parse_known_args()
     arms: dict[tuple[int, str], list[dict[str, Any]]] = {}
+    cells: dict[str, Any] = {}
+    if arguments.output.exists():
+        former = json.loads(arguments.output.read_text(encoding="utf-8"))
+        if former["options"] != options:
+            parser.error(f"{arguments.output} is of other options: {former['options']}")
+        cells = former["cells"]
     for cases in map(int, arguments.cases.split(",")):
         for method in arguments.methods.split(","):
             for seed in range(arguments.seeds):
-                folder = arguments.runs / f"{method}_{cases}_{seed}"
-                run_cell(arguments.data, folder, method, cases, seed, options)
-                arms.setdefault((cases, method), []).append(read_cell(folder))
+                name = f"{method}_{cases}_{seed}"
+                if name not in cells:
+                    run_cell(arguments.data, arguments.runs / name, method, cases, seed, options)
+                    cells[name] = read_cell(arguments.runs / name)
+                    _write(arguments.output, options, cells, [])
+                arms.setdefault((cases, method), []).append(cells[name])
     rows = summarise(arms)
-    if arguments.output is not None:
-        content = {"machine": platform.processor() or platform.machine(), "options": options, "arms": rows}
-        arguments.output.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+    _write(arguments.output, options, cells, rows)
     print(markdown(rows))
+
+
+def _write(path: Path, options: list[str], cells: dict[str, Any], rows: list[dict[str, Any]]) -> None:
+    content = {"machine": platform.processor() or platform.machine(), "options": options, "arms": rows, "cells": cells}
+    write_text(path, json.dumps(content, indent=1) + "\n")
 
 
 if __name__ == "__main__":
