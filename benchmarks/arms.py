@@ -4,9 +4,9 @@
 
 Every cell (method, training cases, seed) is one ``monai-autoaug train`` with the same split and validation cases; cells
 that the output file holds already are not run again, one that was interrupted goes on; options that are not this
-script's are handed to ``train``. The table has the mean over seeds of the mean foreground Dice, its standard deviation over seeds, each
-structure's Dice, the process CPU time relative to ``none``, and the difference to ``random`` paired by case with a 95 %
-bootstrap interval over cases (which does not cover the seeds).
+script's are handed to ``train``. The table has the mean over seeds of the mean foreground Dice, its standard deviation
+over seeds, each structure's Dice, the process CPU time relative to ``none``, and the difference to ``random`` paired by
+case with a 95 % bootstrap interval over cases (which does not cover the seeds).
 """
 
 from __future__ import annotations
