@@ -18,6 +18,7 @@ from torch import Tensor
 
 from monai_autoaug.data.datalist import Case, DataList
 from monai_autoaug.data.restore import restore
+from monai_autoaug.data.schemes import Scheme, choose_schemes
 from monai_autoaug.data.statistics import IntensityStatistics, case_facts, pooled_statistics
 from monai_autoaug.data.volume_transforms import (
     LabelIndexd,
@@ -26,16 +27,14 @@ from monai_autoaug.data.volume_transforms import (
     NormalizeLikeNNUNetd,
     RecordGridd,
     ResampleLabeld,
-    Scheme,
     StrictCompose,
 )
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.writing import write_text
 
-__all__ = ["NORMALISATIONS", "Preprocessing", "choose_schemes", "patch_options"]
+__all__ = ["Preprocessing", "patch_options"]
 
 VERSION = 1
-NORMALISATIONS = ("auto", "ct", "zscore")
 _OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 _LARGEST_LABEL = np.iinfo(np.uint16).max
 
@@ -285,29 +284,3 @@ def _number(value: object) -> bool:
 def _whole(value: object) -> bool:
     """Whether a value is a whole number, not negative."""
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
-
-
-def choose_schemes(normalisation: str | Sequence[str], channels: Sequence[str]) -> tuple[Scheme, ...]:
-    """The normalisation of each channel.
-
-    Args:
-        normalisation: "ct", "zscore", or "auto": "ct" where a channel's name is CT, else "zscore"; one for all
-            channels, or one a channel.
-        channels: their names.
-
-    Raises:
-        ConfigError: another word, or another number of them.
-
-    >>> choose_schemes("auto", ["CT", "PET"]), choose_schemes(["zscore", "auto"], ["CT", "CT"])
-    (('ct', 'zscore'), ('zscore', 'ct'))
-    """
-    words = (normalisation,) if isinstance(normalisation, str) else tuple(normalisation)
-    if len(words) == 1:
-        words *= len(channels)
-    if len(words) != len(channels) or not set(words) <= set(NORMALISATIONS):
-        raise ConfigError(
-            f"normalisation must be {', '.join(NORMALISATIONS[:-1])} or {NORMALISATIONS[-1]}, one for all channels or"
-            f" one for each of {', '.join(channels)}; got {', '.join(str(w) for w in words) or 'nothing'}"
-        )
-    named: list[Scheme] = ["ct" if c.strip().lower() == "ct" else "zscore" for c in channels]
-    return tuple(n if w == "auto" else "ct" if w == "ct" else "zscore" for w, n in zip(words, named, strict=True))

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from monai.utils.type_conversion import convert_to_dst_type
 from torch import Tensor
 
 from monai_autoaug.data.nifti import StrictNibabelReader, corner_shift
+from monai_autoaug.data.schemes import Scheme
 from monai_autoaug.data.statistics import IntensityStatistics
 from monai_autoaug.errors import AutoAugError, DataError
 
@@ -30,12 +31,10 @@ __all__ = [
     "NormalizeLikeNNUNetd",
     "RecordGridd",
     "ResampleLabeld",
-    "Scheme",
     "StrictCompose",
     "TOLERANCE",
 ]
 
-Scheme = Literal["ct", "zscore"]
 TOLERANCE = 0.05  # by how much of a voxel image and label may disagree about where they are
 # of the meta data, what later transforms need; the rest of a NIfTI header would be copied by each of them
 _KEPT = ("affine", "original_affine", "spatial_shape", "space", "original_channel_dim", "filename_or_obj")

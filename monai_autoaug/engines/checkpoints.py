@@ -5,13 +5,10 @@
 from __future__ import annotations
 
 import os
-import random
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import torch
 import torch.distributed as dist
 from ignite.engine import Engine
 from ignite.handlers import DiskSaver
@@ -20,7 +17,13 @@ from monai.handlers import CheckpointLoader, CheckpointSaver
 from torch.utils.data import DataLoader
 
 from monai_autoaug.data.patches import PatchBatches
-from monai_autoaug.data.randomness import random_transforms
+from monai_autoaug.engines.random_states import (
+    random_numbers,
+    random_states,
+    restore_random_states,
+    transform_states,
+    unpack,
+)
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.precision import rank, world_size
 from monai_autoaug.writing import write_tensors
@@ -33,72 +36,9 @@ __all__ = [
     "AutoAugState",
     "TrainingCheckpoint",
     "inexact",
-    "random_states",
-    "restore_random_states",
-    "transform_states",
 ]
 
 _VERSION = 1
-
-
-def _pack(state: Any) -> dict[str, Any]:
-    """A numpy ``RandomState``'s state as a tensor and numbers."""
-    name, keys, position, has_gauss, gauss = state
-    return {"name": str(name), "keys": torch.from_numpy(np.asarray(keys, dtype=np.int64)), "position": int(position),
-            "has_gauss": int(has_gauss), "gauss": float(gauss)}  # fmt: skip
-
-
-def _unpack(state: Mapping[str, Any]) -> tuple[Any, ...]:
-    keys = state["keys"].cpu().numpy().astype(np.uint32)
-    return state["name"], keys, state["position"], state["has_gauss"], state["gauss"]
-
-
-def random_states() -> dict[str, Any]:
-    """The global random states of Python, numpy, torch and every GPU, as tensors and numbers.
-
-    >>> sorted(random_states())
-    ['cuda', 'numpy', 'python', 'torch']
-    """
-    version, numbers, gauss = random.getstate()
-    return {
-        "python": {"version": version, "numbers": torch.tensor(numbers), "gauss": gauss},
-        "numpy": _pack(np.random.get_state()),  # noqa: NPY002  # the global generator that MONAI's users know
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-    }
-
-
-def restore_random_states(states: Mapping[str, Any]) -> None:
-    """Restore what `random_states` gave; GPUs that are not here are left out.
-
-    >>> states = random_states()
-    >>> x = torch.rand(1)
-    >>> restore_random_states(states)
-    >>> bool(torch.rand(1) == x)
-    True
-    """
-    python = states["python"]
-    random.setstate((python["version"], tuple(python["numbers"].tolist()), python["gauss"]))
-    np.random.set_state(_unpack(states["numpy"]))  # noqa: NPY002
-    torch.set_rng_state(states["torch"].cpu())
-    if torch.cuda.is_available():
-        for device, state in zip(range(torch.cuda.device_count()), states["cuda"], strict=False):
-            torch.cuda.set_rng_state(state.cpu(), device)
-
-
-def transform_states(loader: Any) -> list[dict[str, Any]]:
-    """The random states of a loader's transforms, which live on in the main process when it has no workers.
-
-    >>> transform_states([])
-    []
-    """
-    return [_pack(r.get_state()) for r in _random_numbers(loader)]
-
-
-def _random_numbers(loader: Any) -> list[np.random.RandomState]:
-    dataset = loader.dataset if isinstance(loader, DataLoader) else loader
-    unique = {id(t.R): t.R for t in random_transforms(dataset)}
-    return list(unique.values())
 
 
 def inexact(loader: Any, epoch_length: int | None) -> list[str]:
@@ -201,14 +141,14 @@ class AutoAugState:
         own, self._pending = self._pending, None
         for reason in inexact(self.trainer.data_loader, self.trainer.state.epoch_length):
             self.trainer.logger.warning(f"the resumed run will differ from an uninterrupted one: {reason}")
-        numbers = _random_numbers(self.trainer.data_loader)
+        numbers = random_numbers(self.trainer.data_loader)
         if len(numbers) != len(own["transforms"]):
             raise CheckpointError(
                 f"the checkpoint was written with {len(own['transforms'])} random transforms, this run has"
                 f" {len(numbers)}: resume with the data and transforms it was started with"
             )
         for number, saved in zip(numbers, own["transforms"], strict=True):
-            number.set_state(_unpack(saved))
+            number.set_state(unpack(saved))
         restore_random_states(own["random"])
 
 

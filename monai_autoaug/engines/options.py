@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from monai_autoaug import methods
-from monai_autoaug.data.preprocess import NORMALISATIONS
+from monai_autoaug.data.schemes import NORMALISATIONS
 from monai_autoaug.engines.segmentation import check_network
 from monai_autoaug.engines.values import check_values
 from monai_autoaug.errors import ConfigError

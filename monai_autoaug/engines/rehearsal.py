@@ -16,9 +16,9 @@ from torch import nn
 from monai_autoaug import methods
 from monai_autoaug.data import DataList, PatchBatches
 from monai_autoaug.data.preprocess import patch_options
-from monai_autoaug.engines.checkpoints import random_states, restore_random_states
 from monai_autoaug.engines.fit import make_optimizer, make_trainer
 from monai_autoaug.engines.options import TrainOptions
+from monai_autoaug.engines.random_states import random_states, restore_random_states
 from monai_autoaug.engines.segmentation import build_network, downsampling
 from monai_autoaug.errors import AutoAugError, ConfigError
 

@@ -18,7 +18,8 @@ import monai_autoaug
 from monai_autoaug import augmenters
 from monai_autoaug.data import Case, DataList, Split, read_datalist, split
 from monai_autoaug.data.audit import Finding, findings_to_json
-from monai_autoaug.data.preprocess import Preprocessing, choose_schemes
+from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.data.schemes import choose_schemes
 from monai_autoaug.engines.fit import Fit
 from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision

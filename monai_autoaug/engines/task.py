@@ -6,10 +6,11 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from monai.inferers import (
     Inferer,
     PatchInferer,
@@ -25,9 +26,18 @@ from monai_autoaug.engines.losses import PerSampleLoss
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Task
 from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm
-from monai_autoaug.precision import Precision
+from monai_autoaug.precision import Precision, world_size
 
-__all__ = ["AmpPrecision", "EngineTask", "check_inferer", "check_optimizer", "first_convolution", "has_sigmoid"]
+__all__ = [
+    "AmpPrecision",
+    "EngineTask",
+    "broadcast",
+    "check_inferer",
+    "check_optimizer",
+    "check_options",
+    "first_convolution",
+    "has_sigmoid",
+]
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _REBATCHING = (SlidingWindowInferer, SlidingWindowInfererAdapt, PatchInferer, SliceInferer)
@@ -130,6 +140,28 @@ def check_optimizer(network: nn.Module, optimizer: torch.optim.Optimizer) -> Non
             " monai_autoaug.methods.prepare(method, network, **method_options) first and give the optimiser the"
             " parameters of what it returns"
         )
+
+
+def check_options(options: Mapping[str, Any]) -> None:
+    """Refuse arguments of ``SupervisedTrainer`` that would switch the method off or change it silently.
+
+    Raises:
+        ConfigError: one of them is given.
+    """
+    if options.get("iteration_update") is not None:
+        raise ConfigError("iteration_update replaces the training step, which is the method's here; leave it out")
+    if "optim_set_to_none" in options:
+        raise ConfigError(
+            "optim_set_to_none can't be chosen: gradients are always set to None, so that parameters without a gradient"
+            " in some step (norm groups without samples) are not moved by momentum or weight decay"
+        )
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Make ``tensors`` on every rank those of rank 0."""
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 class EngineTask(Task):

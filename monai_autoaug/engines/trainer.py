@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from ignite.engine import Events
 from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer, Workflow
@@ -26,14 +25,16 @@ from monai_autoaug.engines.streams import RealStream, second_loader, starting_at
 from monai_autoaug.engines.task import (
     AmpPrecision,
     EngineTask,
+    broadcast,
     check_inferer,
     check_optimizer,
+    check_options,
     first_convolution,
     has_sigmoid,
 )
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Method, Task
-from monai_autoaug.precision import rank, world_size
+from monai_autoaug.precision import rank
 
 __all__ = ["AutoAugTrainer"]
 
@@ -127,7 +128,7 @@ class AutoAugTrainer(SupervisedTrainer):
         compile_kwargs: dict[str, Any] | None = None,
         **options: Any,
     ) -> None:
-        _refuse(options)
+        check_options(options)
         super().__init__(
             device, max_epochs, train_data_loader, network, optimizer, loss_function, prepare_batch=prepare_batch,
             inferer=SimpleInferer() if inferer is None else inferer, amp=amp, amp_kwargs=amp_kwargs, compile=compile,
@@ -195,7 +196,7 @@ class AutoAugTrainer(SupervisedTrainer):
             self._image_channels = given.get("image_channels")
             built = methods.build(method, self.task, **({"seed": self.seed} | given))
         for module in [self.plain_network, *(player.module for player in built.players.values())]:
-            _broadcast([*module.parameters(), *module.buffers()])
+            broadcast([*module.parameters(), *module.buffers()])
         return built
 
     def _check(self) -> None:
@@ -244,7 +245,7 @@ class AutoAugTrainer(SupervisedTrainer):
 
     def _end_epoch(self) -> None:
         """Put the method's figures where handlers look for them and its warnings into the log."""
-        _broadcast(self.plain_network.buffers())
+        broadcast(self.plain_network.buffers())
         for name in self._figures:  # a figure that this epoch didn't have must not stay from an earlier one
             self.state.metrics.pop(name, None)
         figures = self.method.on_epoch(self.state.epoch)
@@ -317,23 +318,3 @@ class AutoAugTrainer(SupervisedTrainer):
         label = batch.label.detach() if valid is None else batch.label.detach() * valid
         target = hard_target(label, self.converter.form or "index", self.converter.ignore, valid)
         return {Keys.IMAGE: batch.image.detach(), Keys.LABEL: target, Keys.PRED: prediction}
-
-
-def _refuse(options: Mapping[str, Any]) -> None:
-    """Arguments of ``SupervisedTrainer`` that would switch the method off or change it silently."""
-    if options.get("iteration_update") is not None:
-        raise ConfigError("iteration_update replaces the training step, which is the method's here; leave it out")
-    if "optim_set_to_none" in options:
-        raise ConfigError(
-            "optim_set_to_none can't be chosen: gradients are always set to None, so that parameters without a gradient"
-            " in some step (norm groups without samples) are not moved by momentum or weight decay"
-        )
-
-
-def _broadcast(tensors: Iterable[Tensor]) -> None:
-    """Make ``tensors`` on every rank those of rank 0."""
-    if world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
-
-

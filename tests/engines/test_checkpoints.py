@@ -27,7 +27,8 @@ from monai_autoaug import methods
 from monai_autoaug.data.loading import loader as patch_loader
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.engines import AtomicCheckpointSaver, AutoAugTrainer, TrainingCheckpoint
-from monai_autoaug.engines.checkpoints import inexact, random_states, restore_random_states, transform_states
+from monai_autoaug.engines.checkpoints import inexact
+from monai_autoaug.engines.random_states import random_states, restore_random_states, transform_states
 from monai_autoaug.errors import CheckpointError, ConfigError
 
 

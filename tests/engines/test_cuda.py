@@ -15,7 +15,7 @@ from monai.utils import set_determinism
 
 from monai_autoaug import methods
 from monai_autoaug.engines import AutoAugTrainer
-from monai_autoaug.engines.checkpoints import random_states, restore_random_states
+from monai_autoaug.engines.random_states import random_states, restore_random_states
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 

@@ -12,8 +12,8 @@ import torch
 from run_helpers import options
 
 from monai_autoaug.data import DataList, write_phantom
-from monai_autoaug.engines.checkpoints import random_states
 from monai_autoaug.engines.options import TrainOptions
+from monai_autoaug.engines.random_states import random_states
 from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.engines.run import train
 from monai_autoaug.engines.values import check_values
