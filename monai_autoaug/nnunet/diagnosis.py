@@ -18,7 +18,8 @@ from pathlib import Path
 
 from monai_autoaug.errors import AutoAugError
 from monai_autoaug.nnunet.launcher import DEFAULT_TRAINER, EXT_VARIABLE, ext_path
-from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options, read_options
+from monai_autoaug.nnunet.layers import read_options
+from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
 from monai_autoaug.nnunet.rehearsal import rehearse
 
 __all__ = ["CHECKS", "Diagnosis", "doctor"]

@@ -18,7 +18,7 @@ from monai_autoaug import augmenters
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import checkpoint, journal, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
-from monai_autoaug.nnunet.options import apply_to_plans, read_options
+from monai_autoaug.nnunet.layers import apply_to_plans, read_options
 from monai_autoaug.nnunet.rehearsal import rehearse
 from monai_autoaug.nnunet.resuming import ResumingMixin
 from monai_autoaug.nnunet.serving import ServingMixin

@@ -17,7 +17,8 @@ from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainer_warmup i
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.nnunet.options import Options, apply_to_plans, read_options
+from monai_autoaug.nnunet.layers import apply_to_plans, read_options
+from monai_autoaug.nnunet.options import Options
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial as Adversarial
 from monai_autoaug.nnunet.trainers import with_autoaug
 

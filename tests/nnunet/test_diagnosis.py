@@ -1,0 +1,142 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The doctor, and options that are found wrong before anything is prepared."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from click.testing import CliRunner
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
+
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.nnunet import launcher
+from monai_autoaug.nnunet.cli import nnunet_commands
+from monai_autoaug.nnunet.diagnosis import doctor
+from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial as Adversarial
+
+
+def without_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchvision", None)
+    for name in [n for n in sys.modules if "primus" in n or n.split(".")[0] == "timm"]:
+        monkeypatch.delitem(sys.modules, name)
+
+
+def test_the_launcher_needs_no_torchvision(monkeypatch: pytest.MonkeyPatch) -> None:
+    without_torchvision(monkeypatch)
+    monkeypatch.setenv("nnUNet_extTrainer", str(launcher.ext_path()))
+    with pytest.raises(ImportError, match="torchvision"):
+        recursive_find_trainer_class_by_name("nnUNetTrainerAutoAugAdversarial")
+    assert launcher.find_trainer("nnUNetTrainerAutoAugAdversarial") is Adversarial
+    without_torchvision(monkeypatch)
+    found = {d.check: d for d in doctor()}
+    assert found["torchvision"].severity == "warning"
+    assert "pip install torchvision" in found["torchvision"].remedy
+    search = found["plain nnU-Net finds nnUNetTrainerAutoAugAdversarial"]
+    assert search.severity == "error"
+    assert "torchvision" in search.found
+
+
+def test_the_doctor_is_content_when_all_is_well(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_extTrainer", str(launcher.ext_path()))
+    assert {d.check: d.found for d in doctor() if d.severity != "ok"} == {}
+    result = CliRunner().invoke(nnunet_commands, ["doctor"])
+    assert result.exit_code == 0
+    assert "error" not in result.output
+
+
+def test_the_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def found(check: str) -> Any:
+        return {d.check: d for d in doctor()}[check]
+
+    package = launcher.ext_path().parents[1]
+    own = tmp_path / "monai_autoaug" / "nnunet"  # a user's folder may be called so
+    (own / "ext").mkdir(parents=True)
+    variable = "nnUNet_extTrainer"
+    for value, severity, word in (
+        (None, "warning", "not set"),
+        (str(tmp_path / "nowhere"), "error", "no folder"),
+        (str(package.parent), "error", "whole packages"),
+        (str(package), "error", "the package itself"),
+        (str(package / "nnunet"), "error", "the package itself"),
+        (str(tmp_path), "warning", "doesn't name"),
+        (str(package / "data"), "error", "the package itself"),
+        (os.pathsep.join([str(tmp_path), str(launcher.ext_path())]), "ok", str(tmp_path)),
+        (os.pathsep.join([str(own), str(launcher.ext_path())]), "ok", str(own)),
+    ):
+        if value is None:
+            monkeypatch.delenv(variable, raising=False)
+        else:
+            monkeypatch.setenv(variable, value)
+        diagnosis = found(variable)
+        assert (diagnosis.severity, word in diagnosis.found) == (severity, True), diagnosis
+        assert ("monai-autoaug nnunet path" in diagnosis.remedy) == (severity != "ok")
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "nowhere"))
+    assert found("nnUNet_results").severity == "error"
+    monkeypatch.delenv("nnUNet_raw")
+    assert found("nnUNet_raw").found == "not set"
+    (tmp_path / "options.yaml").write_text("epoch: 3")
+    monkeypatch.setenv("MONAI_AUTOAUG_CONFIG", str(tmp_path / "options.yaml"))
+    assert "no option 'epoch'" in found("MONAI_AUTOAUG_CONFIG").found
+    monkeypatch.setattr("importlib.metadata.version", lambda name: "2.7.0")
+    assert "came with 2.8" in found("nnunetv2").remedy
+    assert CliRunner().invoke(nnunet_commands, ["doctor"]).exit_code == 1
+
+
+def test_the_doctor_fails_where_plain_nnunet_finds_no_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With nothing else wrong: no variable, or one that names another folder."""
+    for value in (None, str(tmp_path)):
+        if value is None:
+            monkeypatch.delenv("nnUNet_extTrainer", raising=False)
+        else:
+            monkeypatch.setenv("nnUNet_extTrainer", value)
+        errors = [d for d in doctor() if d.severity == "error"]
+        assert [d.check for d in errors] == ["plain nnU-Net finds nnUNetTrainerAutoAugAdversarial"]
+        assert "Could not find requested nnunet trainer" in errors[0].found
+        assert "monai-autoaug nnunet train" in errors[0].remedy
+        assert CliRunner().invoke(nnunet_commands, ["doctor"]).exit_code == 1
+
+
+WRONG = [
+    ("method: magic", "method must be one of"),
+    ("method_options: {mode: afine}", "mode must be 'combined' or one of affine"),
+    ("method: random\nmethod_options: {mode: afine}", "mode must be 'combined' or one of affine"),
+    ("method_options: {fidelity: papr}", "fidelity must be"),
+    ("method_options: {discriminator: 'no'}", "an option discriminator (bool), which can't be 'no'"),
+    ("method_options: {warm_up: 2.5}", "an option warm_up (int | None), which can't be 2.5"),
+    ("method_options: {learning_rate_generator: 1e-4}", "as in 1.0e-4"),
+    ("method_options: {learning_rate_generator: -0.1}", "Invalid learning rate"),
+    ("method_options: {bounds: {affine: {rotation: wide}}}", "rotation"),
+    ("lr: 1e-2", "lr must be a number of at least 0; got '1e-2' (YAML takes that for text"),
+]
+
+
+@pytest.mark.parametrize(("text", "message"), WRONG)
+def test_wrong_values_are_reported_before_anything_is_prepared(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, message: str
+) -> None:
+    """By the doctor, and by the trainer before it makes its folder."""
+    (tmp_path / "options.yaml").write_text(text)
+    monkeypatch.setenv("MONAI_AUTOAUG_CONFIG", str(tmp_path / "options.yaml"))
+    found = {d.check: d for d in doctor()}["MONAI_AUTOAUG_CONFIG"]
+    assert (found.severity, message in found.found) == ("error", True), found
+    monkeypatch.setattr(nnUNetTrainer, "__init__", lambda *given: pytest.fail("nnU-Net was started"))
+    state = torch.random.get_rng_state()
+    with pytest.raises(ConfigError) as error:
+        tiny.trainer(Adversarial)
+    assert message in str(error.value)
+    assert torch.equal(state, torch.random.get_rng_state())
+
+
+def test_right_values_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "options.yaml"
+    monkeypatch.setenv("MONAI_AUTOAUG_CONFIG", str(file))
+    for text in ("method: none", "method: random", "method_options: {fidelity: paper, weight_prior: 1, balance: null}"):
+        file.write_text(text)
+        assert {d.check: d for d in doctor()}["MONAI_AUTOAUG_CONFIG"].severity == "ok"
