@@ -11,6 +11,7 @@ from monai_autoaug.networks.auxiliary_norm import (
     load_auxiliary_state,
     norm_groups,
 )
+from monai_autoaug.networks.functional import with_parameters
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
 
 __all__ = [
@@ -20,4 +21,5 @@ __all__ = [
     "load_auxiliary_state",
     "norm_groups",
     "reverse_gradient",
+    "with_parameters",
 ]

@@ -1,0 +1,57 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Running a network with other parameters than its own, as derivatives through a training step need it.
+
+``torch.func.functional_call`` can't serve: where a network holds one layer under several names (nnU-Net's do), torch
+2.15 leaves the given tensors in some of them when the call is over.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+
+from torch import Tensor, nn
+
+from monai_autoaug.errors import ConfigError
+
+__all__ = ["with_parameters"]
+
+
+@contextmanager
+def with_parameters(network: nn.Module, parameters: Mapping[str, Tensor]) -> Iterator[nn.Module]:
+    """Within the block ``network`` computes with ``parameters``; afterwards with its own again, whatever happens.
+
+    Args:
+        network: may share layers and parameters between names.
+        parameters: by the names of ``network.named_parameters()``; those left out stay. Any tensors: leaves, results of
+            other operations, dual numbers.
+
+    Yields:
+        The network.
+
+    Raises:
+        ConfigError: the network has no parameter of that name, or one of another shape.
+
+    >>> import torch
+    >>> layer = nn.Linear(1, 1, bias=False)
+    >>> with with_parameters(layer, {"weight": torch.full((1, 1), 3.0)}):
+    ...     layer(torch.ones(1))
+    tensor([3.])
+    """
+    names = {id(p): name for name, p in network.named_parameters()}
+    own = dict(network.named_parameters())
+    for name, tensor in parameters.items():
+        if name not in own or own[name].shape != tensor.shape:
+            came = "has no such parameter" if name not in own else f"its own is {tuple(own[name].shape)}"
+            raise ConfigError(f"parameter {name!r} of shape {tuple(tensor.shape)} does not fit the network: {came}")
+    # a module's own slots, each module once: a layer that has two names has one slot
+    slots = [(m, key, p) for m in network.modules() for key, p in m._parameters.items() if p is not None]
+    try:
+        for module, key, p in slots:
+            if names[id(p)] in parameters:
+                module._parameters[key] = parameters[names[id(p)]]  # type: ignore[assignment]  # any tensor will do
+        yield network
+    finally:
+        for module, key, p in slots:
+            module._parameters[key] = p
