@@ -8,6 +8,7 @@ A method knows no host and a host knows no paper: the MONAI engine and the nnU-N
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -233,5 +234,17 @@ class Method(ABC):
             player.module.load_state_dict(state["players"][name]["module"])
             player.optimizer.load_state_dict(state["players"][name]["optimizer"])
         load_auxiliary_state(self.task.network, state["auxiliary"])
-        self.generator.set_state(state["generator"].cpu())
+        self._restore_generator(state["generator"].cpu())
         self.task.precision.load_state_dict(state["precision"])
+
+    def _restore_generator(self, state: Tensor) -> None:
+        """Go on with the random numbers of the checkpoint, or, on another kind of device, with new ones of the seed."""
+        if state.shape == self.generator.get_state().shape:
+            self.generator.set_state(state)
+            return
+        self.generator.manual_seed(self.generator.initial_seed() + self.steps)
+        warnings.warn(
+            f"the checkpoint's random numbers are of another kind of device than {self.task.device}: this run goes on"
+            " with other ones",
+            stacklevel=2,
+        )

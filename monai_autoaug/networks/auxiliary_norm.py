@@ -41,6 +41,8 @@ class AuxiliaryNorm(nn.Module):
     auxiliary_mean: Tensor
     auxiliary_variance: Tensor
     group: Tensor | None
+    rows: list[tuple[int, Tensor]] | None
+    back: Tensor | None
     eps: float
     momentum: float | None
     num_groups: int
@@ -57,7 +59,7 @@ class AuxiliaryNorm(nn.Module):
         if statistics:
             self.register_buffer("auxiliary_mean", torch.zeros(groups, channels, device=device))
             self.register_buffer("auxiliary_variance", torch.ones(groups, channels, device=device))
-        self.group = None
+        self.group = self.rows = self.back = None
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -103,13 +105,9 @@ class _BatchGroups(AuxiliaryNorm):
         group = self.group
         if group is None or not self.training:
             return super().forward(x)  # the plain layer: evaluation always uses the main group
-        parts, order = [], []
-        for number in range(len(self.auxiliary_weight) + 1):
-            rows = torch.nonzero(group == number)[:, 0]
-            if len(rows):
-                parts.append(self._normalise(x[rows], number))
-                order.append(rows)
-        return torch.cat(parts)[torch.argsort(torch.cat(order))]
+        assert self.rows is not None  # noqa: S101  # for the type checker: set together with the group
+        parts = [self._normalise(x[rows], number) for number, rows in self.rows]
+        return torch.cat(parts)[self.back]
 
     def _normalise(self, x: Tensor, number: int) -> Tensor:
         if x.numel() == x.shape[1] and self.running_mean is not None:
@@ -217,13 +215,24 @@ def norm_groups(network: nn.Module, group: Tensor | None) -> Iterator[None]:
     True
     """
     layers = [] if group is None else [m for m in network.modules() if isinstance(m, AuxiliaryNorm)]
+    rows, back = _rows(layers, group)
     for layer in layers:
-        layer.group = group
+        layer.group, layer.rows, layer.back = group, rows, back
     try:
         yield
     finally:
         for layer in layers:
-            layer.group = None
+            layer.group = layer.rows = layer.back = None
+
+
+def _rows(layers: list[AuxiliaryNorm], group: Tensor | None) -> tuple[list[tuple[int, Tensor]] | None, Tensor | None]:
+    """The samples of each group that has any, and where they go back to: batch norms need them, found once for all."""
+    if group is None or not any(isinstance(layer, _BatchGroups) for layer in layers):
+        return None, None
+    numbers = group.tolist()
+    found = {n: [i for i, m in enumerate(numbers) if m == n] for n in sorted(set(numbers))}
+    rows = [(n, torch.tensor(members, device=group.device)) for n, members in found.items()]
+    return rows, torch.cat([r for _, r in rows]).argsort()
 
 
 def _auxiliary_tensors(network: nn.Module) -> dict[str, Tensor]:
