@@ -87,7 +87,7 @@ def test_check_finds_what_is_wrong(data: Path, tmp_path: Path) -> None:
         (["train"], "Give the folder: monai-autoaug train DATA"),
         (["train", "DATA", "--method", "magic"], "there is no method 'magic'; choose one of adversarial, none, random"),
         (["train", "DATA", "--method-option", "gamma"], "is no key=value"),
-        (["train", "DATA", "--method-option", "gamma=1"], "method 'adversarial' has no option gamma"),
+        (["train", "DATA", "--method-option", "gamma=1"], "method 'adversarial' has no option 'gamma'"),
         (["train", "DATA", "--method-option", "mode=afine"], "mode must be 'combined' or one of affine,"),
         (["train", "DATA", "--method-option", "width=0"], "method 'adversarial' can't work with width=0"),
         (["train", "DATA", "--epochs", "0"], "epochs must be at least 1, got 0"),

@@ -213,20 +213,19 @@ def test_the_demo_is_the_size_that_is_promised() -> None:
 
 
 @pytest.mark.long
-def test_the_demo_takes_less_than_five_minutes_on_two_cores(tmp_path: Path) -> None:
-    """By the time of the processor, which other work on the machine doesn't change: two cores have ten minutes."""
+def test_the_demo_takes_less_than_five_minutes(tmp_path: Path) -> None:
+    """Of one core's time, which is stricter than two cores and doesn't change with other work on the machine."""
     resource = pytest.importorskip("resource")
     folder = tmp_path / "demo"
-    code = "import torch; torch.set_num_threads(2); from monai_autoaug.cli import main; main()"
+    words = ["demo", "--output", str(folder), "--device", "cpu"]
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     subprocess.run(
-        [sys.executable, "-c", code, "demo", "--output", str(folder), "--device", "cpu"], check=True,
-        stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "2", "MKL_NUM_THREADS": "2"},
+        [sys.executable, "-c", "from monai_autoaug.cli import main; main()", *words], check=True,
+        stdout=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"},
     )  # fmt: skip
     after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    taken = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
-    assert taken < 2 * 5 * 60
-    assert Evaluation.load(folder / "run" / "validation.json").mean() > 0.5
+    assert after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime < 5 * 60
+    assert Evaluation.load(folder / "run" / "validation.json").mean() > 0.6
 
 
 def test_the_bar_shows_every_stage(data: Path, tmp_path: Path) -> None:
