@@ -21,7 +21,7 @@ def assignments(ctx: click.Context, parameter: click.Parameter, values: Sequence
     """``key=value`` pairs; values are read as YAML, so that numbers are numbers and ``[8, 16]`` is a list."""
     import yaml
 
-    from monai_autoaug.commands.yaml_values import parse
+    from monai_autoaug.yaml_values import parse
 
     found = {}
     for text in values:
@@ -112,8 +112,8 @@ def _options(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
     """Options of the file, then those of the command line."""
     import yaml
 
-    from monai_autoaug.commands.yaml_values import parse
     from monai_autoaug.errors import ConfigError
+    from monai_autoaug.yaml_values import parse
 
     content: Any = {}
     if config is not None:

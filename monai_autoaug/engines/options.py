@@ -14,7 +14,6 @@ import torch
 from monai_autoaug import methods
 from monai_autoaug.data.schemes import NORMALISATIONS
 from monai_autoaug.engines.segmentation import check_network
-from monai_autoaug.engines.values import check_values
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.precision import DTYPES
 
@@ -145,12 +144,7 @@ class TrainOptions:
             _number(self, "validation_cases", int, lambda v: v >= 1, "at least 1")
         else:
             _number(self, "validation_cases", float, lambda v: 0 < v < 1, "a number of cases, or a share below 1")
-        known = methods.options(self.method)
-        if unknown := sorted(set(self.method_options) - set(known)):
-            raise ConfigError(
-                f"method {self.method!r} has no option {', '.join(unknown)}; it has {', '.join(sorted(known))}"
-            )
-        check_values(f"method {self.method!r}", methods.find(self.method).__init__, self.method_options)
+        methods.check(self.method, self.method_options)
         check_network(self.network, self.network_options)
 
     @classmethod

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any
 
@@ -12,8 +13,9 @@ from torch import nn
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Batches, Losses, Method, Player, Task
+from monai_autoaug.methods.values import check_values
 
-__all__ = ["METHODS", "Batches", "Losses", "Method", "Player", "Task", "build", "find", "options", "prepare"]
+__all__ = ["METHODS", "Batches", "Losses", "Method", "Player", "Task", "build", "check", "find", "options", "prepare"]
 
 METHODS = {
     "none": "monai_autoaug.methods.none:NoAugmentation",
@@ -48,11 +50,19 @@ def options(name: str) -> dict[str, inspect.Parameter]:
     return {n: p for n, p in parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
 
 
-def _check(name: str, given: dict[str, Any]) -> None:
+def check(name: str, given: Mapping[str, Any]) -> None:
+    """See that a method has the options that it is given, and that their values are of the right kind.
+
+    Raises:
+        ConfigError: there is no such method or option, or a value is of another kind.
+
+    >>> check("random", {"warm_up": 10})
+    """
     known = options(name)
     for option in given:
         if option not in known:
             raise ConfigError(f"method {name!r} has no option {option!r}; it has {', '.join(sorted(known))}")
+    check_values(f"method {name!r}", find(name).__init__, given)
 
 
 def prepare(name: str, network: nn.Module, **given: Any) -> nn.Module:
@@ -61,7 +71,7 @@ def prepare(name: str, network: nn.Module, **given: Any) -> nn.Module:
     >>> prepare("none", nn.Conv3d(1, 2, 1))
     Conv3d(1, 2, kernel_size=(1, 1, 1), stride=(1, 1, 1))
     """
-    _check(name, given)
+    check(name, given)
     return find(name).prepare(network, **given)
 
 
@@ -74,7 +84,7 @@ def build(name: str, task: Task, **given: Any) -> Method:
         given: the method's options.
 
     Raises:
-        ConfigError: unknown method or option.
+        ConfigError: unknown method or option, or a value that can't be.
 
     >>> import torch
     >>> from monai_autoaug.precision import Precision
@@ -84,5 +94,5 @@ def build(name: str, task: Task, **given: Any) -> Method:
     >>> build("none", task).name
     'none'
     """
-    _check(name, given)
+    check(name, given)
     return find(name)(task, **given)

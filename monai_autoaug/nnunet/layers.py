@@ -21,6 +21,7 @@ import yaml
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
+from monai_autoaug.yaml_values import parse
 
 __all__ = ["apply_to_plans", "read_options"]
 
@@ -30,7 +31,7 @@ def _read_file(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{CONFIG_VARIABLE} names {path}, which is no file; correct or unset it")
     try:
-        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+        content = parse(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise ConfigError(f"{path} is no YAML: {error}") from error
     if content is None:

@@ -20,7 +20,6 @@ __all__ = [
     "LOADERS",
     "OPTIMIZERS",
     "Options",
-    "exponent_hint",
 ]
 
 CONFIG_VARIABLE = "MONAI_AUTOAUG_CONFIG"
@@ -192,22 +191,7 @@ def _check_types(options: Options) -> None:
         if value is None and name not in _REQUIRED:
             continue
         if not holds(value):
-            raise ConfigError(f"autoaug option {name} must be {what}; got {value!r}{exponent_hint(value)}")
-
-
-def exponent_hint(value: Any) -> str:
-    """What to write instead where YAML has read a number as text, otherwise nothing.
-
-    >>> exponent_hint("1e-4"), exponent_hint("fast")
-    (' (YAML takes that for text: an exponent needs a point before it and a sign, as in 1.0e-4)', '')
-    """
-    if not isinstance(value, str) or "e" not in value.lower():
-        return ""
-    try:
-        float(value)
-    except ValueError:
-        return ""
-    return " (YAML takes that for text: an exponent needs a point before it and a sign, as in 1.0e-4)"
+            raise ConfigError(f"autoaug option {name} must be {what}; got {value!r}")
 
 
 def _check_combinations(options: Options) -> None:

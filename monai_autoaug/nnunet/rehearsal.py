@@ -4,9 +4,6 @@
 
 from __future__ import annotations
 
-import types
-import typing
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -15,7 +12,7 @@ from torch import Tensor, nn
 from monai_autoaug import methods
 from monai_autoaug.errors import AutoAugError, ConfigError
 from monai_autoaug.methods import Task
-from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options, exponent_hint
+from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
 from monai_autoaug.precision import Precision
 
 __all__ = ["rehearse"]
@@ -38,9 +35,8 @@ def rehearse(options: Options, *, spatial_dims: int = 3) -> None:
     >>> rehearse(Options(method="adversarial", method_options={"mode": "affine"}))
     >>> rehearse(Options(method="adversarial", method_options={"balance": "no"}))
     Traceback (most recent call last):
-    monai_autoaug.errors.ConfigError: method 'adversarial' has an option balance (bool | None), which can't be 'no'; ...
+    monai_autoaug.errors.ConfigError: method 'adversarial' can't be built: ...balance must be true or false or None, got 'no'; ...
     """
-    _check_kinds(options.method, options.method_options)
     convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
     norm = nn.InstanceNorm3d if spatial_dims == 3 else nn.InstanceNorm2d
     given = dict(options.method_options)
@@ -62,25 +58,3 @@ def rehearse(options: Options, *, spatial_dims: int = 3) -> None:
 
 def _losses(output: Any, label: Tensor, valid: Tensor | None) -> Tensor:
     return (output - label).square().flatten(1).mean(1)
-
-
-def _check_kinds(method: str, given: Mapping[str, Any]) -> None:
-    """Text where a number belongs, or for yes and no, would be found out late or never."""
-    hints = typing.get_type_hints(methods.find(method).__init__)
-    for name, value in given.items():
-        if name in hints and not _is(value, hints[name]):
-            parameter = methods.options(method)[name]
-            raise ConfigError(
-                f"method {method!r} has an option {name} ({parameter.annotation}), which can't be {value!r}"
-                f"{exponent_hint(value)}; {_REMEDY}"
-            )
-
-
-def _is(value: Any, hint: Any) -> bool:
-    """Whether a value read from a file is of the annotated kind; whole numbers are numbers, yes and no are not."""
-    if isinstance(hint, types.UnionType) or typing.get_origin(hint) is typing.Union:
-        return any(_is(value, part) for part in typing.get_args(hint))
-    origin = typing.get_origin(hint) or hint
-    if origin in (int, float):
-        return isinstance(value, int if origin is int else int | float) and not isinstance(value, bool)
-    return not isinstance(origin, type) or isinstance(value, origin)

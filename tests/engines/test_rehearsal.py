@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
@@ -16,7 +16,6 @@ from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.random_states import random_states
 from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.engines.run import train
-from monai_autoaug.engines.values import check_values
 from monai_autoaug.errors import ConfigError
 
 CLASSES = DataList(Path("."), "decathlon", ("MRI",), {"background": 0, "left": 1, "right": 2})
@@ -86,35 +85,6 @@ def test_a_refused_run_leaves_nothing_and_reads_nothing(tmp_path: Path, monkeypa
         with pytest.raises(ConfigError, match=f"{name} must be a folder"):
             train(options(data, **({"output": tmp_path / "run"} | {name: tmp_path / "file"})))
     assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "file"]
-
-
-def example(
-    *, count: int = 1, rate: float = 0.1, flag: bool = True, word: str = "", depth: int | None = None,
-    kind: Literal["a", "b"] = "a", table: dict[str, dict[str, float]] | None = None, several: tuple[int, ...] = (),
-    anything: object = None,
-) -> None:  # fmt: skip
-    """Options of every kind."""
-
-
-def test_values_are_of_the_annotated_kind() -> None:
-    good = {"count": 3, "rate": 2, "flag": False, "word": "x", "depth": None, "kind": "b", "several": [1, 2],
-            "table": {"a": {"b": 1}}, "anything": object()}  # fmt: skip
-    check_values("it", example, good)
-    for name, value, words in [
-        ("count", 1.0, "a whole number"),
-        ("count", True, "a whole number"),
-        ("rate", "1", "a number"),
-        ("rate", float("nan"), "a number"),
-        ("flag", "maybe", "true or false"),
-        ("word", 1, "a word"),
-        ("depth", "3", "a whole number or None"),
-        ("kind", "c", "one of a, b"),
-        ("several", 3, "a list, each a whole number"),
-        ("several", [1, "2"], "a list, each a whole number"),
-        ("table", {"a": 3}, "a table of names and values or None"),
-    ]:
-        with pytest.raises(ConfigError, match=f"it: {name} must be {words}, got "):
-            check_values("it", example, {name: value})
 
 
 def test_method_options_of_the_wrong_kind_are_refused_with_the_options() -> None:
