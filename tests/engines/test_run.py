@@ -192,7 +192,7 @@ def test_options_are_checked_before_anything_is_read() -> None:
     assert TrainOptions.from_mapping(good.to_dict()) == good
     for change, message in [
         ({"method": "magic"}, "there is no method 'magic'"),
-        ({"method_options": {"gamma": 1}}, "method 'adversarial' has no option gamma"),
+        ({"method_options": {"gamma": 1}}, "method 'adversarial' has no option 'gamma'"),
         ({"network": "vit"}, "there is no network 'vit'"),
         ({"network_options": {"filters": 8}}, "network 'unet' has no option 'filters'"),
         ({"network_options": {"channels": [8]}}, "channels must be at least 2 numbers"),
