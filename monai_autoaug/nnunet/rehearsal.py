@@ -35,7 +35,7 @@ def rehearse(options: Options, *, spatial_dims: int = 3) -> None:
     >>> rehearse(Options(method="adversarial", method_options={"mode": "affine"}))
     >>> rehearse(Options(method="adversarial", method_options={"balance": "no"}))
     Traceback (most recent call last):
-    monai_autoaug.errors.ConfigError: method 'adversarial' can't be built: ...balance must be true or false or None, got ...
+    monai_autoaug.errors.ConfigError: method 'adversarial' can't be built: ...balance must be true or false ...
     """
     convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
     norm = nn.InstanceNorm3d if spatial_dims == 3 else nn.InstanceNorm2d
