@@ -20,10 +20,12 @@ from torch import Tensor
 
 from monai_autoaug.augmenters import Transformation
 from monai_autoaug.data.batch import centre_crop
-from monai_autoaug.methods.augmented import AugmentedMethod, Part, transform
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.augmented import AugmentedMethod
 from monai_autoaug.methods.balancer import Balancer
 from monai_autoaug.methods.base import Batches, Player, Task
 from monai_autoaug.methods.collapse import collapse_figures, collapse_warnings
+from monai_autoaug.methods.parts import Part, transform
 from monai_autoaug.networks.discriminators import Discriminator, adversarial_loss, discriminate_frozen
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
 
@@ -69,6 +71,9 @@ class Adversarial(AugmentedMethod):
         learning_rate_generator: of Adam with betas 0.5 and 0.999.
         learning_rate_discriminator: likewise.
 
+    Raises:
+        ConfigError: as `AugmentedMethod`; or a negative weight.
+
     >>> Adversarial.name, Adversarial.needs
     ('adversarial', ('train',))
     """
@@ -106,6 +111,11 @@ class Adversarial(AugmentedMethod):
             bounds=bounds, warm_up=(0 if fidelity == "paper" else 25) if warm_up is None else warm_up,
         )  # fmt: skip
         paper = fidelity == "paper"
+        weights = {"weight_discriminator": weight_discriminator, "weight_magnitude": weight_magnitude,
+                   "weight_prior": weight_prior}  # fmt: skip
+        for name, weight in weights.items():
+            if weight is not None and weight < 0:
+                raise ConfigError(f"{name} must be at least 0, got {weight}")
         self.saturating = paper if saturating is None else saturating
         self.balance = not paper if balance is None else balance
         self.weight_discriminator, self.weight_magnitude = weight_discriminator, weight_magnitude

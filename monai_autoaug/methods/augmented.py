@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -22,101 +22,17 @@ from monai_autoaug.augmenters import (
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Method, Task
+from monai_autoaug.methods.parts import CLEAN, Part, concatenate, transform
 from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm, add_auxiliary_norms
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
 
-__all__ = ["KINDS", "AugmentedMethod", "Part", "transform"]
+__all__ = ["KINDS", "AugmentedMethod"]
 
 KINDS: dict[str, type[Augmenter]] = {
     "affine": AffineAugmenter,
     "deformation": DeformationAugmenter,
     "appearance": AppearanceAugmenter,
 }
-CLEAN = "clean"
-
-
-@dataclass(frozen=True)
-class Part:
-    """The samples of a batch that one augmenter has transformed.
-
-    Args:
-        kind: "clean" or a key of ``KINDS``.
-        group: norm group of the segmentation network, 0 the main one.
-        source: the patches before, with their margin.
-        batch: the patches after, without it.
-        transformation: what was applied; None for clean samples.
-    """
-
-    kind: str
-    group: int
-    source: Batch
-    batch: Batch
-    transformation: Transformation | None
-
-
-def transform(batch: Batch, transformation: Transformation, *, regions: bool = False) -> Batch:
-    """Apply ``transformation`` to everything in ``batch`` that moves, in one resampling, and cut off the margin.
-
-    Image and further channels, label, validity and non-zero mask share one grid; appearance touches the image alone;
-    where the mask is 0 the image is 0 again afterwards. At the edge of what is known the label is interpolated from
-    known voxels alone.
-
-    Args:
-        batch: patches with their margin.
-        transformation: one a sample.
-        regions: the label's channels are regions, not classes.
-
-    >>> b = Batch(torch.ones(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8), margin=(1, 1, 1))
-    >>> transform(b, Transformation.identity((8, 8, 8))).image.shape
-    torch.Size([1, 1, 6, 6, 6])
-    """
-    still = 0 if batch.extra is None else batch.extra.shape[1]
-    image = batch.image if batch.extra is None else torch.cat([batch.image, batch.extra], dim=1)
-    known = batch.label if batch.valid is None else batch.label * batch.valid  # hosts write background where unknown
-    stack = [known] + [t for t in (batch.valid, batch.mask) if t is not None]
-    widths = [t.shape[1] for t in stack]
-    outside = [0.0] * sum(widths)
-    if not regions:
-        outside[0] = 1.0
-    if batch.valid is not None:
-        outside[widths[0]] = 1.0  # outside the volume is background for certain
-    moved, soft = transformation.apply_pair(
-        image,
-        torch.cat([t.to(batch.label.dtype) for t in stack], dim=1),
-        margin=batch.margin,
-        outside=tuple(outside),
-        still=still,
-    )
-    assert soft is not None  # noqa: S101  # for the type checker: a label was given
-    pieces = list(soft.split(widths, dim=1))
-    label = pieces.pop(0)
-    valid = pieces.pop(0) if batch.valid is not None else None
-    mask = pieces.pop(0) if batch.mask is not None else None
-    if valid is not None:
-        label = label / valid.clamp(min=1e-3)  # `valid` alone weighs a voxel, however little of it is known
-    image = moved[:, : moved.shape[1] - still]
-    if mask is not None:
-        image = image * (mask >= 0.5).to(image.dtype)  # the interpolated mask would darken edges a second time
-    extra = moved[:, moved.shape[1] - still :] if still else None
-    none = tuple(0 for _ in batch.margin)
-    return replace(batch, image=image, label=label, valid=valid, mask=mask, extra=extra, margin=none, target=None)
-
-
-def _concatenate(batches: list[Batch]) -> Batch:
-    """One batch of several parts, in their order."""
-
-    def joined(name: str) -> Tensor | None:
-        tensors = [getattr(b, name) for b in batches]
-        return None if tensors[0] is None else torch.cat([t.as_subclass(Tensor) for t in tensors])
-
-    image, label = joined("image"), joined("label")
-    assert image is not None  # noqa: S101  # for the type checker: every batch has an image
-    assert label is not None  # noqa: S101  # and a label
-    case = tuple(c for b in batches for c in b.case)
-    return Batch(image, label, joined("valid"), joined("extra"), joined("mask"), joined("classes"), case,
-                 joined("spacing"), batches[0].margin)  # fmt: skip
-
-
 class AugmentedMethod(Method):
     """A method whose batches are transformed by augmenters, in the paper's single or combined arrangement.
 
@@ -136,7 +52,7 @@ class AugmentedMethod(Method):
         warm_up: updates over which the strength of the augmentation grows from 0 (identity) to 1.
 
     Raises:
-        ConfigError: unknown mode or kind.
+        ConfigError: unknown mode or kind, or a number that can't be.
 
     Source: Gao et al. 2021, section 3.3.
     """
@@ -158,6 +74,9 @@ class AugmentedMethod(Method):
         warm_up: int,
     ) -> None:
         super().__init__(task, seed=seed)
+        for name, number, least in (("warm_up", warm_up, 0), ("noise_size", noise_size, 1), ("width", width, 1)):
+            if number < least:
+                raise ConfigError(f"{name} must be at least {least}, got {number}")
         self.kinds = _kinds(mode)
         self.mode, self.warm_up = mode, warm_up
         if mode == "combined" and auxiliary_norms and not any(
@@ -291,7 +210,7 @@ class AugmentedMethod(Method):
             The mean loss and the loss of each sample (B,).
         """
         task = self.task
-        whole = _concatenate([p.batch for p in parts])
+        whole = concatenate([p.batch for p in parts])
         if reverse is not None:
             # everything that moves: the generators' gradient comes through a cascade's channels and through where the
             # label is known, too

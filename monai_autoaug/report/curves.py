@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from monai_autoaug.report.style import BACKGROUND, COLOURS, FAINT, TEXT, figure,
 
 __all__ = ["read_log", "training_curves"]
 
-# one picture each: title, which figures (prefix or suffix of their name), bounds of the axis
-_TOPICS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[float, float] | None], ...] = (
+# one picture each: title, which figures (prefix or suffix of their name), bounds of the axis; a lower bound of None is
+# chosen such that the curves fill the picture
+_TOPICS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[float | None, float] | None], ...] = (
     ("Loss", ("loss",), (), None),
-    ("Validation Dice", ("dice",), (), (0.0, 1.0)),
+    ("Validation Dice", ("dice",), (), (None, 1.0)),
     ("Share of the variation due to noise", (), ("_noise_share",), (0.0, 1.0)),
     ("Discriminator accuracy", ("discriminator_accuracy",), (), (0.0, 1.0)),
     ("Mean displacement (voxels)", (), ("_displacement_mean",), None),
@@ -66,6 +68,21 @@ def _short(name: str, topic: Sequence[str]) -> str:
     return name.strip("_ ").replace("_", " ") or "mean"
 
 
+def _colours(found: Sequence[tuple[Any, Sequence[str], Any, Mapping[str, Any]]]) -> dict[str, str]:
+    """One colour for what has one name, in whichever diagram it is."""
+    names = dict.fromkeys(_short(name, words) for _, words, _, series in found for name in sorted(series))
+    others = [name for name in names if name != "mean"]
+    return {"mean": TEXT} | {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(others)}
+
+
+def _bounds(axes: Axes, limits: tuple[float | None, float], series: Mapping[str, Any]) -> None:
+    """The bounds of a diagram's vertical axis, with a little room above."""
+    low, high = limits
+    if low is None:
+        low = max(0.0, math.floor(10 * min(min(values) for _, values in series.values()) - 0.5) / 10)
+    axes.set_ylim(low, high + 0.02 * (high - low))
+
+
 def _dress(axes: Axes, title: str) -> None:
     """Colours and lines of one diagram."""
     axes.set_facecolor(BACKGROUND)
@@ -95,18 +112,19 @@ def training_curves(log: str | Path, path: str | Path) -> Path:
     found = [topic for topic in found if topic[3]]
     if not found:
         raise DataError("holds nothing that can be drawn", file=log, expected="at least one epoch with a loss")
+    colours = _colours(found)
     columns = min(len(found), 3)
     lines = -(-len(found) // columns)
     made = figure(4.2 * columns, 3.1 * lines)
     for number, (title, words, limits, series) in enumerate(found):
         axes = made.add_subplot(lines, columns, number + 1)
         _dress(axes, title)
-        for k, (name, (epochs, values)) in enumerate(sorted(series.items())):
+        for name, (epochs, values) in sorted(series.items()):
             dots = "o" if len(epochs) < 30 else None
-            colour, text = COLOURS[k % len(COLOURS)], _short(name, words)
-            axes.plot(epochs, values, color=colour, linewidth=1.8, marker=dots, markersize=3, label=text)
+            text = _short(name, words)
+            axes.plot(epochs, values, color=colours[text], linewidth=1.8, marker=dots, markersize=3, label=text)
         if limits is not None:
-            axes.set_ylim(limits[0], limits[1] * 1.02)
+            _bounds(axes, limits, series)
         if len(series) > 1:
             axes.legend(frameon=False, labelcolor=TEXT, fontsize=8.5, loc="best")
     made.tight_layout(pad=1.2, w_pad=2.0, h_pad=1.6)

@@ -354,3 +354,12 @@ def test_a_run_goes_on_on_another_kind_of_device() -> None:
             resumed.load_state_dict(state)
     assert torch.equal(first.generator.get_state(), second.generator.get_state())  # the same numbers every time
     assert not torch.equal(first.generator.get_state(), build().generator.get_state())
+
+
+@pytest.mark.parametrize(
+    "option", [{"warm_up": -1}, {"noise_size": 0}, {"width": 0}, {"weight_magnitude": -0.1}, {"weight_prior": -1.0}],
+    ids=lambda o: next(iter(o)),
+)  # fmt: skip
+def test_numbers_that_can_not_be_are_refused_by_name(option: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=f"{next(iter(option))} must be at least"):
+        build(**option)

@@ -16,8 +16,9 @@ from torch import nn
 
 from monai_autoaug import methods
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.methods.augmented import AugmentedMethod, transform
+from monai_autoaug.methods.augmented import AugmentedMethod
 from monai_autoaug.methods.base import Task
+from monai_autoaug.methods.parts import transform
 from monai_autoaug.networks.auxiliary_norm import norm_groups
 from monai_autoaug.precision import Precision
 

@@ -22,7 +22,7 @@ from monai_autoaug.report import (
     prediction_figure,
     training_curves,
 )
-from monai_autoaug.report.curves import read_log
+from monai_autoaug.report.curves import _colours, read_log
 from monai_autoaug.report.style import COLOURS, figure, show_slice
 
 
@@ -146,3 +146,12 @@ def test_pictures_are_png_files(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"pictures are PNG files, but .*a\.pdf has another ending"):
         augmentation_figure([Panel("original", image, label)], tmp_path / "a.pdf")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_name_has_one_colour_in_all_diagrams() -> None:
+    loss = {"loss": ([1], [1.0]), "loss_affine": ([1], [1.0]), "loss_appearance": ([1], [1.0])}
+    share = {"appearance_noise_share": ([1], [1.0])}
+    found = [("Loss", ("loss",), None, loss), ("Share", ("_noise_share",), None, share)]
+    colours = _colours(found)
+    assert set(colours) == {"mean", "affine", "appearance"}
+    assert len(set(colours.values())) == 3
