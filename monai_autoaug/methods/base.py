@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import CheckpointError
-from monai_autoaug.networks.auxiliary_norm import auxiliary_state, load_auxiliary_state, norm_groups
+from monai_autoaug.networks import auxiliary_state, frozen, load_auxiliary_state, norm_groups, with_parameters
 from monai_autoaug.precision import Precision, rank
 
 __all__ = ["Batches", "Losses", "Method", "Player", "Task"]
@@ -111,18 +111,31 @@ class Task:
         """Where training runs."""
         return self.precision.device
 
-    def forward(self, image: Tensor, extra: Tensor | None = None, group: Tensor | None = None) -> Any:
+    def forward(
+        self,
+        image: Tensor,
+        extra: Tensor | None = None,
+        group: Tensor | None = None,
+        parameters: Mapping[str, Tensor] | None = None,
+    ) -> Any:
         """Run the segmentation network under the host's precision.
 
         Args:
             image: (B, C, D, H, W).
             extra: (B, E, D, H, W) channels appended to the image, or None.
             group: (B,) int64 norm group of each sample, 0 the main one; None: all main.
+            parameters: run with these instead of the network's own (see `networks.with_parameters`), in float32, not
+                compiled, with dropout and statistics frozen, so that nothing but the result comes of it; all samples
+                in the main norm group. None: as in training.
 
         Returns:
             The network's output: logits, or a list of them with deep supervision.
         """
         x = image if extra is None else torch.cat([image, extra], dim=1)
+        if parameters is not None:
+            off = torch.autocast(x.device.type, enabled=False)
+            with frozen(self.network), with_parameters(self.network, parameters), off:
+                return self.network(x if x.dtype == torch.float64 else x.float())
         with norm_groups(self.network, group), self.precision.autocast():
             return self.call(x)
 

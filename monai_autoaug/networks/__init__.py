@@ -11,13 +11,14 @@ from monai_autoaug.networks.auxiliary_norm import (
     load_auxiliary_state,
     norm_groups,
 )
-from monai_autoaug.networks.functional import with_parameters
+from monai_autoaug.networks.functional import frozen, with_parameters
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
 
 __all__ = [
     "AuxiliaryNorm",
     "add_auxiliary_norms",
     "auxiliary_state",
+    "frozen",
     "load_auxiliary_state",
     "norm_groups",
     "reverse_gradient",

@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Running a network with other parameters than its own, as derivatives through a training step need it.
+"""Running a network with other parameters than its own, and without side effects, as look-aheads need it.
 
 ``torch.func.functional_call`` can't serve: where a network holds one layer under several names (nnU-Net's do), torch
 2.15 leaves the given tensors in some of them when the call is over.
@@ -12,10 +12,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.dropout import _DropoutNd
 
 from monai_autoaug.errors import ConfigError
 
-__all__ = ["with_parameters"]
+__all__ = ["frozen", "with_parameters"]
+
+_FROZEN = (_DropoutNd, _NormBase)  # the latter: batch norm, and instance norm with running statistics
 
 
 @contextmanager
@@ -55,3 +59,34 @@ def with_parameters(network: nn.Module, parameters: Mapping[str, Tensor]) -> Ite
     finally:
         for module, key, p in slots:
             module._parameters[key] = p
+
+
+@contextmanager
+def frozen(network: nn.Module) -> Iterator[nn.Module]:
+    """Within the block dropout is off and batch norm uses its running statistics, and leaves them alone.
+
+    The rest of the network stays in the mode it is in, so that one with deep supervision still returns all its levels.
+    Losses at slightly different parameters can be compared only so: dropout would draw other masks, and the batch's
+    statistics would make the samples depend on each other.
+
+    Args:
+        network: in any mode; put back into it afterwards, whatever happens.
+
+    Yields:
+        The network.
+
+    >>> layer = nn.Sequential(nn.BatchNorm3d(1), nn.Dropout(0.5))
+    >>> with frozen(layer):
+    ...     [m.training for m in layer.modules()]
+    [True, False, False]
+    >>> [m.training for m in layer.modules()]
+    [True, True, True]
+    """
+    modes = [(m, m.training) for m in network.modules() if isinstance(m, _FROZEN)]
+    try:
+        for module, _ in modes:
+            module.training = False
+        yield network
+    finally:
+        for module, mode in modes:
+            module.training = mode

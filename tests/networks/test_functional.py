@@ -12,7 +12,7 @@ from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from torch import nn
 
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.networks import with_parameters
+from monai_autoaug.networks import frozen, with_parameters
 
 
 def nnunet_network() -> nn.Module:
@@ -58,3 +58,17 @@ def test_what_does_not_fit_is_refused() -> None:
         with_parameters(network, {"encoder.stages.0.0.convs.0.conv.weight": torch.zeros(1)}),
     ):
         pass
+
+
+def test_a_frozen_network_is_deterministic_and_keeps_its_statistics() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv3d(1, 3, 3), nn.BatchNorm3d(3), nn.Dropout3d(0.5), nn.InstanceNorm3d(3, affine=True))
+    net[1].eval()  # a user has frozen one of them for good
+    x, kept = torch.randn(4, 1, 6, 6, 6), copy.deepcopy(net.state_dict())
+    with frozen(net):
+        whole, again = net(x), net(x)
+        one = net(x[:1])
+    assert torch.equal(whole, again)
+    assert torch.allclose(whole[:1], one, atol=1e-6)  # samples don't depend on each other
+    assert [m.training for m in net] == [True, False, True, True]
+    assert all(torch.equal(t, kept[k]) for k, t in net.state_dict().items())
