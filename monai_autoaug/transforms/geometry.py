@@ -263,9 +263,9 @@ def resample(
         image: (B, C, D, H, W).
         grid: (B or 1, D', H', W', 3) from `compose`.
         label: (B, K, D, H, W) soft label, or None.
-        padding: what the image is outside the volume: "minimum" (of each sample and channel) or "border". Never 0,
-            which is
-            the mean after z-scoring.
+        padding: what the image is outside the volume: "minimum" (of each sample and channel) or "border"; "zero" is
+            for
+            network outputs, and for images it is the mean after z-scoring, as in paper 002's code.
         outside: value of each label channel outside the volume; None: 1 for the first (the background) and 0 for the
             others,
             so that a one-hot label sums to 1 everywhere.
@@ -289,7 +289,7 @@ def resample(
             background = torch.tensor(fill, device=image.device).view(1, -1, *[1] * len(dims))
             stack.append(label.as_subclass(Tensor).to(source.dtype) - background)
         where = _normalised(grid.expand(image.shape[0], *grid.shape[1:]), shape)
-        mode = "zeros" if padding == "minimum" else "border"
+        mode = "border" if padding == "border" else "zeros"
         read = F.grid_sample(torch.cat(stack, 1), where, mode="bilinear", padding_mode=mode, align_corners=True)
         moved = (read[:, :channels] + base).to(image.dtype)
         if label is None:
