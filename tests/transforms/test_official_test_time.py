@@ -53,9 +53,8 @@ def test_affine_views_read_where_the_papers_code_reads(index: int) -> None:
     """Its cubic spline, at the positions that our view of a volume of coordinates shows."""
     shape = (28, 26, 24)
     ramps = torch.stack(torch.meshgrid(*[torch.arange(n, dtype=torch.float64) for n in shape], indexing="ij"))[None]
-    where = apply_view(VIEWS[index], ramps + 1, compat=True)[0, :, ::3, ::3, ::3].numpy() - 1
-    last = np.array(shape).reshape(3, 1, 1, 1) - 2
-    inside = ((where > 1) & (where < last)).all(0)
+    seen = apply_view(VIEWS[index], torch.cat([ramps, torch.ones_like(ramps[:, :1])], 1), compat=True)
+    where, inside = seen[0, :3, ::3, ::3, ::3].numpy(), seen[0, 3, ::3, ::3, ::3].numpy() > 1 - 1e-9
     spline = scipy.ndimage.map_coordinates(VECTORS["in_even"][0].astype(float), where, order=3)
     assert inside.sum() > 100
     assert np.abs(spline - VECTORS[f"fwd_even_{index}"][0])[inside].max() < 1e-3
