@@ -17,7 +17,7 @@ from torch import Tensor
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.transforms.geometry import compose, resample
-from monai_autoaug.transforms.intensity import Reference
+from monai_autoaug.transforms.intensity import Reference, at_least_float32
 from monai_autoaug.transforms.registry import Cascade, Context, Operation
 
 __all__ = ["apply"]
@@ -50,11 +50,6 @@ def _join(samples: list[Tensor], rows: list[int]) -> Tensor:
 def _put(samples: list[Tensor], rows: list[int], batch: Tensor) -> None:
     for i, sample in zip(rows, batch.split(1), strict=True):
         samples[i] = sample
-
-
-def _full(x: Tensor) -> Tensor:
-    x = x.as_subclass(Tensor)
-    return x if x.dtype == torch.float64 else x.float()
 
 
 def apply(
@@ -104,8 +99,8 @@ def apply(
     (True, True)
     """
     steps = _plan(image, indices, cascades, generator, quantile, sign, compat)
-    x = _full(image)
-    soft = None if label is None else _full(label)
+    x = at_least_float32(image)
+    soft = None if label is None else at_least_float32(label)
     labels = [] if soft is None else list(soft.split(1))
     state = _State(list(x.split(1)), labels, reference.split() if reference else [])
     shape = tuple(n - 2 * m for n, m in zip(x.shape[2:], margin or (0,) * (x.ndim - 2), strict=True))

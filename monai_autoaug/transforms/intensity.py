@@ -19,11 +19,13 @@ __all__ = [
     "Reference",
     "add",
     "add_noise",
+    "at_least_float32",
     "bias_field",
     "contrast",
     "gamma",
     "inverted_gamma",
     "multiply",
+    "per_sample",
     "random_like",
     "scale_channels",
 ]
@@ -55,11 +57,11 @@ class Reference:
         mean: Tensor | None = None,
         std: Tensor | None = None,
     ) -> None:
-        self.values = None if values is None else _full(values)
+        self.values = None if values is None else at_least_float32(values)
         given = {"minimum": minimum, "maximum": maximum, "mean": mean, "std": std}
         if (values is None) != all(v is not None for v in given.values()):
             raise ValueError("Reference takes either values or all of minimum, maximum, mean and std")
-        self._given = {k: _full(v) for k, v in given.items() if v is not None}
+        self._given = {k: at_least_float32(v) for k, v in given.items() if v is not None}
 
     def _figure(self, name: str) -> Tensor:
         if self.values is None:
@@ -117,15 +119,23 @@ class Reference:
         return Reference(**{k: torch.cat([getattr(r, k) for r in references]) for k in names})
 
 
-def _full(x: Tensor) -> Tensor:
-    """At least float32, without MONAI's metadata."""
+def at_least_float32(x: Tensor) -> Tensor:
+    """``x`` in float32, or float64 if it is, without MONAI's metadata.
+
+    >>> at_least_float32(torch.zeros(1, dtype=torch.bfloat16)).dtype
+    torch.float32
+    """
     x = x.as_subclass(Tensor)
     return x if x.dtype == torch.float64 else x.float()
 
 
-def _wide(figure: Tensor, image: Tensor) -> Tensor:
-    """(B,) or (B, C) -> broadcastable against the image."""
-    return figure.to(_full(image)).view(*figure.shape, *[1] * (image.ndim - figure.ndim))
+def per_sample(figure: Tensor, image: Tensor) -> Tensor:
+    """A figure (B,) or (B, C) in the shape that broadcasts against the image.
+
+    >>> per_sample(torch.zeros(2), torch.zeros(2, 1, 4, 4)).shape
+    torch.Size([2, 1, 1, 1])
+    """
+    return figure.to(at_least_float32(image)).view(*figure.shape, *[1] * (image.ndim - figure.ndim))
 
 
 def add(image: Tensor, shift: Tensor) -> Tensor:
@@ -138,7 +148,7 @@ def add(image: Tensor, shift: Tensor) -> Tensor:
     >>> add(torch.zeros(1, 1, 2, 2, 2), torch.tensor([0.5])).unique()
     tensor([0.5000])
     """
-    return (_full(image) + _wide(shift, image)).to(image.dtype)
+    return (at_least_float32(image) + per_sample(shift, image)).to(image.dtype)
 
 
 def multiply(image: Tensor, factor: Tensor) -> Tensor:
@@ -147,7 +157,7 @@ def multiply(image: Tensor, factor: Tensor) -> Tensor:
     >>> multiply(torch.ones(1, 1, 2, 2, 2), torch.tensor([1.5])).unique()
     tensor([1.5000])
     """
-    return (_full(image) * _wide(factor, image)).to(image.dtype)
+    return (at_least_float32(image) * per_sample(factor, image)).to(image.dtype)
 
 
 def contrast(image: Tensor, factor: Tensor, reference: Reference | None = None) -> Tensor:
@@ -156,12 +166,12 @@ def contrast(image: Tensor, factor: Tensor, reference: Reference | None = None) 
     >>> contrast(torch.tensor([0.0, 1.0, 2.0, 5.0]).view(1, 1, 1, 1, 4), torch.tensor([2.0])).flatten().tolist()
     [0.0, 0.0, 2.0, 5.0]
     """
-    x = _full(image)
+    x = at_least_float32(image)
     reference = reference or Reference(x)
-    mean = _wide(reference.mean, x)
+    mean = per_sample(reference.mean, x)
     # mean + (x - mean) f with one product, and exactly x at f = 1
-    stretched = torch.addcmul(x, x - mean, _wide(factor, x) - 1)
-    return stretched.clamp(_wide(reference.minimum, x), _wide(reference.maximum, x)).to(image.dtype)
+    stretched = torch.addcmul(x, x - mean, per_sample(factor, x) - 1)
+    return stretched.clamp(per_sample(reference.minimum, x), per_sample(reference.maximum, x)).to(image.dtype)
 
 
 def gamma(image: Tensor, exponent: Tensor, reference: Reference | None = None, *, compat: bool = False) -> Tensor:
@@ -180,16 +190,16 @@ def gamma(image: Tensor, exponent: Tensor, reference: Reference | None = None, *
     >>> torch.allclose(gamma(x, torch.tensor([1.0])), x, atol=1e-6)
     True
     """
-    x = _full(image)
+    x = at_least_float32(image)
     own = Reference(x)
     before = own if reference is None else reference
     # a reference of every 4th voxel may miss the sample's extremes
-    low = _wide(torch.minimum(before.minimum.to(x), own.minimum), x)
-    span = (_wide(torch.maximum(before.maximum.to(x), own.maximum), x) - low).clamp(min=1e-7)
+    low = per_sample(torch.minimum(before.minimum.to(x), own.minimum), x)
+    span = (per_sample(torch.maximum(before.maximum.to(x), own.maximum), x) - low).clamp(min=1e-7)
 
     def power(values: Tensor) -> Tensor:
         # the floor keeps the derivative of the power finite at the darkest voxel
-        return ((values - low) / span).clamp(min=1e-7).pow(_wide(exponent, x)) * span
+        return ((values - low) / span).clamp(min=1e-7).pow(per_sample(exponent, x)) * span
 
     y = power(x)
     if reference is None:
@@ -200,7 +210,11 @@ def gamma(image: Tensor, exponent: Tensor, reference: Reference | None = None, *
         flat = reference.values.flatten(2)
         after = Reference(power(flat.view(*flat.shape, *[1] * (x.ndim - 3))))
     # the power was taken without its offset ``low``, which cancels here
-    centred, mean, ratio = y - _wide(after.mean, x), _wide(before.mean, x), _wide(before.std / after.std, x)
+    centred, mean, ratio = (
+        y - per_sample(after.mean, x),
+        per_sample(before.mean, x),
+        per_sample(before.std / after.std, x),
+    )
     return ((centred + mean) * ratio if compat else centred * ratio + mean).to(image.dtype)
 
 
@@ -228,7 +242,7 @@ def random_like(
     device = image.device if generator is None else generator.device
     drawn = torch.empty(shape, device=device)
     drawn = drawn.normal_(generator=generator) if normal else drawn.uniform_(-1, 1, generator=generator)
-    return drawn.to(_full(image))
+    return drawn.to(at_least_float32(image))
 
 
 def add_noise(
@@ -246,9 +260,9 @@ def add_noise(
     >>> torch.equal(add_noise(x, torch.tensor([0.0])), x)
     True
     """
-    x = _full(image)
+    x = at_least_float32(image)
     unit = random_like(x, tuple(x.shape), generator) if noise is None else noise.to(x)
-    return torch.addcmul(x, unit, _wide(std, x)).to(image.dtype)
+    return torch.addcmul(x, unit, per_sample(std, x)).to(image.dtype)
 
 
 def bias_field(image: Tensor, strength: Tensor, generator: torch.Generator | None = None, *, points: int = 4) -> Tensor:
@@ -264,12 +278,12 @@ def bias_field(image: Tensor, strength: Tensor, generator: torch.Generator | Non
     >>> torch.equal(bias_field(x, torch.tensor([0.3])), x)  # all is darkest
     True
     """
-    x = _full(image)
+    x = at_least_float32(image)
     spread = tuple(range(1, x.ndim))
     field = upsample_field(random_like(x, (len(x), 1, *[points] * (x.ndim - 2)), generator), tuple(x.shape[2:]))
     field = field / field.abs().amax(dim=spread, keepdim=True)
-    low = _wide(Reference(x).minimum, x)
-    return torch.addcmul(x, x - low, torch.expm1(_wide(strength, x) * field)).to(image.dtype)
+    low = per_sample(Reference(x).minimum, x)
+    return torch.addcmul(x, x - low, torch.expm1(per_sample(strength, x) * field)).to(image.dtype)
 
 
 def scale_channels(image: Tensor, factor: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -278,6 +292,6 @@ def scale_channels(image: Tensor, factor: Tensor, generator: torch.Generator | N
     >>> scale_channels(torch.ones(1, 2, 2, 2, 2), torch.tensor([1.0])).unique()
     tensor([1.])
     """
-    x = _full(image)
+    x = at_least_float32(image)
     exponent = random_like(x, tuple(x.shape[:2]), generator, normal=False)
-    return (x * _wide(factor.to(x)[:, None] ** exponent, x)).to(image.dtype)
+    return (x * per_sample(factor.to(x)[:, None] ** exponent, x)).to(image.dtype)

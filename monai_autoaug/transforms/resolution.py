@@ -13,18 +13,9 @@ import torch
 from torch import Tensor
 
 from monai_autoaug.precision import float32_region
-from monai_autoaug.transforms.intensity import Reference
+from monai_autoaug.transforms.intensity import Reference, at_least_float32, per_sample
 
 __all__ = ["blur", "gibbs", "low_resolution", "sharpen"]
-
-
-def _full(x: Tensor) -> Tensor:
-    x = x.as_subclass(Tensor)
-    return x if x.dtype == torch.float64 else x.float()
-
-
-def _wide(per_sample: Tensor, image: Tensor) -> Tensor:
-    return per_sample.view(-1, *[1] * (image.ndim - 1))
 
 
 def _kernels(sigma: Tensor, radius: int) -> tuple[Tensor, Tensor]:
@@ -45,10 +36,10 @@ def _filter(x: Tensor, kernel: Tensor, axis: int) -> Tensor:
     n, radius = x.shape[axis], kernel.shape[1] - 1
     position = torch.arange(-radius, n + radius, device=x.device).remainder(2 * n)
     padded = x.index_select(axis, torch.minimum(position, 2 * n - 1 - position))
-    total = x * _wide(kernel[:, 0], x)
+    total = x * per_sample(kernel[:, 0], x)
     for k in range(1, radius + 1):
         pair = padded.narrow(axis, radius - k, n) + padded.narrow(axis, radius + k, n)
-        total = torch.addcmul(total, pair, _wide(kernel[:, k], x))
+        total = torch.addcmul(total, pair, per_sample(kernel[:, k], x))
     return total
 
 
@@ -64,7 +55,7 @@ def blur(image: Tensor, sigma: Tensor, *, largest: float = 1.0) -> Tensor:
     >>> torch.equal(blur(x, torch.tensor([0.0])), x)
     True
     """
-    x = _full(image)
+    x = at_least_float32(image)
     kernel, _ = _kernels(sigma.to(x), int(4 * largest + 0.5))
     for axis in range(2, x.ndim):
         x = _filter(x, kernel, axis)
@@ -84,7 +75,7 @@ def sharpen(image: Tensor, sigma: Tensor, reference: Reference | None = None, *,
     >>> torch.equal(sharpen(x, torch.tensor([torch.inf])), x)
     True
     """
-    x = _full(image)
+    x = at_least_float32(image)
     bell, second = _kernels(sigma.to(x), int(4 * largest + 0.5))
     smooth, laplacian = x, torch.zeros_like(x)
     for axis in range(2, x.ndim):
@@ -93,7 +84,7 @@ def sharpen(image: Tensor, sigma: Tensor, reference: Reference | None = None, *,
             smooth = _filter(smooth, bell, axis)
     reference = reference or Reference(x)
     ends = (reference.minimum, reference.maximum)
-    low, high = (end.to(x).view(*end.shape, *[1] * (x.ndim - 2)) for end in ends)
+    low, high = (per_sample(end, x) for end in ends)
     return (x - laplacian).clamp(low, high).to(image.dtype)
 
 
@@ -109,7 +100,7 @@ def low_resolution(image: Tensor, zoom: Tensor) -> Tensor:
     >>> low_resolution(torch.tensor([[[[0.0, 1.0, 2.0, 3.0]]]]), torch.tensor([0.5])).flatten().tolist()
     [0.5, 0.5, 2.5, 2.5]
     """
-    x = _full(image)
+    x = at_least_float32(image)
     for axis in range(2, x.ndim):
         n = x.shape[axis]
         count = (n * zoom.to(x)).round().clamp(min=1)[:, None]
@@ -138,7 +129,7 @@ def gibbs(image: Tensor, kept: Tensor) -> Tensor:
     >>> torch.allclose(gibbs(x, torch.tensor([1.0])), x, atol=1e-6)
     True
     """
-    x = _full(image)
+    x = at_least_float32(image)
     axes = list(range(2, x.ndim))
     with float32_region(x.device):
         spectrum = torch.fft.rfftn(x, dim=axes)
