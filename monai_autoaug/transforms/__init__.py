@@ -2,6 +2,7 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Batched, differentiable transforms on the device."""
 
+from monai_autoaug.transforms.adapters import from_batchgenerators, from_monai
 from monai_autoaug.transforms.catalogue import extra_cascades, operations_at_test_time, training_cascades
 from monai_autoaug.transforms.execution import apply
 from monai_autoaug.transforms.intensity import Reference
@@ -17,6 +18,8 @@ __all__ = [
     "apply_view",
     "canvas",
     "extra_cascades",
+    "from_batchgenerators",
+    "from_monai",
     "operations_at_test_time",
     "revert_view",
     "training_cascades",

@@ -270,6 +270,12 @@ def _run(state: _State, step: _Step, context: Context) -> None:
     reference = Reference.join([state.references[i] for i in rows]) if state.references else None
     noise = None if context.noise is None else context.noise[rows]
     context = replace(context, reference=reference, noise=noise)
+    if operation.acts == "pair":
+        moved, soft = operation(x, _join(state.labels, rows) if state.labels else None, step.magnitude, context)
+        _put(state.images, rows, moved)
+        if soft is not None:
+            _put(state.labels, rows, soft)
+        return
     _put(state.images, rows, operation(x, step.magnitude, context))
     if reference is not None and operation.moves_reference:
         for i, moved in zip(rows, _move(reference, step, context).split(), strict=True):

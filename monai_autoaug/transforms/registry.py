@@ -20,7 +20,7 @@ from monai_autoaug.transforms.intensity import Reference
 __all__ = ["Cascade", "Context", "Operation"]
 
 Kind = Literal["identity", "spatial", "intensity", "noise", "resolution"]
-Acts = Literal["nothing", "matrix", "field", "permutation", "values"]
+Acts = Literal["nothing", "matrix", "field", "permutation", "values", "pair"]
 Opposite = Literal["none", "negative", "reciprocal"]
 
 
@@ -54,7 +54,8 @@ class Operation:
         acts: what ``function`` is. "matrix": ``f(magnitude, spatial_dims) -> (B, d, d)``; "field":
             ``f(magnitude, shape, generator) -> (B, d, ...)`` displacement; both compose with others to one resampling.
             "permutation": ``f(x, magnitude)``, exact, for image and label. "values": ``f(image, magnitude, context)``.
-            "nothing".
+            "pair": ``f(image, label or None, magnitude, context) -> (image, label or None)``, for transforms of other
+            libraries, which resample on their own. "nothing".
         function: see ``acts``.
         low: smallest magnitude.
         high: largest magnitude.
@@ -77,7 +78,7 @@ class Operation:
     name: str
     kind: Kind = "identity"
     acts: Acts = "nothing"
-    function: Callable[..., Tensor] | None = field(default=None, compare=False)
+    function: Callable[..., Any] | None = field(default=None, compare=False)
     low: float = 0.0
     high: float = 0.0
     unit: str = ""
@@ -117,7 +118,7 @@ class Operation:
             return value * sign
         return torch.where(sign > 0, value, 1 / value) if self.opposite == "reciprocal" else value
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Call ``function``."""
         if self.function is None:
             raise TypeError(f"operation {self.name} does nothing and can't be called")

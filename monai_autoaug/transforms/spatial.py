@@ -102,23 +102,22 @@ def elastic(
     return integrate(upsample_field(velocity, fine), shape)
 
 
-def enlarged_size(
-    shape: tuple[int, int, int], degrees: tuple[float, float, float], factor: float = 1.0
-) -> tuple[int, ...]:
+def enlarged_size(shape: tuple[int, ...], degrees: tuple[float, ...], factor: float = 1.0) -> tuple[int, ...]:
     """Size of the patch to cut so that rotations and a zoom bring no corners into ``shape``.
 
     Rotations in different planes are taken one by one, as in the paper's code, which is exact for one of them.
 
     Args:
-        shape: wanted size (D, H, W).
-        degrees: largest angle about D, H and W.
+        shape: wanted size (D, H, W), or (H, W).
+        degrees: largest angle about D, H and W; in 2D the one angle.
         factor: largest factor of the field of view, at least 1.
 
     >>> enlarged_size((64, 64, 32), (30, 5, 5), 1.05)
     (72, 74, 62)
     """
     size = [float(n) for n in shape]
-    for (a, b), angle in zip(((1, 2), (0, 2), (0, 1)), degrees, strict=True):
+    planes = ((1, 2), (0, 2), (0, 1)) if len(shape) == 3 else ((0, 1),)
+    for (a, b), angle in zip(planes, degrees, strict=True):
         c, s = abs(math.cos(math.radians(angle))), abs(math.sin(math.radians(angle)))
         size[a] = max(size[a], shape[a] * c + shape[b] * s)
         size[b] = max(size[b], shape[b] * c + shape[a] * s)

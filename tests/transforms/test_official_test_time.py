@@ -115,9 +115,10 @@ def test_a_view_can_keep_its_size() -> None:
         ((64, 64, 32), (30, 30, 30), 1.5, (131, 131, 89)),
         ((64, 64, 32), (30, 5, 5), 1.05, (72, 74, 62)),
         ((17, 17, 17), (30, 5, 5), 1.05, (19, 24, 24)),
+        ((64, 32), (30,), 1.05, (74, 62)),
     ],
 )
 def test_patch_size_that_rotations_need(
-    shape: tuple[int, int, int], degrees: tuple[float, float, float], factor: float, expected: tuple[int, ...]
+    shape: tuple[int, ...], degrees: tuple[float, ...], factor: float, expected: tuple[int, ...]
 ) -> None:
     assert enlarged_size(shape, degrees, factor) == expected
