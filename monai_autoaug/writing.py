@@ -4,8 +4,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -34,9 +36,8 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    prefix = f".{path.name}.{platform.node()}."
-    _remove_leftovers(path.parent, prefix)
-    temporary = path.with_name(f"{prefix}{os.getpid()}.part")
+    _remove_leftovers(path.parent)
+    temporary = path.with_name(f".{path.name}{_here()}{os.getpid()}.part")
     try:
         write(temporary)
         with temporary.open("rb+") as file:  # its name may reach the disk before its content otherwise
@@ -83,16 +84,29 @@ def write_tensors(
     return write_whole(path, write)
 
 
-def _remove_leftovers(folder: Path, prefix: str) -> None:
+_cleaned: set[Path] = set()
+
+
+def _here() -> str:
+    return f"@{platform.node()}@"
+
+
+def _remove_leftovers(folder: Path) -> None:
+    """Once a process and folder, because a folder may hold very many files."""
+    folder = folder.resolve()
+    if folder in _cleaned:
+        return
+    _cleaned.add(folder)
+    leftover = re.compile(rf"{re.escape(_here())}([0-9]+)\.part$")
     for file in folder.iterdir():
-        if file.name.startswith(prefix) and file.suffix == ".part":
-            process = file.name.removeprefix(prefix).removesuffix(".part")
-            if process.isdigit() and not _lives(int(process)):
+        found = leftover.search(file.name)
+        if found and not _lives(int(found[1])):
+            with contextlib.suppress(OSError):  # another user's, in a folder whose files only their owners may remove
                 file.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:
-    if process == os.getpid():
+    if process == os.getpid() or os.name == "nt":  # there, signal 0 is no question but Ctrl-C
         return True
     try:
         os.kill(process, 0)  # signal 0 asks only

@@ -47,14 +47,15 @@ def test_a_killed_write_leaves_the_former_file_and_the_next_write_tidies_up(tmp_
     assert done.returncode < 0
     assert path.read_text() == "old"
     assert len(list(tmp_path.iterdir())) == 2  # what it was writing
-    write_text(path, "new")
-    assert [p.name for p in tmp_path.iterdir()] == ["a.json"]
-    assert path.read_text() == "new"
+    another = "import sys; from monai_autoaug.writing import write_text; write_text(sys.argv[1], 'new')"
+    subprocess.run([sys.executable, "-c", another, str(tmp_path / "b.json")], check=True)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
+    assert path.read_text() == "old"
 
 
 def test_what_a_living_process_or_another_machine_writes_stays(tmp_path: Path) -> None:
-    living = tmp_path / f".a.json.{platform.node()}.1.part"
-    elsewhere = tmp_path / ".a.json.another-machine.999999999.part"
+    living = tmp_path / f".a.json@{platform.node()}@1.part"
+    elsewhere = tmp_path / f".a.json@x{platform.node()}@999999999.part"
     for file in (living, elsewhere):
         file.write_text("ha")
     write_text(tmp_path / "a.json", "new")

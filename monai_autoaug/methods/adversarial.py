@@ -166,7 +166,9 @@ class Adversarial(AugmentedMethod):
                 total, figures = total + penalties, figures | sizes
             scale = self.task.precision.scale  # of this backward; the update may change it
             self.descend(total)
-        self.balancer.update(scale, dict.fromkeys(self.kinds, ramp))
+        # these grow with the augmentation: the gradient at a head, and that of a quadratic penalty
+        growing = [*self.kinds, *(f"{kind}_penalty" for kind in self.kinds)]
+        self.balancer.update(scale, dict.fromkeys(growing, ramp))
         self._latest = moved[-1] if moved and self.mode != "combined" else None
         return self.figures(parts, losses, **figures)
 
@@ -210,7 +212,10 @@ class Adversarial(AugmentedMethod):
 
     def _real(self, batches: Batches, count: int) -> Tensor:
         """``count`` untransformed patches of a second batch, resampled and cropped as the transformed ones are."""
-        batch = batches.next("real").rows(slice(0, count))
+        batch = batches.next("real")
+        # drawn, because hosts put the patches that are centred on foreground last in a batch
+        order = torch.randperm(len(batch.image), generator=self.generator, device=self.generator.device)
+        batch = batch.rows(order[:count])
         if not self.discriminator_resamples:
             return batch.cropped().image
         with torch.no_grad():
@@ -243,8 +248,10 @@ class Adversarial(AugmentedMethod):
             move, weight = part.transformation, self.weight_magnitude
             assert move is not None  # noqa: S101  # for the type checker: these parts have one
             if self.balance:
-                tap = self.balancer.ratio(f"{part.kind}_penalty", f"{part.kind}_games", self.weight_magnitude)
-                move, weight = _through(tap, move, "matrix", "velocity", "additive"), 1.0
+                places = f"{part.kind}_penalty", f"{part.kind}_games"
+                tap = self.balancer.ratio(*places, self.weight_magnitude, strength=self.ramp)
+                field = "displacement" if move.velocity is None else "velocity"  # what the penalty acts on
+                move, weight = _through(tap, move, "matrix", field, "additive"), 1.0
             sizes[f"{part.kind}_penalty"] = move.regularization()
             total = total + weight * sizes[f"{part.kind}_penalty"]
             if self.weight_prior and move.deviation is not None:

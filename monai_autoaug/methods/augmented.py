@@ -150,8 +150,7 @@ class AugmentedMethod(Method):
     @property
     def ramp(self) -> float:
         """Strength of the augmentation in the coming step, in (0, 1]; micro-batches of one update have the same."""
-        updates = self.steps // self.task.accumulation_steps
-        return 1.0 if self.warm_up <= 0 else min(1.0, (updates + 1) / self.warm_up)
+        return 1.0 if self.warm_up <= 0 else min(1.0, (self.steps + 1) / self.warm_up)
 
     def watched(self, kind: str, move: Transformation) -> Transformation:
         """What `generate` applies of ``move``; a method may put something in between that measures the gradient."""

@@ -61,11 +61,20 @@ class Balancer:
 
         return tap
 
-    def ratio(self, name: str, reference: str, weight: float) -> Callable[[Tensor], Tensor]:
-        """A tap that scales the gradient to ``weight`` times that at ``reference``; to 0 until both are known."""
+    def ratio(
+        self, name: str, reference: str, weight: float, *, strength: float = 1.0
+    ) -> Callable[[Tensor], Tensor]:
+        """A tap that scales the gradient to ``weight`` times that at ``reference``; to 0 until both are known.
+
+        Args:
+            name: the place.
+            reference: another one.
+            weight: the ratio.
+            strength: of ``name`` in this step (see `unit`).
+        """
 
         def tap(x: Tensor) -> Tensor:
-            mean, other = self.means[self.names[name]], self.means[self.names[reference]]
+            mean, other = self.means[self.names[name]] * strength, self.means[self.names[reference]]
             known = (mean > 0) & (other > 0)
             scale = torch.where(known, weight * other / mean.clamp(min=1e-30), torch.zeros_like(mean))
             return meter_gradient(x, self.norms[self.names[name]], scale)

@@ -167,7 +167,7 @@ class Method(ABC):
     def __init__(self, task: Task, *, seed: int = 0) -> None:
         self.task = task
         self.players: dict[str, Player] = {}
-        self.steps = 0
+        self.steps = 0  # updates, not micro-batches
         self.generator = torch.Generator(device=task.device)
         self.generator.manual_seed(seed * 1009 + rank())
 
@@ -211,7 +211,7 @@ class Method(ABC):
             for name, (optimizer, clip) in optimizers.items():
                 precision.step(name, optimizer, clip=clip)
             precision.update()
-        self.steps += 1
+            self.steps += 1
         task.notify("model", {})
 
     def state_dict(self) -> dict[str, Any]:

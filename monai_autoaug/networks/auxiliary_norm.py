@@ -8,7 +8,8 @@ deployed is the plain network. They are kept apart by `auxiliary_state`.
 
 Batch norm: a group has its own batch statistics, running statistics and affine parameters. Instance and group norm have
 no running statistics, so a group is a further pair of affine parameters. Loading a state dict, which knows the main
-group alone, makes every auxiliary group a copy of it; `load_auxiliary_state` comes afterwards.
+group alone, makes auxiliary groups that have not been used yet copies of it, so that they start from pretrained
+weights; groups in training are left as they are, so that weights can be swapped for a validation.
 
 Source: Gao et al. 2021, section 3.3 (three auxiliary groups besides the main one); Xie et al. 2020 (AdvProp).
 """
@@ -43,6 +44,7 @@ class AuxiliaryNorm(nn.Module):
     group: Tensor | None
     rows: list[tuple[int, Tensor]] | None
     back: Tensor | None
+    fresh: bool  # the groups have neither been trained nor restored
     eps: float
     momentum: float | None
     num_groups: int
@@ -60,6 +62,7 @@ class AuxiliaryNorm(nn.Module):
             self.register_buffer("auxiliary_mean", torch.zeros(groups, channels, device=device))
             self.register_buffer("auxiliary_variance", torch.ones(groups, channels, device=device))
         self.group = self.rows = self.back = None
+        self.fresh = True
 
     def _save_to_state_dict(self, destination: Any, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -71,10 +74,11 @@ class AuxiliaryNorm(nn.Module):
     ) -> None:
         super()._load_from_state_dict(state_dict, prefix, metadata, strict, missing, unexpected, errors)
         missing[:] = [key for key in missing if not key.startswith(prefix + _PREFIX)]
-        self.reset_groups()
+        if self.fresh:
+            self._start_from_main()
 
     @torch.no_grad()
-    def reset_groups(self) -> None:
+    def _start_from_main(self) -> None:
         """Make every auxiliary group a copy of the main one."""
         for suffix, main in (("weight", "weight"), ("bias", "bias"), ("mean", "running_mean"),
                              ("variance", "running_var")):  # fmt: skip
@@ -217,7 +221,7 @@ def norm_groups(network: nn.Module, group: Tensor | None) -> Iterator[None]:
     layers = [] if group is None else [m for m in network.modules() if isinstance(m, AuxiliaryNorm)]
     rows, back = _rows(layers, group)
     for layer in layers:
-        layer.group, layer.rows, layer.back = group, rows, back
+        layer.group, layer.rows, layer.back, layer.fresh = group, rows, back, False
     try:
         yield
     finally:
@@ -268,3 +272,6 @@ def load_auxiliary_state(network: nn.Module, state: Mapping[str, Tensor]) -> Non
     with torch.no_grad():
         for name, tensor in here.items():
             tensor.copy_(state[name])
+    for layer in network.modules():
+        if isinstance(layer, AuxiliaryNorm):
+            layer.fresh = False

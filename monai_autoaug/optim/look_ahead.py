@@ -34,13 +34,14 @@ _CLIP_EPS = 1e-6  # of clip_grad_norm_
 
 
 def next_parameters(
-    optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor], *, clip: float | None = None
+    optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor | None], *, clip: float | None = None
 ) -> list[Tensor]:
     """Parameters after the step that ``optimizer`` would take with ``gradients``; nothing is changed.
 
     Args:
         optimizer: SGD (momentum, dampening, Nesterov, weight decay), Adam or AdamW.
-        gradients: one a parameter, in the order of the optimiser's groups.
+        gradients: one a parameter, in the order of the optimiser's groups; None for those that the optimiser will leave
+            alone, as a frozen parameter or an unused head.
         clip: largest norm of the whole gradient, or None.
 
     Raises:
@@ -54,14 +55,15 @@ def next_parameters(
     kept = _clipped(gradients, clip)
     with torch.no_grad():
         return [
-            _adam(p, g, group, state)[0] if _is_adam(optimizer) else _sgd(p, g, group, state)
+            p.detach().clone() if g is None
+            else _adam(p, g, group, state)[0] if _is_adam(optimizer) else _sgd(p, g, group, state)
             for (p, group, state), g in zip(settings, kept, strict=True)
         ]
 
 
 def look_ahead(
     optimizer: torch.optim.Optimizer,
-    gradients: Sequence[Tensor],
+    gradients: Sequence[Tensor | None],
     direction: Sequence[Tensor],
     *,
     clip: float | None = None,
@@ -70,12 +72,12 @@ def look_ahead(
 
     Args:
         optimizer: as in `next_parameters`, before the step.
-        gradients: g, one a parameter, in the order of the optimiser's groups.
+        gradients: g, one a parameter, in the order of the optimiser's groups; None as in `next_parameters`.
         direction: v, the loss's gradient at `next_parameters`, likewise.
         clip: largest norm of the whole gradient, or None.
 
     Returns:
-        u, one tensor a parameter.
+        u, one tensor a parameter; 0 where there is no gradient.
 
     Raises:
         ConfigError: as `next_parameters`; or Adam before its first step, whose derivative says nothing (its first step
@@ -92,7 +94,9 @@ def look_ahead(
     result = []
     with torch.no_grad():
         for (p, group, state), g, v in zip(settings, kept, direction, strict=True):
-            if _is_adam(optimizer):
+            if g is None:
+                result.append(torch.zeros_like(v))
+            elif _is_adam(optimizer):
                 if not state:
                     raise ConfigError("Adam's first step is the gradient's sign and has no useful derivative: warm up")
                 result.append(v * _adam(p, g, group, state)[1])
@@ -106,7 +110,7 @@ def _is_adam(optimizer: torch.optim.Optimizer) -> bool:
 
 
 def _settings(
-    optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor]
+    optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor | None]
 ) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
     """Parameter, its group and its state, for each parameter."""
     if not isinstance(optimizer, torch.optim.SGD) and not _is_adam(optimizer):
@@ -123,28 +127,28 @@ def _settings(
     return found
 
 
-def _norm(gradients: Sequence[Tensor]) -> Tensor:
-    return torch.stack([g.norm() for g in gradients]).norm()
+def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
+    return torch.stack([g.norm() for g in gradients if g is not None]).norm()
 
 
-def _clipped(gradients: Sequence[Tensor], clip: float | None) -> list[Tensor]:
-    if clip is None:
+def _clipped(gradients: Sequence[Tensor | None], clip: float | None) -> list[Tensor | None]:
+    if clip is None or all(g is None for g in gradients):
         return list(gradients)
     scale = (clip / (_norm(gradients) + _CLIP_EPS)).clamp(max=1)
-    return [g * scale for g in gradients]
+    return [None if g is None else g * scale for g in gradients]
 
 
-def _through_clipping(gradients: Sequence[Tensor], u: list[Tensor], clip: float | None) -> list[Tensor]:
+def _through_clipping(gradients: Sequence[Tensor | None], u: list[Tensor], clip: float | None) -> list[Tensor]:
     """The derivative of clipping, transposed, applied to ``u``."""
-    if clip is None:
+    if clip is None or all(g is None for g in gradients):
         return u
     norm = _norm(gradients)
     if float(norm) + _CLIP_EPS <= clip:
         return u
-    inner = torch.stack([(g * x).sum() for g, x in zip(gradients, u, strict=True)]).sum()
+    inner = torch.stack([(g * x).sum() for g, x in zip(gradients, u, strict=True) if g is not None]).sum()
     scale = clip / (norm + _CLIP_EPS)
     along = scale / (norm + _CLIP_EPS) / norm * inner
-    return [scale * x - along * g for g, x in zip(gradients, u, strict=True)]
+    return [x if g is None else scale * x - along * g for g, x in zip(gradients, u, strict=True)]
 
 
 def _sgd(p: Tensor, g: Tensor, group: dict[str, Any], state: dict[str, Any]) -> Tensor:

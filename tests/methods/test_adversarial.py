@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import copy
 import io
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +56,9 @@ def test_one_backward_equals_three_separate_optimisations(saturating: bool, ever
     task, fake, size, _ = objective()
     # for D alone: its own loss (times lambda where the saturating game shares it, as Algorithm 1 has it)
     share = 1.0
-    real = method.discriminator(batches.next("real").image[: len(fake)])
+    patches = batches.next("real").image
+    chosen = torch.randperm(len(patches), generator=method.generator)[: len(fake)]
+    real = method.discriminator(patches[chosen])
     own = adversarial_loss(real, True) + share * adversarial_loss(method.discriminator(fake), False)
     if saturating:
         realism = -weights["weight_discriminator"] * adversarial_loss(
@@ -266,25 +269,39 @@ def test_the_discriminator_sees_no_resampling_in_appearance() -> None:
     assert float(fake.diff(dim=2).std() / real.diff(dim=2).std()) == pytest.approx(1, abs=0.15)
 
 
-def test_the_magnitude_penalty_is_a_ratio_of_gradients() -> None:
-    """Whatever the units, what pulls towards the identity is ``weight_magnitude`` times what the games push."""
-    heads = {}
-    for weight in (0.0, 0.5):
-        method = moved(build(weight_magnitude=weight, weight_prior=0.0, discriminator=False, warm_up=0))
-        assert isinstance(method, Adversarial)
-        freeze(method)
-        batches = Fixed()
-        for _ in range(4):  # nothing moves: the running norms come to those of these samples
-            method.generator.manual_seed(1)
-            method._turns.clear()
-            method.step(batches)
-        places = {n: float(method.balancer.means[i]) for n, i in method.balancer.names.items()}
-        heads[weight] = {n: g for n, g in places.items() if n in method.kinds}
-        assert all(places[f"{kind}_penalty"] > 0 for kind in method.kinds)
-    for kind in ("affine", "deformation", "appearance"):
-        change = heads[0.5][kind] / heads[0.0][kind]
-        assert change != pytest.approx(1.0, abs=0.01)
-        assert 0.4 < change < 1.6  # at most half of it is added or taken away
+@pytest.mark.parametrize(
+    "form", [{}, {"fidelity": "paper", "balance": True, "base": "random"}], ids=["default", "paper"]
+)
+@pytest.mark.parametrize("ramp", [0.2, 1.0])
+def test_the_magnitude_penalty_is_a_ratio_of_gradients(form: dict[str, Any], ramp: float) -> None:
+    """Whatever the units and however far the warm-up, what pulls back is ``weight_magnitude`` times what games push."""
+    method = moved(build(weight_magnitude=0.5, weight_prior=0.0, discriminator=False, **form))
+    assert isinstance(method, Adversarial)
+    freeze(method)
+    seen: dict[str, list[float]] = {}
+    through = method.balancer.ratio
+
+    def spied(name: str, reference: str, weight: float, **more: float) -> Callable[[Tensor], Tensor]:
+        tap = through(name, reference, weight, **more)
+
+        def measured(x: Tensor) -> Tensor:
+            own = x.view_as(x)  # x itself gets the games' gradient too
+            own.register_hook(lambda g: seen.setdefault(name, []).append(float(g.norm())))
+            return tap(own)
+
+        return measured
+
+    method.balancer.ratio = spied  # type: ignore[method-assign]
+    for step, strength in enumerate((1.0, 1.0, ramp, ramp)):  # the last two as within a warm-up
+        method.warm_up, method.steps = 1000, round(1000 * strength) - 1
+        method.generator.manual_seed(1)
+        method._turns.clear()
+        method.step(Fixed())
+        assert method.steps == round(1000 * strength), step
+    games = {n: float(method.balancer.means[i]) for n, i in method.balancer.names.items()}
+    for kind in method.kinds:
+        # games change a little with the strength: the ratio is to their mean over steps
+        assert seen[f"{kind}_penalty"][-1] == pytest.approx(0.5 * games[f"{kind}_games"], rel=0.25), kind
 
 
 def test_every_loss_and_magnitude_is_logged() -> None:
@@ -363,3 +380,18 @@ def test_a_run_goes_on_on_another_kind_of_device() -> None:
 def test_numbers_that_can_not_be_are_refused_by_name(option: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=f"{next(iter(option))} must be at least"):
         build(**option)
+
+
+def test_real_patches_are_drawn_from_the_whole_batch() -> None:
+    """Hosts put patches centred on foreground last: the first ones alone would tell real from transformed."""
+    method = build(warm_up=0)
+    assert isinstance(method, Adversarial)
+    batch = Fixed(size=4).batches["real"]
+    marked = replace(batch, image=torch.arange(4.0).view(4, 1, 1, 1, 1).expand_as(batch.image).clone())
+
+    class Marked:
+        def next(self, stream: str) -> Batch:
+            return marked
+
+    seen = {round(float(x)) for _ in range(20) for x in method._real(Marked(), 2).mean((1, 2, 3, 4))}
+    assert seen == {0, 1, 2, 3}

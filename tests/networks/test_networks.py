@@ -179,6 +179,20 @@ def test_loading_weights_makes_every_group_start_from_them() -> None:
             assert torch.equal(groups, getattr(layer, main).expand(3, -1)), key
 
 
+def test_groups_in_training_outlive_a_swap_of_weights() -> None:
+    """An average of weights is loaded for a validation and taken back; and a checkpoint may restore groups first."""
+    net = add_auxiliary_norms(nn.Sequential(nn.BatchNorm3d(2)))
+    with norm_groups(net, torch.tensor([0, 1])):
+        net(torch.randn(2, 2, 4, 4, 4))
+    trained = auxiliary_state(net)
+    net.load_state_dict({k: torch.zeros_like(v) for k, v in net.state_dict().items()})
+    assert all(torch.equal(t, trained[k]) for k, t in auxiliary_state(net).items())
+    other = add_auxiliary_norms(nn.Sequential(nn.BatchNorm3d(2)))
+    load_auxiliary_state(other, trained)
+    other.load_state_dict(net.state_dict())
+    assert all(torch.equal(t, trained[k]) for k, t in auxiliary_state(other).items())
+
+
 def test_a_group_of_one_voxel_is_normalised_by_running_statistics() -> None:
     """A deep level may be one voxel large: alone in its group, a sample has no variance of its own."""
     net = add_auxiliary_norms(nn.Sequential(nn.BatchNorm3d(2)))

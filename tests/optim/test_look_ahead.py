@@ -113,3 +113,22 @@ def test_what_has_no_closed_form_is_refused() -> None:
         look_ahead(torch.optim.Adam(own), gradients(0), gradients(1))
     with pytest.raises(ConfigError, match="2 parameters, but 1"):
         next_parameters(torch.optim.SGD(own, 0.1), gradients(0)[:1])
+
+
+@pytest.mark.parametrize("make", OPTIMISERS.values(), ids=OPTIMISERS)
+def test_parameters_without_a_gradient_stay(make: Make) -> None:
+    """Frozen parameters, and heads that no loss uses, have neither gradient nor state; torch leaves them alone."""
+    own = parameters()
+    optimizer = make(own)
+    for seed in range(2):
+        own[0].grad = gradients(seed)[0]
+        optimizer.step()
+    g, v = [gradients(5)[0], None], gradients(6)
+    ahead, u = next_parameters(optimizer, g, clip=0.7), look_ahead(optimizer, g, v, clip=0.7)
+    assert torch.equal(ahead[1], own[1].detach())
+    assert torch.equal(u[1], torch.zeros_like(own[1]))
+    assert bool(u[0].any())
+    own[0].grad = g[0]
+    nn.utils.clip_grad_norm_(own, 0.7)
+    optimizer.step()
+    assert torch.allclose(ahead[0], own[0].detach(), rtol=1e-12)
