@@ -164,7 +164,7 @@ class AugmentedMethod(Method):
         """Transform each part of ``batch`` by its augmenter."""
         for augmenter in map(self.augmenter, self.kinds):
             augmenter.strength.fill_(self.ramp)
-        assigned = self.partition(len(batch.image)).to(batch.image.device)
+        assigned = self.partition(len(batch.image))  # stays on the CPU: which rows there are must not wait for a GPU
         parts = []
         clean = torch.nonzero(assigned == 0)[:, 0]
         if len(clean):
