@@ -33,7 +33,7 @@ __all__ = [
 ]
 
 KEY = "autoaug"
-VERSION = 2  # 2: with the settings that decide the course of a training
+VERSION = 3  # 2: with the settings that decide the course of a training; 3: as they are in effect, with the plans'
 
 
 def random_states(device: torch.device) -> dict[str, Any]:
@@ -89,7 +89,8 @@ def write_atomically(write: Callable[[str], None], addition: Mapping[str, Any], 
         if not file.exists():
             raise _NothingWritten
         checkpoint = torch.load(file, map_location="cpu", weights_only=False)  # nnU-Net's own, written a moment ago
-        torch.save(checkpoint | {KEY: dict(addition)}, file)
+        with file.open("wb") as opened:  # to a path torch would write its name, and so the machine's, into the file
+            torch.save(checkpoint | {KEY: dict(addition)}, opened)
 
     with contextlib.suppress(_NothingWritten):
         write_whole(filename, complete)

@@ -3,22 +3,33 @@
 """What decides the course of a training, so that a resumed run can be compared with the one it continues.
 
 Settings are named as the options that set them, but hold what is in effect: an option that is left out and one that
-says what nnU-Net, the trainer or the plans say anyway are the same, and plans edited in between are noticed too.
+says what nnU-Net, the trainer, the plans or the method say anyway are the same. The plans' configuration is compared as
+a whole, so edits in between are noticed too.
 """
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from typing import Any
 
+import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
+
 from monai_autoaug import methods
-from monai_autoaug.nnunet.options import Options
+from monai_autoaug.methods.augmented import AugmentedMethod
+from monai_autoaug.nnunet.options import OPTIMIZERS, Options
 
 __all__ = ["FREE", "course", "describe", "differences"]
 
 # what a resumed run may change: when it ends, how much of the validation cases it looks at, when it saves
 FREE = ("epochs", "val_iterations_per_epoch", "save_every")
+# the plans' keys that are no settings of their own: batch_size and the options have names in the course, what is
+# inherited is resolved, and the next stage of a cascade reads this one's predictions only
+_NOT_COMPARED = ("autoaug", "batch_size", "inherits_from", "next_stage")
+_PLAIN = (bool, int, float, str)
 
 
 def course(options: Options, trainer: Any, margin: tuple[int, ...]) -> dict[str, Any]:
@@ -30,44 +41,105 @@ def course(options: Options, trainer: Any, margin: tuple[int, ...]) -> dict[str,
         margin: voxels by which training patches are enlarged.
     """
     configuration = trainer.configuration_manager
-    own = {n: p.default for n, p in methods.options(options.method).items() if n not in ("seed", "image_channels")}
-    momentum = 0.99 if options.optimizer == "sgd" and options.momentum is None else options.momentum
+    optimizer, momentum = _optimizer(trainer)
     found = {
         "method": options.method,
-        "method_options": own | dict(options.method_options),
+        "method_options": _method_options(options, trainer.method),
         "epochs": trainer.num_epochs,
         "iterations_per_epoch": trainer.num_iterations_per_epoch,
         "val_iterations_per_epoch": trainer.num_val_iterations_per_epoch,
         "batch_size": configuration.batch_size,
-        "optimizer": options.optimizer,
+        "optimizer": optimizer,
         "lr": trainer.initial_lr,
         "weight_decay": trainer.weight_decay,
         "momentum": momentum,
         "features": configuration.network_arch_init_kwargs.get("features_per_stage"),
         "seed": options.seed,
         "loader": options.loader,
-        "precision": options.precision,  # None follows the device, and a run may move to another one
+        # the option left out follows the device, and such a run may move to another one
+        "precision": {
+            "in_effect": str(trainer.task.precision.dtype).removeprefix("torch."),
+            "follows_device": options.precision is None,
+        },
         "base_augmentation": options.base_augmentation,
         "margin": margin,
         "save_every": trainer.save_every,
+        "plans": _plans(configuration.configuration),
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples become lists, as in the plans
     return plain
 
 
-def differences(kept: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Settings that differ, by name: the checkpoint's and this run's; options of a method one by one.
+def _plans(configuration: Mapping[str, Any]) -> dict[str, Any]:
+    """The resolved configuration without what the course names otherwise."""
+    kept = deepcopy({key: value for key, value in configuration.items() if key not in _NOT_COMPARED})
+    kept["architecture"]["arch_kwargs"].pop("features_per_stage", None)
+    return kept
 
-    >>> differences({"lr": 0.1, "method_options": {"mode": "affine"}}, {"lr": 0.1, "method_options": {"mode": "both"}})
-    {'method_options: mode': ('affine', 'both')}
+
+def _method_options(options: Options, method: methods.Method) -> dict[str, Any]:
+    """The options that the method was built with: None has become a value where the method chose one."""
+    found: dict[str, Any] = {}
+    for name, parameter in methods.options(options.method).items():
+        if name in ("seed", "image_channels"):  # the trainer's
+            continue
+        given = options.method_options.get(name, parameter.default)
+        built = getattr(method, name, None)  # of some options a network is made, which is no value to compare
+        found[name] = built if isinstance(built, _PLAIN) else given
+    if isinstance(method, AugmentedMethod):
+        augmenters = [method.augmenter(kind) for kind in method.kinds]
+        found["bounds"] = {}
+        for augmenter in augmenters:
+            defaults, values = inspect.signature(type(augmenter)).parameters, augmenter.options()
+            other = {n: values[n] for n in augmenter.limits if values[n] != defaults[n].default}
+            if other:
+                found["bounds"][augmenter.kind] = other
+        if "base" in found:
+            found["base"] = augmenters[0].base
+    return found
+
+
+def _optimizer(trainer: Any) -> tuple[str, float | None]:
+    """The option ``optimizer`` that makes what the trainer has, or else the names of its classes; and its momentum."""
+    built, schedule = trainer.optimizer, trainer.lr_scheduler
+    has = _settings(built)
+    momentum = has.get("momentum")
+    if type(schedule) is PolyLRScheduler and schedule.exponent == 0.9:
+        parameter = [torch.nn.Parameter(torch.zeros(1))]
+        made: tuple[torch.optim.Optimizer, ...] = (
+            torch.optim.SGD(parameter, momentum=momentum or 0.0, nesterov=bool(momentum)),
+            torch.optim.AdamW(parameter),
+        )
+        for name, optimizer in zip(OPTIMIZERS, made, strict=True):
+            if type(built) is type(optimizer) and has == _settings(optimizer):
+                return name, momentum
+    return f"{type(built).__name__} with {type(schedule).__name__}", momentum
+
+
+def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
+    """What an optimiser is set to beside its parameters and what the trainer sets."""
+    others = ("params", "lr", "initial_lr", "weight_decay")
+    return {key: value for key, value in optimizer.param_groups[0].items() if key not in others}
+
+
+def differences(kept: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+    """Settings that differ, by name: the checkpoint's and this run's; those of a method or of the plans one by one.
+
+    >>> differences({"lr": 0.1, "plans": {"batch_dice": True}}, {"lr": 0.1, "plans": {"batch_dice": False}})
+    {'plans: batch_dice': (True, False)}
     """
     found = {}
     for name in [*kept, *(n for n in here if n not in kept)]:
         before, now = kept.get(name), here.get(name)
-        if name == "method_options" and kept.get("method") == here.get("method"):
-            before, now = before or {}, now or {}
-            found.update({f"{name}: {k}": pair for k, pair in differences(before, now).items()})
-        elif name != "method_options" and before != now:
+        if name == "method_options" and kept.get("method") != here.get("method"):
+            continue  # another method's options are other ones
+        if isinstance(before, Mapping) and isinstance(now, Mapping):
+            if name == "precision":
+                if not (before["follows_device"] and now["follows_device"]):
+                    found.update(differences({name: before["in_effect"]}, {name: now["in_effect"]}))
+            else:
+                found.update({f"{name}: {k}": pair for k, pair in differences(before, now).items()})
+        elif before != now:
             found[name] = (before, now)
     return found
 

@@ -20,6 +20,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json, save
 
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet.checkpoint import KEY, read_checkpoint
+from monai_autoaug.writing import write_tensors
 
 __all__ = ["export_plain", "plain_checkpoint"]
 
@@ -53,9 +54,7 @@ def export_plain(model_folder: str | os.PathLike[str], out_folder: str | os.Path
     shutil.rmtree(unfinished, ignore_errors=True)  # of an export that was killed
     try:
         for file in files:
-            fold = unfinished / file.parent.name
-            fold.mkdir(parents=True, exist_ok=True)
-            torch.save(plain_checkpoint(read_checkpoint(file)), fold / file.name)
+            write_tensors(unfinished / file.parent.name / file.name, plain_checkpoint(read_checkpoint(file)))
         save_json(_plain_plans(plans), str(unfinished / "plans.json"), sort_keys=False)
         for name in _COPIED:
             if (source / name).is_file():

@@ -154,7 +154,8 @@ class ResumingMixin(_Host):
         if not different:
             return
         settings = {} if kept is None else differences(kept.get("course", {}), self._course)
-        reason = {"features": settings["features"]} if "features" in settings else dict([*different.items()][:1])
+        ours = {n: pair for n, pair in settings.items() if n == "features" or n.startswith("plans: architecture")}
+        reason = dict([*(ours or different).items()][:1])
         raise CheckpointError(
             f"{filename}: is of another network; {describe(reason)[0]}. Give this run the plans it was trained with and"
             f" its options features or width (the plans' key autoaug, or the file that {CONFIG_VARIABLE} names)"

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -93,3 +94,14 @@ def test_an_export_is_whole_or_not_there(tiny: Any, tmp_path: Path, monkeypatch:
     assert [p.name for p in tmp_path.iterdir()] == [name]
     found = {str(p.relative_to(exported)) for p in exported.rglob("*") if p.is_file()}
     assert {"plans.json", "dataset.json", "dataset_fingerprint.json", "fold_3/checkpoint_final.pth"} <= found
+
+
+def test_exported_checkpoints_hold_no_name_of_a_file(tiny: Any, tmp_path: Path) -> None:
+    trainer = tiny.trainer(Adversarial, fold=2)
+    trainer.initialize()
+    for name in ("checkpoint_best.pth", "checkpoint_final.pth"):
+        trainer.save_checkpoint(str(Path(trainer.output_folder) / name))
+    for name, content in (("plans.json", tiny.plans), ("dataset.json", tiny.json)):
+        (Path(trainer.output_folder_base) / name).write_text(json.dumps(content))
+    fold = export_plain(trainer.output_folder_base, tmp_path) / "fold_2"
+    assert (fold / "checkpoint_best.pth").read_bytes() == (fold / "checkpoint_final.pth").read_bytes()

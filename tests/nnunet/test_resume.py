@@ -141,7 +141,7 @@ def test_a_failed_write_leaves_the_last_good_checkpoint(tiny: Any, monkeypatch: 
     def break_off(content: Any, file: Any) -> None:
         calls.append(content)
         if len(calls) == 2:
-            Path(file).write_bytes(b"half a file")
+            file.write(b"half a file")
             raise OSError("no space left on device")
         save(content, file)
 
@@ -152,6 +152,20 @@ def test_a_failed_write_leaves_the_last_good_checkpoint(tiny: Any, monkeypatch: 
     assert path.read_bytes() == before
     assert sorted(path.parent.iterdir()) == files
     trainer._close_streams()
+
+
+def test_checkpoints_tell_nothing_of_the_machine(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = tiny.trainer(Adversarial)
+    trainer.initialize()
+    written = []
+    for host in ("first-machine", "second-machine"):
+        monkeypatch.setattr("platform.node", lambda host=host: host)
+        path = Path(trainer.output_folder) / f"checkpoint_of_{len(written)}.pth"
+        trainer.save_checkpoint(str(path))
+        written.append(path.read_bytes())
+        assert host.encode() not in written[-1]
+        path.unlink()
+    assert written[0] == written[1]
 
 
 def test_a_trainer_that_writes_no_checkpoints_still_trains(tiny: Any) -> None:
