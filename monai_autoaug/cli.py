@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 from importlib import import_module
 from typing import Any
 
@@ -64,11 +65,27 @@ class Commands(click.Group):
             if ctx.params["debug"]:
                 raise
             raise Failure(str(error)) from error
+        except OSError as error:
+            if ctx.params["debug"] or error.errno == errno.EPIPE:  # click ends quietly when nobody reads any more
+                raise
+            raise Failure(_told(error)) from error
         except KeyboardInterrupt:
             if ctx.params["debug"]:
                 raise
             click.secho("stopped", fg="yellow", err=True)
             ctx.exit(INTERRUPTED)
+
+
+def _told(error: OSError) -> str:
+    """Which file, why, and what to do."""
+    where = f"{error.filename}: " if error.filename is not None else ""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        remedy = "free some space; a training run then goes on with --resume"
+    elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        remedy = "choose a file or folder that you may use, or change its permissions"
+    else:
+        remedy = "see that the path is right and can be used; monai-autoaug --debug shows where this comes from"
+    return f"{where}{error.strerror or error}. To do: {remedy}"
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

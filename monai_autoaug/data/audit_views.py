@@ -186,7 +186,8 @@ class CaseSummary:
         labelled: whether it has a label file.
         counts: label value -> voxels; None if the label was not read.
         spacing: mm, sorted; None if the image was not read.
-        digest: of the image's voxels; equal for equal images; "" if the image was not read.
+        digest: of the image's voxels; equal for equal images; "" if the image was not read, or is
+            constant: blank images are equal without one being a copy of the other.
     """
 
     name: str
@@ -233,15 +234,16 @@ class CaseView:
         counts = self.label.label_counts if self.label is not None and self.label.nifti is not None else None
         digest, spacing = "", None
         if all(v.voxels is not None if v.nifti is not None else False for v in self.images):
-            content = hashlib.blake2b(digest_size=16)
+            content, constant = hashlib.blake2b(digest_size=16), True
             for volume in self.images:
                 content.update(repr(volume.shape).encode())
                 voxels = np.asarray(volume.voxels).reshape(-1, order="F")  # as in the file: no copy
+                constant = constant and bool(voxels.min() == voxels.max())
                 for start in range(0, voxels.size, _CHUNK):
                     # numbers, not bytes: the same image may be stored as int16 and as float32, and 0 as -0
                     with np.errstate(over="ignore"):  # told by the check "overflow"
                         content.update(np.add(voxels[start : start + _CHUNK], 0, dtype=np.float32).data)
-            digest = content.hexdigest()
+            digest = "" if constant else content.hexdigest()
             spacing = tuple(sorted(float(s) for s in self.images[0].spacing))
         return CaseSummary(self.name, self.label is not None, counts.whole if counts else None, spacing, digest)
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
-from ignite.engine import Engine
+from ignite.engine import Engine, Events
 from ignite.handlers import DiskSaver
 from monai.data import SmartCacheDataset
 from monai.handlers import CheckpointLoader, CheckpointSaver
@@ -74,7 +74,10 @@ class AutoAugState:
         saved = {"model": network, "optimizer": optimizer, "autoaug": trainer.autoaug_state, "trainer": trainer}
         AtomicCheckpointSaver(save_dir, saved, save_interval=1), CheckpointLoader(path, saved)
 
-    `TrainingCheckpoint` is both in one handler. Where a run can't be repeated to the bit (`inexact`), the log says so.
+    `TrainingCheckpoint` is both in one handler. With several processes, of which only one writes, all have to call
+    `gather` after the last handler that draws random numbers (a validation's loader does) and right before it is saved;
+    `TrainingCheckpoint` sees to that. Otherwise what is saved of the others is their state before all handlers. Where a
+    run can't be repeated to the bit (`inexact`), the log says so.
 
     Args:
         trainer: the engine it belongs to.
@@ -231,7 +234,7 @@ class TrainingCheckpoint:
 
     To what it is given it adds the engine itself and its `AutoAugState`, which a configuration file can't refer to
     where it makes the engine. It belongs behind the validation handler and the learning rate schedule, so that what it
-    saves is what the next epoch starts with.
+    saves is what the next epoch starts with. Of several processes one writes, but all need the handler.
 
     Args:
         path: the file, written anew and atomically.
@@ -275,6 +278,8 @@ class TrainingCheckpoint:
             if not self.path.is_file():
                 raise CheckpointError(f"{self.path}: there is no checkpoint to resume from; start without resume")
             CheckpointLoader(str(self.path), objects, map_location=self.map_location).attach(engine)
+        # on all ranks, and not at the end of the epoch as such: what validation draws in between is drawn once only
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), state.gather)
         AtomicCheckpointSaver(
             str(self.path.parent), objects, save_interval=self.interval, n_saved=1, interval_filename=self.path.name
         ).attach(engine)

@@ -51,6 +51,7 @@ class Run:
     ``config.json`` the options, the split and the versions; ``audit.json``; ``preprocessing.json``; ``log.jsonl`` one
     line an epoch; ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the plain segmentation network;
     ``augmenters.pt`` what was learned; ``summary.json``; ``validation/`` the predictions of the validation cases.
+    While a process works in it, ``.lock`` names that process (`engines.claims`).
 
     Args:
         folder: where it is.

@@ -53,7 +53,24 @@ def rehearse(options: TrainOptions, datalist: DataList) -> None:
 
 
 def _rehearse(options: TrainOptions, datalist: DataList) -> None:
+    """One rehearsal; what fails with the user's patches alone is blamed on them."""
     size = _patch_size(options)
+    try:
+        _try(options, datalist, size)
+    except ConfigError as error:
+        usual = _patch_size(replace(options, patch_size=None))
+        if size == usual:
+            raise
+        _try(options, datalist, usual)  # raises what is wrong whatever the patches
+        reason = str(error.__cause__ or error).splitlines()[0]
+        raise ConfigError(
+            f"patch_size {list(options.patch_size or size)} is too small for network {options.network!r} with method"
+            f" {options.method!r} ({reason}); {list(usual)} works"
+        ) from error
+
+
+def _try(options: TrainOptions, datalist: DataList, size: tuple[int, ...]) -> None:
+    """Build everything and take a step on patches of this size."""
     with _blaming(f"network {options.network!r}", options.network_options):
         network = build_network(
             options.network, len(datalist.channels), datalist.num_outputs, **options.network_options
@@ -99,13 +116,17 @@ def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: t
 
 @contextmanager
 def _blaming(what: str, options: Mapping[str, Any]) -> Iterator[None]:
-    """Turn what goes wrong with the user's options into a message that names them; without options it is our fault."""
+    """Turn what goes wrong into a message that names the user's options; without any it is our fault, and says so."""
     try:
         yield
     except AutoAugError:
         raise
     except Exception as error:  # torch and MONAI raise many kinds for a number they can't use
+        reason = f"({type(error).__name__}: {error})"
         if not options:
-            raise
+            raise ConfigError(
+                f"{what} can't work with its default options {reason}; if the other options are in order, this is a"
+                " fault of monai_autoaug: please report what monai-autoaug --debug shows"
+            ) from error
         given = ", ".join(f"{name}={value!r}" for name, value in options.items())
-        raise ConfigError(f"{what} can't work with {given} ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"{what} can't work with {given} {reason}") from error

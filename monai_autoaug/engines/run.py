@@ -20,6 +20,7 @@ from monai_autoaug.data import Case, DataList, Split, read_datalist, split
 from monai_autoaug.data.audit import Finding, findings_to_json
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.data.schemes import choose_schemes
+from monai_autoaug.engines.claims import check_writable, claimed
 from monai_autoaug.engines.fit import Fit
 from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
@@ -65,7 +66,8 @@ class _Plan:
 def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
     """Train a segmentation network on a folder of NIfTI files.
 
-    Every option is tried out on random patches first, so that a bad one is refused before anything is read or written.
+    The folders are claimed (`claims.claimed`) and every option is tried out on random patches first, so that what can't
+    work is refused before any image is read; until the run's configuration is written, a refusal leaves nothing behind.
     The data set is audited, split by ``options.split_seed``, preprocessed with statistics of the training cases alone,
     and trained on by the chosen method. The network after the last epoch is kept (no choice by validation Dice), and
     predicts the validation cases.
@@ -78,11 +80,19 @@ def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
         The run's folder, complete.
 
     Raises:
-        ConfigError: an option can't work, or the folder holds another run.
+        ConfigError: an option can't work, or the folder holds another run, is in use or can't be written.
         DataError: the data set can't be used.
     """
     run = Run(options.output)
     _check_folders(options)
+    with claimed(run.folder):
+        return _train(run, options, listener)
+
+
+def _train(run: Run, options: TrainOptions, listener: Listener) -> Run:
+    """All of `train`, in a folder that is ours."""
+    if options.cache is not None:
+        check_writable("cache", options.cache)
     if run.config.exists() or run.checkpoint.exists():
         raise ConfigError(f"{run.folder} holds a run already: resume it, or choose another folder")
     find_precision(options.precision, find_device(options.device))
@@ -94,16 +104,18 @@ def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
         datalist, parts.train, spacing=options.spacing, normalisation=options.normalisation
     )
     plan = _plan(options, parts, preprocessing)
-    preprocessing.save(run.preprocessing)
-    write_text(run.audit, findings_to_json(findings) + "\n")
-    write_json(run.config, plan.to_dict())
+    _begin(run, plan, preprocessing, findings)
     return _carry_out(run, plan, datalist, preprocessing, None, listener)
 
 
 def resume(
     folder: str | Path, *, device: str | None = None, workers: int | None = None, listener: Listener = unheard
 ) -> Run:
-    """Go on with a run that was stopped; on the same machine the result is that of a run that never stopped.
+    """Go on with a run that was stopped, also by a kill: its folder is free as soon as its process has ended.
+
+    On the same machine's CPU the result is that of a run that never stopped, bit for bit. On a GPU it begins with the
+    same state and batches, but no two runs are equal to the last digit there: the gradient of a warp
+    (``grid_sample``) is added up in no fixed order.
 
     Args:
         folder: of the run.
@@ -115,10 +127,17 @@ def resume(
         The run's folder, complete.
 
     Raises:
-        ConfigError: there is no run, or it has ended.
+        ConfigError: there is no run, it has ended, another process is working in it, or it can't be written.
         CheckpointError: the data set has changed, or the checkpoint is damaged.
     """
     run = Run(Path(folder))
+    read_json(run.config)  # before a folder that holds no run is claimed
+    with claimed(run.folder):
+        return _resume(run, device, workers, listener)
+
+
+def _resume(run: Run, device: str | None, workers: int | None, listener: Listener) -> Run:
+    """All of `resume`, in a folder that is ours."""
     config = read_json(run.config)
     if run.summary.exists():
         raise ConfigError(f"{run.folder}: this run has ended; start another one with more epochs")
@@ -136,6 +155,18 @@ def resume(
     plan = _Plan(options, parts, tuple(config["patch_size"]), tuple(config["margin"]))
     checkpoint = run.load_checkpoint() if run.checkpoint.exists() else None
     return _carry_out(run, plan, datalist, preprocessing, checkpoint, listener)
+
+
+def _begin(run: Run, plan: _Plan, preprocessing: Preprocessing, findings: list[Finding]) -> None:
+    """Write what makes a folder a run, the configuration last; or nothing, if one file can't be written."""
+    try:
+        preprocessing.save(run.preprocessing)
+        write_text(run.audit, findings_to_json(findings) + "\n")
+        write_json(run.config, plan.to_dict())
+    except BaseException:
+        for file in (run.config, run.audit, run.preprocessing):
+            file.unlink(missing_ok=True)
+        raise
 
 
 def _names(cases: Sequence[Case]) -> list[str]:

@@ -20,6 +20,7 @@ from monai.inferers import (
     SlidingWindowInfererAdapt,
 )
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.engines.losses import PerSampleLoss
@@ -32,6 +33,7 @@ __all__ = [
     "AmpPrecision",
     "EngineTask",
     "broadcast",
+    "can_compile",
     "check_inferer",
     "check_optimizer",
     "check_options",
@@ -108,6 +110,17 @@ def first_convolution(network: nn.Module) -> tuple[int, int] | None:
     return None
 
 
+def can_compile(network: nn.Module) -> bool:
+    """Whether a compiled graph stays valid: how many samples each auxiliary group of a batch norm has, none can know.
+
+    With them torch compiles anew at each division of a batch, until its limit, and then runs the network as it is.
+
+    >>> can_compile(nn.BatchNorm3d(2))
+    True
+    """
+    return not any(isinstance(m, AuxiliaryNorm) and isinstance(m, _BatchNorm) for m in network.modules())
+
+
 def check_inferer(inferer: Inferer, method: str) -> None:
     """Refuse an inferer that takes samples apart, because each sample of a batch has an augmentation of its own.
 
@@ -152,8 +165,8 @@ def check_options(options: Mapping[str, Any]) -> None:
         raise ConfigError("iteration_update replaces the training step, which is the method's here; leave it out")
     if "optim_set_to_none" in options:
         raise ConfigError(
-            "optim_set_to_none can't be chosen: gradients are always set to None, so that parameters without a gradient"
-            " in some step (norm groups without samples) are not moved by momentum or weight decay"
+            "optim_set_to_none can't be chosen: gradients are always set to None, as the methods expect, so that a"
+            " parameter that no loss of a step has reached is left alone by momentum and weight decay"
         )
 
 

@@ -26,6 +26,7 @@ from monai_autoaug.engines.task import (
     AmpPrecision,
     EngineTask,
     broadcast,
+    can_compile,
     check_inferer,
     check_optimizer,
     check_options,
@@ -82,7 +83,8 @@ class AutoAugTrainer(SupervisedTrainer):
         train_handlers: as in MONAI.
         amp: mixed precision; float16 switches itself off on the CPU.
         amp_kwargs: of ``torch.autocast``; ``{"dtype": torch.bfloat16}`` for bfloat16, also on the CPU.
-        compile: run the network through ``torch.compile``.
+        compile: run the network through ``torch.compile``; switched off, and logged, for batch norms with auxiliary
+            groups.
         compile_kwargs: of ``torch.compile``.
         options: further arguments of ``SupervisedTrainer``: epoch_length, non_blocking, postprocessing,
             key_train_metric, additional_metrics, metric_cmp_fn, event_names, event_to_attr, decollate, to_kwargs,
@@ -129,12 +131,18 @@ class AutoAugTrainer(SupervisedTrainer):
         **options: Any,
     ) -> None:
         check_options(options)
+        plain: nn.Module = network.module if isinstance(network, _WRAPPERS) else network
+        wanted, compile = compile, compile and can_compile(plain)
         super().__init__(
             device, max_epochs, train_data_loader, network, optimizer, loss_function, prepare_batch=prepare_batch,
             inferer=SimpleInferer() if inferer is None else inferer, amp=amp, amp_kwargs=amp_kwargs, compile=compile,
             compile_kwargs=compile_kwargs, optim_set_to_none=True, **options,
         )  # fmt: skip
-        self.plain_network: nn.Module = network.module if isinstance(network, _WRAPPERS) else network
+        self.plain_network = plain
+        if wanted and not compile:
+            self.logger.warning(
+                "torch.compile is off: this network's batch norms have auxiliary groups of varying size"
+            )
         if compile and self.plain_network is not network:
             compiled: Any = torch.compile(self.plain_network, **(compile_kwargs or {}))
             self.network = compiled

@@ -89,10 +89,13 @@ def test_check_finds_what_is_wrong(data: Path, tmp_path: Path) -> None:
         (["train", "DATA", "--method-option", "gamma"], "is no key=value"),
         (["train", "DATA", "--method-option", "gamma=1"], "method 'adversarial' has no option 'gamma'"),
         (["train", "DATA", "--method-option", "mode=afine"], "mode must be 'combined' or one of affine,"),
-        (["train", "DATA", "--method-option", "width=0"], "method 'adversarial' can't work with width=0"),
+        (["train", "DATA", "--method-option", "width=0"], "width"),
         (["train", "DATA", "--epochs", "0"], "epochs must be at least 1, got 0"),
         (["train", "DATA", "--validation-cases", "many"], "is no number"),
         (["train", "nowhere"], "nowhere: is not a folder"),
+        (["train", "DATA", "--output", "FILE/run"], "FILE/run can't be written (Not a directory); choose a folder"),
+        (["train", "DATA", "--cache", "FILE/cache"], "cache: FILE/cache can't be written (Not a directory)"),
+        (["predict", "RUN", "DATA/imagesTr", "FILE/out"], "FILE/out: Not a directory. To do: see that the path"),
         (["train", "--resume"], "which run? Give its folder"),
         (["train", "--resume", "--output", "RUN", "--epochs", "9"], "leave out epochs"),
         (["train", "--resume", "--output", "RUN"], "this run has ended"),
@@ -106,7 +109,10 @@ def test_faults_are_one_message_and_exit_code_2(
     words: list[str], message: str, run: tuple[Path, Result], data: Path, tmp_path: Path, monkeypatch: Any
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    result = call(*({"DATA": data, "RUN": run[0]}.get(w, w) for w in words))
+    Path("FILE").touch()
+    names = {"DATA": data, "DATA/imagesTr": data / "imagesTr", "RUN": run[0]}
+    result = call(*(names.get(w, w) for w in words))
+    assert [p.name for p in tmp_path.iterdir()] == ["FILE"]
     assert result.exit_code == 2
     assert message in " ".join(result.output.split())
     assert "Traceback" not in result.output

@@ -144,6 +144,17 @@ def test_an_image_in_three_cases_is_told_of_once_a_case(data: DataList) -> None:
     assert [(f.case, f.check) for f in found] == [(c.name, "leakage"), (b.name, "duplicate_image")]
 
 
+def test_blank_images_are_no_copies_of_each_other(data: DataList) -> None:
+    a, b, c = data.training
+    for case in (a, b):
+        edit_file(case.images[0], voxels(np.zeros_like))
+    for parts in (None, Split((a, c), (), (b,))):
+        assert [(f.case, f.check) for f in audit(data, parts=parts)] == [
+            (a.name, "constant_image"),
+            (b.name, "constant_image"),
+        ]
+
+
 @pytest.mark.parametrize("edit", ["float64", "big_endian", "other"])
 def test_the_same_image_in_another_form_is_the_same_image(data: DataList, edit: str) -> None:
     """Stored in other numbers, in another byte order; but not with other voxels."""

@@ -49,12 +49,15 @@ def test_what_works_passes_and_changes_nothing(data: DataList, changes: dict[str
 BAD: list[tuple[dict[str, Any], str]] = [
     ({"method_options": {"mode": "afine"}}, "mode must be 'combined' or one of .*, got 'afine'"),
     ({"method_options": {"fidelity": "papr"}}, "fidelity must be"),
-    ({"method_options": {"width": 0}}, "method 'adversarial' can't work with width=0"),
-    ({"method_options": {"noise_size": -1}}, "method 'adversarial' can't work with noise_size=-1"),
+    ({"method_options": {"width": 0}}, r"width(=0| must be at least 1, got 0)"),
+    ({"method_options": {"noise_size": -1}}, r"noise_size(=-1| must be at least 1, got -1)"),
     ({"method_options": {"learning_rate_generator": -1}}, "learning_rate_generator=-1 .*Invalid learning rate"),
     ({"method_options": {"image_channels": 3}}, "3 image channels, but images have 1"),
     ({"method_options": {"fidelity": "paper", "weight_discriminator": 1e39}}, "is not finite in the first step"),
     ({"network": "segresnet", "network_options": {"filters": 12}}, "network 'segresnet' can't work with filters=12"),
+    ({"patch_size": (4, 4, 4)}, r"patch_size \[4, 4, 4\] is too small for network 'unet' .*\[16, 16, 16\] works"),
+    ({"patch_size": (8, 8, 8), "network_options": {}}, r"patch_size \[8, 8, 8\] is too small for network 'unet' with"),
+    ({"patch_size": (4, 4, 4), "method_options": {"width": 0}}, r"width(=0| must be at least 1, got 0)"),
     ({"patch_size": (16, 18, 16)}, r"divisible by 4 with network 'unet', got \[16, 18, 16\]"),
 ]
 
@@ -65,13 +68,15 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> N
         rehearse(options(Path("nowhere"), Path("nowhere"), **changes), CLASSES)
 
 
-def test_a_fault_of_ours_is_not_blamed_on_the_user(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_of_ours_is_not_blamed_on_an_option(monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*args: Any, **kwargs: Any) -> None:
         raise TypeError("a bug")
 
     monkeypatch.setattr("monai_autoaug.engines.rehearsal.make_trainer", broken)
-    with pytest.raises(TypeError, match="a bug"):
-        rehearse(options(Path("nowhere"), Path("nowhere")), CLASSES)
+    for changes in ({}, {"patch_size": (16, 16, 16)}, {"patch_size": (8, 8, 8)}):
+        with pytest.raises(ConfigError, match=r"default options \(TypeError: a bug\).*a fault of monai_autoaug") as e:
+            rehearse(options(Path("nowhere"), Path("nowhere"), **changes), CLASSES)
+        assert type(e.value.__cause__) is TypeError
 
 
 def test_a_refused_run_leaves_nothing_and_reads_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

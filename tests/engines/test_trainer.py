@@ -20,8 +20,11 @@ from monai.engines.utils import IterationEvents
 from monai.handlers import MeanDice, StatsHandler, TensorBoardStatsHandler, from_engine
 from monai.inferers import SlidingWindowInferer
 from monai.losses import DiceLoss
+from monai.networks.nets import UNet
 from monai.transforms import AsDiscreted, Compose
+from torch import nn
 
+from monai_autoaug import methods
 from monai_autoaug.augmenters import load
 from monai_autoaug.engines import AugmenterSaver, AutoAugTrainer, figures
 from monai_autoaug.errors import ConfigError
@@ -208,15 +211,37 @@ def test_float16_switches_itself_off_on_the_cpu(caplog: pytest.LogCaptureFixture
 
 @pytest.mark.parametrize("backend", ["eager", pytest.param("inductor", marks=pytest.mark.long)])
 def test_compiled_network_trains_as_the_plain_one_does(backend: str) -> None:
+    """Without auxiliary batch norms, for which it is switched off."""
     runs = []
     for options in ({}, {"compile": True, "compile_kwargs": {"backend": backend}}):
         torch.manual_seed(0)
-        engine = trainer(**options)
+        engine = trainer(network=UNet(3, 1, 3, channels=(4, 8), strides=(2,), norm="instance"), **options)
+        assert engine.compile == bool(options)
         runs.append(record(engine))
         engine.run()
     plain, compiled = runs
     assert [row.keys() for row in compiled] == [row.keys() for row in plain]
     assert [row["loss"] for row in compiled] == pytest.approx([row["loss"] for row in plain])
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_batch_norms_with_auxiliary_groups_are_not_compiled(caplog: pytest.LogCaptureFixture, wrapped: bool) -> None:
+    """They were, anew for each division of a batch, until torch's limit was reached."""
+    calls: list[Any] = []
+
+    def backend(graph: Any, inputs: Any) -> Any:
+        calls.append(inputs)
+        return graph
+
+    net = methods.prepare("adversarial", network(), warm_up=0)
+    runs = nn.DataParallel(net) if wrapped else net
+    engine = AutoAugTrainer(
+        "cpu", 1, loader(batch_size=4), runs, torch.optim.SGD(net.parameters(), lr=0.1), loss(),
+        method_options={"warm_up": 0}, compile=True, compile_kwargs={"backend": backend},
+    )  # fmt: skip
+    assert "torch.compile is off" in caplog.text
+    engine.run()
+    assert calls == []
 
 
 def test_persistent_dataset_and_plain_dataset(tmp_path: Path) -> None:
