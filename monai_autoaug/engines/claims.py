@@ -35,8 +35,8 @@ def claimed(folder: Path) -> Iterator[None]:
 
     A file ``.lock`` in it, which names the process and its machine, is locked by the operating system, which frees it
     when the process ends, however it ends: after a kill the folder can be claimed at once, and a file that stayed
-    behind means nothing. Where the file system has no locks (and on Windows) that is logged, and processes are not
-    kept apart. Afterwards the file is removed, and the folders made for it too if they are empty.
+    behind means nothing. Where the file system has no locks, which is logged, and on Windows, processes are not kept
+    apart. Afterwards the file is removed, and the folders made for it too if they are empty.
 
     Args:
         folder: of the run.
