@@ -195,7 +195,7 @@ class AtomicCheckpointSaver(CheckpointSaver):
     Raises:
         ConfigError: ``interval_filename`` without ``save_interval``, or with several files to keep.
 
-    >>> import tempfile
+    >>> import tempfile, torch
     >>> saver = AtomicCheckpointSaver(tempfile.mkdtemp(), {"model": torch.nn.Linear(1, 1)}, save_interval=1)
     """
 
@@ -247,6 +247,7 @@ class TrainingCheckpoint:
         CheckpointError: when it is attached, if there is nothing to resume from.
         ConfigError: it is attached to another kind of engine.
 
+    >>> import torch
     >>> net = torch.nn.Conv3d(1, 2, 1)
     >>> TrainingCheckpoint("run/checkpoint.pt", {"model": net}, resume=True).resume
     True
