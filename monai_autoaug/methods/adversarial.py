@@ -269,27 +269,22 @@ class Adversarial(AugmentedMethod):
                 figures[f"{kind}_loss_ratio"] = figures[f"loss_{kind}"] / figures["loss_clean"]
         if self._latest is not None:  # a single kind trains on no clean sample
             figures[f"{self._latest.kind}_loss_ratio"] = self._hardness(self._latest)
-        self._warnings = collapse_warnings(figures, self.kinds)
+        # while it warms up, an augmentation is next to the identity by design
+        self._warnings = collapse_warnings(figures, self.kinds) if self.ramp >= 1 else []
         return figures
 
     @torch.no_grad()
     def _hardness(self, part: Part) -> float:
         """Cross-entropy of transformed over that of untransformed samples, by the network as it would be deployed."""
-        modes = {m: m.training for m in self.task.network.modules()}
-        self.task.network.eval()
         values = []
         for batch in (part.batch, part.source.cropped()):
-            with self.task.precision.autocast():
-                x = batch.image if batch.extra is None else torch.cat([batch.image, batch.extra], dim=1)
-                output = self.task.network(x)
+            output = self.task.forward(batch.image, batch.extra, parameters={})  # its own, but frozen
             p = self.task.probabilities(output).clamp(1e-6, 1 - 1e-6)
             loss = -(batch.label * p.log())
             if self.task.regions:
                 loss = loss - (1 - batch.label) * (1 - p).log()
             known = torch.ones_like(loss[:, :1]) if batch.valid is None else batch.valid
             values.append(float((loss * known).sum() / known.sum().clamp(min=1)))
-        for module, mode in modes.items():
-            module.training = mode
         return values[0] / max(values[1], 1e-6)
 
     def warnings(self) -> list[str]:

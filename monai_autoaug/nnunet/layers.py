@@ -104,11 +104,15 @@ def apply_to_plans(options: Options, plans: Mapping[str, Any], configuration: st
         configuration: name of the configuration.
 
     Raises:
-        ConfigError: the network has no stages to set channels of, or another number of them.
+        ConfigError: there is no such configuration; or the network has no stages to set channels of, or another number.
     """
     from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
     result = deepcopy(dict(plans))
+    if configuration not in result["configurations"]:
+        raise ConfigError(
+            f"the plans have no configuration {configuration!r}; they have {', '.join(result['configurations'])}"
+        )
     here = result["configurations"][configuration]
     if options.batch_size is not None:
         here["batch_size"] = options.batch_size

@@ -34,13 +34,6 @@ from monai_autoaug.data.audit import CHECKS, Check, Fault
 from monai_autoaug.data.datalist import DataList
 from monai_autoaug.data.nifti import read_header
 
-
-@pytest.fixture
-def data(tmp_path: Path) -> DataList:
-    """Three good cases."""
-    return read_datalist(write_phantom(tmp_path, cases=3, size=16))
-
-
 PIXDIM_X, SLOPE = 80, 112
 # check, severity, which files, what is done to them, what the finding must say
 BAD: list[tuple[str, str, str, Callable[[Path], Any], str]] = [

@@ -25,12 +25,6 @@ from monai_autoaug.data import audit, read_datalist, write_phantom
 from monai_autoaug.data.datalist import Case, DataList, Split
 
 
-@pytest.fixture
-def data(tmp_path: Path) -> DataList:
-    """Three good cases."""
-    return read_datalist(write_phantom(tmp_path, cases=3, size=16))
-
-
 def test_good_data_raises_nothing(hippocampus: Path) -> None:
     full = read_datalist(hippocampus)
     assert audit(replace(full, training=full.training[:60])) == []

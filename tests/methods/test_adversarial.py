@@ -395,3 +395,14 @@ def test_real_patches_are_drawn_from_the_whole_batch() -> None:
 
     seen = {round(float(x)) for _ in range(20) for x in method._real(Marked(), 2).mean((1, 2, 3, 4))}
     assert seen == {0, 1, 2, 3}
+
+
+def test_no_collapse_is_reported_while_the_augmentation_warms_up() -> None:
+    method = build(warm_up=50, bounds={"affine": {"rotation": 0.0, "log_scale": 0.0, "shear": 0.0, "translation": 0.0}})
+    method.step(Fixed())
+    method.on_epoch(1)
+    assert method.warnings() == []
+    method.steps = 50
+    method.step(Fixed())
+    method.on_epoch(2)
+    assert any("affine" in w for w in method.warnings())

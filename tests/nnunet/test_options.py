@@ -234,3 +234,9 @@ def test_a_trainer_that_changes_its_optimiser(tiny: Any) -> None:
     trainer.run_training()
     assert trainer.training_stage == "train"
     assert trainer.task.optimizer is trainer.optimizer
+
+
+def test_a_configuration_that_the_plans_do_not_have_is_named() -> None:
+    plans = {"configurations": {"2d": {}, "3d_fullres": {}}}
+    with pytest.raises(ConfigError, match="no configuration '3d_fulres'; they have 2d, 3d_fullres"):
+        apply_to_plans(Options(), plans, "3d_fulres")
