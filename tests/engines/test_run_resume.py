@@ -98,7 +98,7 @@ def test_warnings_and_skipped_updates_are_not_forgotten(
     with monkeypatch.context() as patch:
         spoil(patch, update=2 + 1)  # the first is the rehearsal's
         with pytest.raises(KeyboardInterrupt):
-            train(options(data, run.folder), listener=stop_at(5))
+            train(options(data, run.folder, method_options={"warm_up": 0}), listener=stop_at(5))
     with monkeypatch.context() as patch:
         patch.setattr("monai_autoaug.methods.adversarial.collapse_warnings", lambda *_: ["it has collapsed"])
         with pytest.raises(KeyboardInterrupt):
