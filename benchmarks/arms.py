@@ -2,11 +2,12 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
 """Dice of the learned augmentation beside its controls: ``python benchmarks/arms.py DATA --output arms.json``.
 
-Every cell (method, training cases, seed) is one ``monai-autoaug train`` with the same split and validation cases; cells
+Every cell (arm, training cases, seed) is one ``monai-autoaug train`` with the same split and validation cases; cells
 that the output file holds already are not run again, one that was interrupted goes on; options that are not this
-script's are handed to ``train``. The table has the mean over seeds of the mean foreground Dice, its standard deviation
-over seeds, each structure's Dice, the process CPU time relative to ``none``, and the difference to ``random`` paired by
-case with a 95 % bootstrap interval over cases (which does not cover the seeds).
+script's are handed to ``train``. An arm is a method, with options of its own after colons: ``none:epochs=56`` is none
+trained for as long as a dearer method takes. The table has the mean over seeds of the mean foreground Dice, its
+standard deviation over seeds, each structure's Dice, the process CPU time relative to ``none``, and the difference to
+``random`` paired by case with a 95 % bootstrap interval over cases (which does not cover the seeds).
 """
 
 from __future__ import annotations
@@ -27,8 +28,10 @@ from monai_autoaug.writing import write_text
 COMMAND = "from monai_autoaug.cli import main; main()"
 
 
-def run_cell(data: Path, folder: Path, method: str, cases: int, seed: int, options: list[str]) -> None:
+def run_cell(data: Path, folder: Path, arm: str, cases: int, seed: int, options: list[str]) -> None:
     """Train one cell, or finish it."""
+    method, *own = arm.split(":")
+    options = [*options, *(word for pair in own for word in f"--{pair}".split("=", 1))]
     if (folder / "validation.json").exists() and (folder / "summary.json").exists():
         return
     what = [sys.executable, "-c", COMMAND, "train"]
@@ -85,8 +88,8 @@ def summarise(arms: dict[tuple[int, str], list[dict[str, Any]]]) -> list[dict[st
             row["time_ratio"] = statistics.median(c["cpu_seconds"] for c in cells) / statistics.median(
                 c["cpu_seconds"] for c in plain
             )
-        if control and method != "random" and len(control) == len(cells):
-            row["minus_random"] = difference(cells, control)
+        if control and method != "random" and len(control) >= len(cells):
+            row["minus_random"] = difference(cells, control[: len(cells)])  # the same seeds
         rows.append(row)
     return rows
 
@@ -116,7 +119,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--runs", type=Path, default=Path("runs"), help="one folder a cell")
-    parser.add_argument("--methods", default="none,random,adversarial")
+    parser.add_argument("--methods", default="none,random,adversarial", help="arms")
     parser.add_argument("--cases", default="20,100", help="training cases")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=Path, default=Path("arms.json"))

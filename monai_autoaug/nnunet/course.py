@@ -103,7 +103,7 @@ def _optimizer(trainer: Any) -> tuple[str, float | None]:
     """The option ``optimizer`` that makes what the trainer has, or else the names of its classes; and its momentum."""
     built, schedule = trainer.optimizer, trainer.lr_scheduler
     has = _settings(built)
-    momentum = has.get("momentum")
+    momentum = built.param_groups[0].get("momentum")
     if type(schedule) is PolyLRScheduler and schedule.exponent == 0.9:
         parameter = [torch.nn.Parameter(torch.zeros(1))]
         made: tuple[torch.optim.Optimizer, ...] = (
@@ -113,13 +113,21 @@ def _optimizer(trainer: Any) -> tuple[str, float | None]:
         for name, optimizer in zip(OPTIMIZERS, made, strict=True):
             if type(built) is type(optimizer) and has == _settings(optimizer):
                 return name, momentum
-    return f"{type(built).__name__} with {type(schedule).__name__}", momentum
+    groups = "".join(f"; group {json.dumps(g, sort_keys=True, default=str)}" for g in has.get("groups", ()))
+    return f"{type(built).__name__} with {type(schedule).__name__}{groups}", momentum
 
 
 def _settings(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
-    """What an optimiser is set to beside its parameters and what the trainer sets."""
-    others = ("params", "lr", "initial_lr", "weight_decay")
-    return {key: value for key, value in optimizer.param_groups[0].items() if key not in others}
+    """What an optimiser is set to beside its parameters and what the trainer sets; of several groups, each of them."""
+    found = []
+    for group in optimizer.param_groups:
+        others = ("params", "lr", "initial_lr", "weight_decay")
+        found.append({key: value for key, value in group.items() if key not in others})
+    if len(found) == 1:
+        return found[0]
+    # the trainer's weight decay is one number, so where groups are told apart it may be by this
+    sizes = [{"parameters": len(g["params"]), "weight_decay": g["weight_decay"]} for g in optimizer.param_groups]
+    return {"groups": [a | b for a, b in zip(found, sizes, strict=True)]}
 
 
 def differences(kept: Mapping[str, Any], here: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:

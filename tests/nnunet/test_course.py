@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainerCosAnneal import nnUNetTrainerCosAnneal
 from nnunetv2.training.nnUNetTrainer.variants.optimizer.nnUNetTrainerAdam import nnUNetTrainerAdam
@@ -157,6 +158,25 @@ def test_the_optimiser_is_the_one_that_is_built(tiny: Any, base: type, optimizer
     trainer.initialize()
     assert trainer._course["optimizer"] == optimizer
     assert trainer._course["momentum"] == momentum
+
+
+def test_every_group_of_an_optimiser_counts(tiny: Any) -> None:
+    """Two trainers whose optimisers differ in the second group only are no course to go on with."""
+
+    def courses(weight_decay: float, momentum: float) -> str:
+        class Grouped(nnUNetTrainer):
+            def configure_optimizers(self) -> tuple[Any, Any]:
+                first, *others = self.network.parameters()
+                groups = [{"params": [first]}, {"params": others, "weight_decay": weight_decay, "momentum": momentum}]
+                optimizer = torch.optim.SGD(groups, self.initial_lr, momentum=0.9)
+                return optimizer, PolyLRScheduler(optimizer, self.initial_lr, self.num_epochs)
+
+        trainer = tiny.trainer(with_autoaug(Grouped, "none"))
+        trainer.initialize()
+        return str(trainer._course["optimizer"])
+
+    assert courses(0.1, 0.9) == courses(0.1, 0.9)
+    assert len({courses(0.1, 0.9), courses(0.0, 0.9), courses(0.1, 0.5)}) == 3
 
 
 @pytest.mark.parametrize(
