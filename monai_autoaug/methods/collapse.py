@@ -11,7 +11,11 @@ from torch import Tensor
 
 from monai_autoaug.augmenters import Augmenter, Transformation
 
-__all__ = ["collapse_figures", "collapse_warnings", "noise_share"]
+__all__ = ["WARN_ABOVE", "WARN_BELOW", "collapse_figures", "collapse_warnings", "noise_share"]
+
+# figure -> the value beyond which a run warns; the pictures of a run draw the same limits
+WARN_BELOW = {"noise_share": 0.3, "jacobian_minimum": 0.0, "displacement_mean": 0.05, "additive_mean": 0.005}
+WARN_ABOVE = {"saturation": 0.3, "translation_share": 0.8, "discriminator_accuracy": 0.95}
 
 
 def _parameters(t: Transformation) -> Tensor:
@@ -83,21 +87,22 @@ def collapse_warnings(figures: Mapping[str, float], kinds: Sequence[str]) -> lis
     found = []
     for kind in kinds:
         got = {n.removeprefix(f"{kind}_"): v for n, v in figures.items() if n.startswith(f"{kind}_")}
-        if got.get("noise_share", 1.0) < 0.3:
+        if got.get("noise_share", 1.0) < WARN_BELOW["noise_share"]:
             found.append(
                 f"{kind}: all samples of an image are nearly alike (noise makes {got['noise_share']:.0%} of the"
-                " variation; below 30 % the augmenter is one fixed transformation)"
+                f" variation; below {WARN_BELOW['noise_share']:.0%} the augmenter is one fixed transformation)"
             )
-        if got.get("saturation", 0.0) > 0.3:
+        if got.get("saturation", 0.0) > WARN_ABOVE["saturation"]:
             found.append(f"{kind}: {got['saturation']:.0%} of its parameters are at their bounds")
-        if got.get("translation_share", 0.0) > 0.8:
+        if got.get("translation_share", 0.0) > WARN_ABOVE["translation_share"]:
             found.append(f"{kind}: the field is a translation to {got['translation_share']:.0%}")
-        if got.get("jacobian_minimum", 1.0) <= 0:
+        if got.get("jacobian_minimum", 1.0) <= WARN_BELOW["jacobian_minimum"]:
             found.append(f"{kind}: the field folds (smallest Jacobian determinant {got['jacobian_minimum']:.2f})")
-        size = got.get("displacement_mean", got.get("additive_mean", 1.0))
-        if size < (0.05 if "displacement_mean" in got else 0.005):
+        measure = "displacement_mean" if "displacement_mean" in got else "additive_mean"
+        size = got.get(measure, 1.0)
+        if size < WARN_BELOW[measure]:
             found.append(f"{kind}: it has collapsed to the identity (mean magnitude {size:.3f})")
-    if figures.get("discriminator_accuracy", 0.5) > 0.95:
+    if figures.get("discriminator_accuracy", 0.5) > WARN_ABOVE["discriminator_accuracy"]:
         found.append(
             f"the discriminator is right in {figures['discriminator_accuracy']:.0%} of the cases: it no longer tells"
             " the generators anything"
