@@ -79,7 +79,7 @@ class Commands(click.Group):
 def _told(error: OSError) -> str:
     """Which file, why, and what to do."""
     where = f"{error.filename}: " if error.filename is not None else ""
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         remedy = "free some space; a training run then goes on with --resume"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "choose a file or folder that you may use, or change its permissions"

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["write_tensors", "write_text", "write_whole"]
+__all__ = ["dump_tensors", "write_tensors", "write_text", "write_whole"]
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
@@ -28,7 +28,7 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
         The path.
 
     Raises:
-        OSError: disk full, no permission; an earlier file at ``path`` is as it was.
+        OSError: disk full, no permission; it names ``path``, where an earlier file is as it was.
 
     >>> import tempfile
     >>> write_whole(Path(tempfile.mkdtemp()) / "a" / "b.txt", lambda file: file.write_text("whole")).read_text()
@@ -43,6 +43,10 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
         with temporary.open("rb+") as file:  # its name may reach the disk before its content otherwise
             os.fsync(file.fileno())
         temporary.replace(path)
+    except OSError as error:
+        if error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(path)  # a write that fails on a full disk names no file by itself
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     return path
@@ -63,8 +67,6 @@ def write_tensors(
 ) -> Path:
     """Write tensors, numbers and strings with ``torch.save`` in one step.
 
-    It is given an open file: to a path it would write the temporary file's name, and so the machine's, into the file.
-
     Args:
         path: file to write.
         content: what ``torch.load`` gives back.
@@ -75,13 +77,34 @@ def write_tensors(
     >>> torch.load(write_tensors(Path(tempfile.mkdtemp()) / "a.pt", {"a": 1}))
     {'a': 1}
     """
+    return write_whole(path, lambda file: dump_tensors(file, content, save, **options))
+
+
+def dump_tensors(file: Path, content: Any, save: Callable[..., object] | None = None, **options: Any) -> None:
+    """Write tensors, numbers and strings into a temporary file of `write_whole`.
+
+    ``torch.save`` is given an open file: to a path it would write the file's name, and so the machine's, into it.
+
+    Args:
+        file: the temporary file.
+        content: what ``torch.load`` gives back.
+        save: another function instead of ``torch.save``.
+        options: of that function.
+
+    Raises:
+        OSError: the disk is full, or the like.
+    """
     import torch  # here, because most of what is written are texts
 
-    def write(file: Path) -> None:
-        with file.open("wb") as opened:
+    with file.open("wb") as opened:
+        try:
             (save or torch.save)(content, opened, **options)
-
-    return write_whole(path, write)
+        except RuntimeError as error:
+            # torch ends its archive whatever has happened, and raises that it is shorter than it should be instead
+            reason = error.__context__
+            if isinstance(reason, OSError | KeyboardInterrupt):
+                raise reason from None
+            raise
 
 
 _cleaned: set[Path] = set()

@@ -4,9 +4,11 @@
 
 from __future__ import annotations
 
+import io
 import platform
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -70,3 +72,43 @@ def test_files_of_tensors_do_not_tell_which_machine_wrote_them(tmp_path: Path) -
     assert torch.load(path, weights_only=True)["weight"].tolist() == [1, 1]
     again = write_tensors(tmp_path / "b.pt", {"weight": torch.ones(2)})
     assert again.read_bytes() == path.read_bytes()
+
+
+def _fills_up(tmp_path: Path, write: Callable[[], object]) -> OSError:
+    """What a write raises where files may have 4 KiB, as a full disk would."""
+    resource = pytest.importorskip("resource")
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large") as caught:
+            write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    return caught.value
+
+
+@pytest.mark.parametrize("size", [2000, 10**6])
+def test_a_full_disk_is_told_by_file_and_cause(tmp_path: Path, size: int) -> None:
+    """torch itself raises a RuntimeError about positions in its archive; one small file fails when it is closed."""
+    path = write_tensors(tmp_path / "a.pt", {"weight": torch.ones(2)})
+    error = _fills_up(tmp_path, lambda: write_tensors(path, {"weight": torch.ones(size)}))
+    assert error.filename == str(path)
+    assert torch.load(path, weights_only=True)["weight"].tolist() == [1, 1]
+    assert _fills_up(tmp_path, lambda: write_text(tmp_path / "b.json", "x" * 9000)).filename == str(tmp_path / "b.json")
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]
+
+
+def test_an_interruption_of_a_write_of_tensors_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ctrl-C while torch hands its bytes over."""
+    path = write_tensors(tmp_path / "a.pt", {"weight": torch.ones(2)})
+
+    class Interrupted(io.FileIO):
+        def write(self, data: object) -> int:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Path, "open", lambda self, mode: Interrupted(self, mode))
+    with pytest.raises(KeyboardInterrupt):
+        write_tensors(path, {"weight": torch.ones(10**5)})
+    monkeypatch.undo()
+    assert torch.load(path, weights_only=True)["weight"].tolist() == [1, 1]
+    assert [p.name for p in tmp_path.iterdir()] == ["a.pt"]

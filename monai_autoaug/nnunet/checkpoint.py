@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from monai_autoaug.errors import CheckpointError
-from monai_autoaug.writing import write_whole
+from monai_autoaug.writing import dump_tensors, write_whole
 
 __all__ = [
     "KEY",
@@ -82,15 +82,26 @@ def write_atomically(write: Callable[[str], None], addition: Mapping[str, Any], 
         write: writes nnU-Net's checkpoint to the path it is given, or nothing.
         addition: what the key ``autoaug`` shall hold.
         filename: where the checkpoint belongs.
+
+    Raises:
+        CheckpointError: nnU-Net could not write it; an earlier file is as it was.
+        OSError: the same, later on.
     """
 
     def complete(file: Path) -> None:
-        write(str(file))
+        try:
+            write(str(file))
+        except RuntimeError as error:  # what torch makes of a full disk; it doesn't tell the system's reason
+            if not any(word in str(error) for word in ("inline_container", "PytorchStreamWriter")):
+                raise
+            raise CheckpointError(
+                f"{filename}: can't be written ({str(error).splitlines()[0]}). To do: see whether the disk is full; the"
+                " last checkpoint is as it was, and training goes on from it with --c"
+            ) from error
         if not file.exists():
             raise _NothingWritten
         checkpoint = torch.load(file, map_location="cpu", weights_only=False)  # nnU-Net's own, written a moment ago
-        with file.open("wb") as opened:  # to a path torch would write its name, and so the machine's, into the file
-            torch.save(checkpoint | {KEY: dict(addition)}, opened)
+        dump_tensors(file, checkpoint | {KEY: dict(addition)})
 
     with contextlib.suppress(_NothingWritten):
         write_whole(filename, complete)
