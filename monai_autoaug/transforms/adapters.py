@@ -35,7 +35,12 @@ One = Callable[[Tensor, "Tensor | None", int], "tuple[Tensor, Tensor | None]"]
 
 
 def from_monai(
-    transform: Callable[..., Any], name: str, *, kind: Kind = "intensity", order: int | None = None
+    transform: Callable[..., Any],
+    name: str,
+    *,
+    kind: Kind = "intensity",
+    order: int | None = None,
+    mirrors: tuple[int, ...] | None = None,
 ) -> Operation:
     """A MONAI transform, of arrays or of dictionaries, as an operation.
 
@@ -47,6 +52,8 @@ def from_monai(
         name: as policies store it.
         kind: "spatial" if the label has to move with the image, otherwise "intensity", "noise" or "resolution".
         order: when it is executed among the others; None: with the quarter turns if spatial, with noise otherwise.
+        mirrors: axes, counted from 0, that a spatial transform mirrors whenever it is applied, ``()`` if it never does;
+            None: not told. Only a policy that knows left from right asks.
 
     Raises:
         ConfigError: a spatial transform of arrays, which can't move the label.
@@ -77,10 +84,17 @@ def from_monai(
         soft[0] += 1 - soft.sum(0)
         return moved, soft
 
-    return _operation(one, name, kind, order)
+    return _operation(one, name, kind, order, mirrors)
 
 
-def from_batchgenerators(transform: Any, name: str, *, kind: Kind = "intensity", order: int | None = None) -> Operation:
+def from_batchgenerators(
+    transform: Any,
+    name: str,
+    *,
+    kind: Kind = "intensity",
+    order: int | None = None,
+    mirrors: tuple[int, ...] | None = None,
+) -> Operation:
     """A transform of batchgenerators (version 1 or 2) as an operation; it sees the label as one map of class numbers.
 
     Args:
@@ -88,6 +102,8 @@ def from_batchgenerators(transform: Any, name: str, *, kind: Kind = "intensity",
         name: as policies store it.
         kind: "spatial" if the label has to move with the image, otherwise "intensity", "noise" or "resolution".
         order: when it is executed among the others; None: with the quarter turns if spatial, with noise otherwise.
+        mirrors: axes, counted from 0, that a spatial transform mirrors whenever it is applied, ``()`` if it never does;
+            None: not told. Only a policy that knows left from right asks.
 
     Raises:
         ConfigError: ``transform`` belongs to neither version.
@@ -125,7 +141,7 @@ def from_batchgenerators(transform: Any, name: str, *, kind: Kind = "intensity",
         hot = F.one_hot(seg[0].round().long().clamp(min=0), len(label))
         return moved, hot.movedim(-1, 0).to(label)
 
-    return _operation(one, name, kind, order)
+    return _operation(one, name, kind, order, mirrors)
 
 
 @contextlib.contextmanager
@@ -141,7 +157,9 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(before)  # noqa: NPY002
 
 
-def _operation(one: One, name: str, kind: Kind, order: int | None) -> Operation:
+def _operation(
+    one: One, name: str, kind: Kind, order: int | None, mirrors: tuple[int, ...] | None
+) -> Operation:
     """A row around a function of one sample on the CPU."""
 
     def every(image: Tensor, label: Tensor | None, magnitude: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
@@ -167,5 +185,5 @@ def _operation(one: One, name: str, kind: Kind, order: int | None) -> Operation:
     spatial = kind == "spatial"
     return Operation(
         name, kind, "pair", every, unit="of the transform", neutral=None, moves_label=spatial,
-        order=order if order is not None else (20 if spatial else 40),
+        order=order if order is not None else (20 if spatial else 40), mirrors=mirrors if spatial else (),
     )  # fmt: skip

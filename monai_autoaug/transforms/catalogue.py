@@ -62,7 +62,8 @@ def _turn(name: str, degrees: float = 90.0, **more: Any) -> Operation:
     return Operation(
         f"rotate_{_plane(plane)}_{degrees:g}", "spatial", "permutation", function, degrees, degrees, "degrees",
         "none" if degrees == 180 else "negative", None, ORDER[f"turn_{name}"], moves_label=True,
-        inverse=lambda x, m: function(x, -m), matrix=partial(spatial.rotation, plane=plane), **more,
+        inverse=lambda x, m: function(x, -m), matrix=partial(spatial.rotation, plane=plane),
+        mirrors=plane if degrees == 180 else (), turns=None if degrees == 180 else plane, **more,
     )  # fmt: skip
 
 
@@ -71,7 +72,7 @@ def _flip(axes: tuple[int, ...], order: int, **more: Any) -> Operation:
     name = "flip_" + "".join(AXES[a] for a in axes)
     return Operation(
         name, "spatial", "permutation", function, unit="always", neutral=None, order=order, moves_label=True,
-        inverse=function, **more,
+        inverse=function, mirrors=axes, **more,
     )  # fmt: skip
 
 

@@ -67,6 +67,9 @@ class Operation:
         inverse: undoes a "permutation" exactly, ``f(x, magnitude)``.
         matrix: what a "permutation" is as a matrix, for shapes on which it isn't exact.
         moves_reference: the reference changes as the image does.
+        mirrors: axes, counted from 0, whose direction it reverses; None: nobody knows, as of a transform of another
+            library. Flips, and half turns, which reverse two axes.
+        turns: the two axes that change places; None: each stays where it is, up to less than 45 degrees.
         cascade: name of the cascade, None for an operation at test time.
         cascade_index: place of the cascade in the paper's catalogue; None: not in it.
         index: place in the cascade, or among the 84 at test time.
@@ -89,6 +92,8 @@ class Operation:
     inverse: Callable[..., Tensor] | None = field(default=None, compare=False)
     matrix: Callable[..., Tensor] | None = field(default=None, compare=False)
     moves_reference: bool = False
+    mirrors: tuple[int, ...] | None = ()
+    turns: tuple[int, int] | None = None
     cascade: str | None = None
     cascade_index: int | None = None
     index: int = 0

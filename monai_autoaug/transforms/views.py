@@ -70,6 +70,7 @@ def apply_view(
     enlarge: bool = True,
     generator: torch.Generator | None = None,
     reference: Reference | None = None,
+    padding: str = "minimum",
     compat: bool = False,
 ) -> Tensor:
     """The view of a volume.
@@ -80,6 +81,7 @@ def apply_view(
         enlarge: an affine view gets a canvas that holds all of the volume; otherwise it keeps the volume's size.
         generator: for the operations that add noise; None: torch's global one.
         reference: intensities of the whole volume; None: ``image`` is the whole volume.
+        padding: what lies outside, as in `resample`; "zero" for a label without its background.
         compat: as the paper's code, which pads with zeros and is half a voxel off on even sizes.
 
     >>> from monai_autoaug.transforms import operations_at_test_time
@@ -95,7 +97,7 @@ def apply_view(
         return operation(image, magnitude, Context(generator, reference, compat))
     shape = tuple(image.shape[2:])
     matrix = _affine(operation, image, shape, False, compat)
-    return _read(image, matrix, canvas(operation, shape) if enlarge else shape, "zero" if compat else "minimum")
+    return _read(image, matrix, canvas(operation, shape) if enlarge else shape, "zero" if compat else padding)
 
 
 def revert_view(operation: Operation, output: Tensor, shape: tuple[int, ...], *, compat: bool = False) -> Tensor:

@@ -1,0 +1,81 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Which policy a patch belongs to: the class of its centre, or the one that it was cut for.
+
+The two differ where the centre was moved into the volume, or lies on another voxel after cropping; the paper's code
+takes the latter. A patch that covers most of a volume has no class worth the name: one policy for all fits it better.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from monai_autoaug.errors import ConfigError
+
+__all__ = ["class_at_centre", "policy_index"]
+
+
+def class_at_centre(label: Tensor, *, regions: bool = False, valid: Tensor | None = None) -> Tensor:
+    """The class of each patch's central voxel, at ``size // 2`` along each axis.
+
+    Args:
+        label: (B, K, D, H, W) one-hot with the background first, or one channel a region; with or without margin, if
+            that is as large at both ends.
+        regions: the channels are regions, which may overlap; the class is then that of the last region the voxel is in,
+            counted from 1, and 0 outside all of them.
+        valid: (B, 1, D, H, W), 0 where the label is unknown: background.
+
+    Returns:
+        (B,) int64.
+
+    >>> label = torch.zeros(2, 3, 5, 5, 5); label[:, 0] = 1
+    >>> label[1, :, 2, 2, 2] = torch.tensor([0.0, 0.0, 1.0])
+    >>> class_at_centre(label)
+    tensor([0, 2])
+    """
+    at = _centre(label)
+    if regions:
+        order = torch.arange(1, at.shape[1] + 1, device=at.device)
+        found = torch.where(at >= 0.5, order, 0).amax(1)
+    else:
+        found = at.argmax(1)
+    return found if valid is None else torch.where(_centre(valid)[:, 0] >= 0.5, found, 0)
+
+
+def _centre(x: Tensor) -> Tensor:
+    """The central voxel's channels, (B, K)."""
+    for size in x.shape[2:]:
+        x = x.select(2, size // 2)
+    return x
+
+
+def policy_index(values: Tensor, classes: Sequence[str]) -> Tensor:
+    """Places among a policy's classes of patches of these label values.
+
+    One class is for all patches; ("background", "foreground") tells no foreground labels apart; otherwise there is a
+    class for each label value.
+
+    Args:
+        values: (B,) int64 label values, 0 being background.
+        classes: names of the policy's classes.
+
+    Raises:
+        ConfigError: a label value has no class.
+
+    >>> policy_index(torch.tensor([0, 1, 3]), ("background", "foreground"))
+    tensor([0, 1, 1])
+    """
+    if len(classes) == 1:
+        return torch.zeros_like(values)
+    if tuple(classes) == ("background", "foreground"):
+        return (values != 0).long()
+    largest = int(values.max()) if len(values) else 0
+    if largest >= len(classes) or (len(values) and int(values.min()) < 0):
+        raise ConfigError(
+            f"the policy has {len(classes)} classes ({', '.join(classes)}), one for each label value from 0 on, and a"
+            f" patch of label {largest}; give a name for each label, or the classes background and foreground"
+        )
+    return values

@@ -1,0 +1,90 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""How sure one can be that an operation helps: a peaked probability is no evidence, irrelevant cascades peak too."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from monai_autoaug.policies.normalisation import Sampled
+from monai_autoaug.policies.training import TrainingPolicy
+
+__all__ = ["Evidence"]
+
+
+class Evidence:
+    """What was seen of every operation: by how much its samples were better than others of their class, and how often.
+
+    Hypergradients grow by orders of magnitude in the course of training, so those of one update are divided by their
+    standard deviation before they are added up.
+
+    Args:
+        policy: whose operations are meant.
+
+    >>> policy = TrainingPolicy.preset("uniform", ("all",))
+    >>> evidence = Evidence(policy)
+    >>> drawn = torch.zeros(64, 15, dtype=torch.long); drawn[::2, 4] = 1  # every second sample was mirrored, and better
+    >>> h = torch.randn(64, generator=torch.Generator().manual_seed(0)) - drawn[:, 4]
+    >>> evidence.add(Sampled(h, torch.zeros(64, dtype=torch.long), drawn))
+    >>> evidence.decided()["all"]
+    ['flip_d']
+    """
+
+    def __init__(self, policy: TrainingPolicy) -> None:
+        self.policy = policy
+        # count, sum and sum of squares of each class and operation
+        self.moments = torch.zeros(3, *policy.logits.shape, dtype=torch.float64)
+
+    def add(self, centred: Sampled) -> None:
+        """Add the samples of one update.
+
+        Args:
+            centred: their values are those that Eq. 10 leaves; smaller is better.
+        """
+        values = centred.values.double().cpu()
+        spread = values.std() if len(values) > 1 else values.new_zeros(())
+        if not bool(torch.isfinite(spread)) or float(spread) == 0:
+            return
+        values = values / spread
+        classes, start = centred.classes.cpu(), 0
+        for column, cascade in enumerate(self.policy.cascades):
+            places = (classes, start + centred.operations[:, column].cpu())
+            for moment, what in zip(self.moments, (torch.ones_like(values), values, values.square()), strict=True):
+                moment.index_put_(places, what, accumulate=True)
+            start += len(cascade)
+
+    def advantage(self) -> tuple[Tensor, Tensor]:
+        """How much better each operation's samples were than the others of its cascade, and the standard error of it.
+
+        Returns:
+            Two tensors (classes, operations) in standard deviations of a sample's worth; the error is infinite where
+            the operation or all others of the cascade have fewer than two samples.
+        """
+        parts = self.moments.split([len(c) for c in self.policy.cascades], 2)
+        rest = torch.cat([p.sum(2, keepdim=True).expand_as(p) for p in parts], 2) - self.moments
+        mean, error = _mean_and_variance(self.moments)
+        other, spread = _mean_and_variance(rest)
+        return other - mean, (error + spread).sqrt()
+
+    def decided(self, errors: float = 3.0) -> dict[str, list[str]]:
+        """Operations, by class, whose advantage is more than ``errors`` standard errors; the identity may be among them.
+
+        Args:
+            errors: how many.
+        """
+        advantage, error = self.advantage()
+        sure = torch.isfinite(error) & (advantage > errors * error)
+        names = [o.name if o.acts != "nothing" else f"no {c.name}" for c in self.policy.cascades for o in c.operations]
+        return {
+            name: [n for n, s in zip(names, row.tolist(), strict=True) if s]
+            for name, row in zip(self.policy.classes, sure, strict=True)
+        }
+
+
+def _mean_and_variance(moments: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean, and variance of the mean, which is infinite for fewer than two samples."""
+    count, total, squares = moments
+    mean = total / count.clamp(min=1)
+    variance = (squares - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1) / count.clamp(min=1)
+    return mean, torch.where(count < 2, torch.inf, variance)
