@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+from monai_autoaug.report.augmentations import Panel, augmentation_figure
 from monai_autoaug.report.curves import training_curves
-from monai_autoaug.report.figures import Panel, PredictionRow, augmentation_figure, prediction_figure
 from monai_autoaug.report.panels import augmentation_panels
 from monai_autoaug.report.pictures import augmentation_picture, picture_files, prediction_picture, run_pictures
+from monai_autoaug.report.predictions import PredictionRow, prediction_figure
 
 __all__ = [
     "Panel",

@@ -7,26 +7,76 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
 
 from monai_autoaug.errors import DataError
-from monai_autoaug.report.style import BACKGROUND, COLOURS, FAINT, TEXT, figure, save
+from monai_autoaug.methods.collapse import WARN_ABOVE, WARN_BELOW
+from monai_autoaug.report.style import (
+    BACKGROUND,
+    BRIGHTER,
+    COLOURS,
+    FAINT,
+    LARGE,
+    SMALL,
+    TEXT,
+    WIDTH,
+    figure,
+    key,
+    key_height,
+    save,
+)
 
 __all__ = ["read_log", "training_curves"]
 
-# one picture each: title, which figures (prefix or suffix of their name), bounds of the axis; a lower bound of None is
-# chosen such that the curves fill the picture
-_TOPICS: tuple[tuple[str, tuple[str, ...], tuple[str, ...], tuple[float | None, float] | None], ...] = (
-    ("Loss", ("loss",), (), None),
-    ("Validation Dice", ("dice",), (), (None, 1.0)),
-    ("Share of the variation due to noise", (), ("_noise_share",), (0.0, 1.0)),
-    ("Discriminator accuracy", ("discriminator_accuracy",), (), (0.0, 1.0)),
-    ("Mean displacement (voxels)", (), ("_displacement_mean",), None),
-    ("Share of parameters at their bounds", (), ("_saturation",), (0.0, 1.0)),
-)
+_WARNS: dict[str, Any] = {"color": BRIGHTER, "linewidth": 1.2, "linestyle": "dashed"}
+_MARKERS = "sD^vPX<"  # with another period than the colours, so that no two names look alike
+Series = dict[str, tuple[list[int], list[float]]]  # name -> epochs, values
+
+
+@dataclass(frozen=True)
+class _Topic:
+    """One diagram.
+
+    Args:
+        title: above it.
+        hint: below the title: how its values are read.
+        figure: what the log calls it; ``limit`` knows where a run warns of it.
+        after: figures have a name after this one (``loss_clean``), else before it (``affine_saturation``).
+        bounds: of the vertical axis; None is chosen such that the curves fill the picture.
+    """
+
+    title: str
+    hint: str
+    figure: str
+    after: bool = False
+    bounds: tuple[float | None, float | None] = (None, None)
+
+    def name(self, logged: str) -> str | None:
+        """What the curve of a logged figure is called here, or None where the figure belongs elsewhere."""
+        if logged == self.figure:
+            return "mean"
+        start, end = (f"{self.figure}_", "") if self.after else ("", f"_{self.figure}")
+        fits = logged.startswith(start) and logged.endswith(end)
+        return logged.removeprefix(start).removesuffix(end).replace("_", " ") if fits else None
+
+
+_TOPICS = (
+    _Topic("Training loss", "lower is better", "loss", after=True),
+    _Topic("Validation Dice", "higher is better, 1 is perfect", "dice", after=True, bounds=(None, 1.0)),
+    _Topic("Variation that is due to noise", "near 0: one transformation for all", "noise_share", bounds=(0.0, 1.0)),
+    _Topic("Discriminator accuracy", "0.5: can't tell augmented from real", "discriminator_accuracy",
+           bounds=(0.0, 1.0)),
+    _Topic("Mean displacement (voxels)", "near 0: nothing is moved", "displacement_mean", bounds=(0.0, None)),
+    _Topic("Mean change of intensity (SD)", "near 0: nothing is changed", "additive_mean", bounds=(0.0, None)),
+    _Topic("Smallest Jacobian determinant", "1: volumes are kept", "jacobian_minimum", bounds=(None, 1.0)),
+    _Topic("Parameters at their bounds", "lower is better", "saturation", bounds=(0.0, 1.0)),
+)  # fmt: skip
 
 
 def read_log(path: str | Path) -> list[dict[str, Any]]:
@@ -47,59 +97,73 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _series(rows: Sequence[Mapping[str, Any]], starts: tuple[str, ...], ends: tuple[str, ...]) -> dict[str, Any]:
-    """Figure -> (epochs, values) of the figures that belong to one topic."""
-    series: dict[str, tuple[list[int], list[float]]] = {}
+def _series(rows: Sequence[Mapping[str, Any]], topic: _Topic) -> Series:
+    """The curves of one topic, in the order of the log."""
+    series: Series = {}
     for row in rows:
-        for name, value in row.items():
-            if not isinstance(value, int | float) or isinstance(value, bool):
+        for logged, value in row.items():
+            name = topic.name(logged)
+            if name is None or isinstance(value, bool) or not isinstance(value, int | float):
                 continue
-            if name.startswith(starts) if starts else name.endswith(ends):
-                epochs, values = series.setdefault(name, ([], []))
-                epochs.append(int(row["epoch"]))
-                values.append(float(value))
+            epochs, values = series.setdefault(name, ([], []))
+            epochs.append(int(row["epoch"]))
+            values.append(float(value))
     return series
 
 
-def _short(name: str, topic: Sequence[str]) -> str:
-    """A figure's name without what the title says already."""
-    for word in topic:
-        name = name.removeprefix(word).removesuffix(word)
-    return name.strip("_ ").replace("_", " ") or "mean"
+def _looks(found: Mapping[_Topic, Series], classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """Colour and marker of each name, the same in all diagrams; structures as in the pictures of volumes."""
+    named = [name for series in found.values() for name in series if name != "mean"]
+    names = dict.fromkeys([*(c.replace("_", " ") for c in classes), *named])
+    looks = {
+        n: {"color": COLOURS[k % len(COLOURS)], "marker": _MARKERS[k % len(_MARKERS)]} for k, n in enumerate(names)
+    }
+    return {"mean": {"color": TEXT, "marker": "o", "linewidth": 2.2}} | {n: looks[n] for n in names if n in named}
 
 
-def _colours(found: Sequence[tuple[Any, Sequence[str], Any, Mapping[str, Any]]]) -> dict[str, str]:
-    """One colour for what has one name, in whichever diagram it is."""
-    names = dict.fromkeys(_short(name, words) for _, words, _, series in found for name in sorted(series))
-    others = [name for name in names if name != "mean"]
-    return {"mean": TEXT} | {name: COLOURS[k % len(COLOURS)] for k, name in enumerate(others)}
+def _bounds(axes: Axes, topic: _Topic, series: Series) -> None:
+    """The bounds of the vertical axis, and the value beyond which a run warns, where there is one."""
+    low, high = topic.bounds
+    values = [v for _, of_name in series.values() for v in of_name if math.isfinite(v)]
+    limit = WARN_BELOW.get(topic.figure, WARN_ABOVE.get(topic.figure))
+    if low is None and high is not None:
+        low = min(math.floor(10 * min(values, default=0.0)) / 10, high if limit is None else limit)
+    if high is None and low is not None:
+        high = 1.1 * max([*values, limit or 0.0]) or 1.0
+    if low is not None and high is not None:
+        axes.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+    if limit is None:
+        return
+    below = topic.figure in WARN_BELOW
+    axes.axhspan(*((axes.get_ylim()[0], limit) if below else (limit, axes.get_ylim()[1])), color=BRIGHTER, alpha=0.13)
+    axes.axhline(limit, **_WARNS)
 
 
-def _bounds(axes: Axes, limits: tuple[float | None, float], series: Mapping[str, Any]) -> None:
-    """The bounds of a diagram's vertical axis, with a little room above."""
-    low, high = limits
-    if low is None:
-        low = max(0.0, math.floor(10 * min(min(values) for _, values in series.values()) - 0.5) / 10)
-    axes.set_ylim(low, high + 0.02 * (high - low))
-
-
-def _dress(axes: Axes, title: str) -> None:
-    """Colours and lines of one diagram."""
+def _dress(axes: Axes, topic: _Topic, epochs: int) -> None:
+    """Colours and lines of one diagram; whole epochs, the same in all of them."""
     axes.set_facecolor(BACKGROUND)
-    axes.set_title(title, color=TEXT, fontsize=11.5, loc="left", pad=8)
-    axes.tick_params(colors=FAINT, labelsize=9, length=0)
+    axes.set_title(topic.title, color=TEXT, fontsize=LARGE, loc="left", pad=22)
+    limits = {f"warns {side} {known[topic.figure]:g}" for side, known in
+              (("below", WARN_BELOW), ("above", WARN_ABOVE)) if topic.figure in known}  # fmt: skip
+    hint = axes.annotate("; ".join([topic.hint, *limits]), (0, 1), (0, 8), xycoords="axes fraction",
+                         textcoords="offset points", color=FAINT, fontsize=SMALL)  # fmt: skip
+    hint.set_in_layout(False)  # a long line must not make its diagram narrow
+    axes.tick_params(colors=FAINT, labelsize=SMALL, length=0)
     axes.grid(color="#ffffff", alpha=0.08, linewidth=0.8)
-    axes.set_xlabel("epoch", color=FAINT, fontsize=9)
+    axes.set_xlabel("epoch", color=FAINT, fontsize=SMALL)
+    axes.set_xlim(0.5, epochs + 0.5)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     for spine in axes.spines.values():
         spine.set_visible(False)
 
 
-def training_curves(log: str | Path, path: str | Path) -> Path:
+def training_curves(log: str | Path, path: str | Path, *, classes: Sequence[str] = ()) -> Path:
     """Draw loss, validation Dice and what tells a collapse of the augmenters, over the epochs.
 
     Args:
         log: a run's ``log.jsonl``.
         path: a PNG file.
+        classes: names of the structures, in the order of the other pictures, whose colours they get.
 
     Returns:
         ``path``.
@@ -108,24 +172,26 @@ def training_curves(log: str | Path, path: str | Path) -> Path:
         DataError: the log can't be read, or holds nothing that can be drawn.
     """
     rows = read_log(log)
-    found = [(title, starts + ends, limits, _series(rows, starts, ends)) for title, starts, ends, limits in _TOPICS]
-    found = [topic for topic in found if topic[3]]
+    found = {topic: series for topic in _TOPICS if (series := _series(rows, topic))}
     if not found:
         raise DataError("holds nothing that can be drawn", file=log, expected="at least one epoch with a loss")
-    colours = _colours(found)
-    columns = min(len(found), 3)
+    looks, last = _looks(found, classes), max(int(row["epoch"]) for row in rows)
+    keys = [Line2D([], [], label=name, markersize=5, **look) for name, look in looks.items()]
+    if any(topic.figure in WARN_BELOW | WARN_ABOVE for topic in found):
+        keys.append(Line2D([], [], label="the run warns beyond", **_WARNS))
+    columns = min(len(found), 2)
     lines = -(-len(found) // columns)
-    made = figure(4.2 * columns, 3.1 * lines)
-    for number, (title, words, limits, series) in enumerate(found):
+    width = WIDTH / 2 * columns
+    below = key_height(keys, width) + 0.1
+    height = 2.6 * lines + below
+    made = figure(width, height)
+    for number, (topic, series) in enumerate(found.items()):
         axes = made.add_subplot(lines, columns, number + 1)
-        _dress(axes, title)
-        for name, (epochs, values) in sorted(series.items()):
-            dots = "o" if len(epochs) < 30 else None
-            text = _short(name, words)
-            axes.plot(epochs, values, color=colours[text], linewidth=1.8, marker=dots, markersize=3, label=text)
-        if limits is not None:
-            _bounds(axes, limits, series)
-        if len(series) > 1:
-            axes.legend(frameon=False, labelcolor=TEXT, fontsize=8.5, loc="best")
-    made.tight_layout(pad=1.2, w_pad=2.0, h_pad=1.6)
+        _dress(axes, topic, last)
+        for name, (epochs, values) in series.items():
+            every = max(1, len(epochs) // 8)
+            axes.plot(epochs, values, **{"linewidth": 1.6, "markersize": 4, "markevery": every} | looks[name])
+        _bounds(axes, topic, series)
+    made.tight_layout(pad=1.0, w_pad=2.0, h_pad=1.6, rect=(0, below / height, 1, 1))
+    key(made, keys)
     return save(made, path)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from monai_autoaug.augmenters import Augmenter, Transformation
-from monai_autoaug.report.figures import Panel
+from monai_autoaug.report.augmentations import Panel
 from monai_autoaug.transforms.geometry import identity_grid
 
 __all__ = ["augmentation_panels"]
@@ -71,4 +71,4 @@ def _caption(t: Transformation) -> str:
         return f"rotation {figures['rotation']:.0f}\N{DEGREE SIGN}, shift {figures['translation']:.1f} voxels"
     if "displacement_mean" in figures:
         return f"mean {figures['displacement_mean']:.1f}, max {figures['displacement_max']:.1f} voxels"
-    return f"mean \N{PLUS-MINUS SIGN}{figures['additive_mean']:.2f} standard deviations"
+    return f"mean \N{PLUS-MINUS SIGN}{figures['additive_mean']:.2f} SD of intensity"

@@ -18,9 +18,10 @@ from monai_autoaug.data.nifti import read_nifti
 from monai_autoaug.engines.folder import Run, read_json
 from monai_autoaug.engines.volumes import volumes
 from monai_autoaug.evaluation import Evaluation
+from monai_autoaug.report.augmentations import augmentation_figure
 from monai_autoaug.report.curves import training_curves
-from monai_autoaug.report.figures import PredictionRow, augmentation_figure, prediction_figure
 from monai_autoaug.report.panels import augmentation_panels
+from monai_autoaug.report.predictions import PredictionRow, prediction_figure
 
 __all__ = ["augmentation_picture", "picture_files", "prediction_picture", "run_pictures"]
 
@@ -53,7 +54,7 @@ def run_pictures(
         ``training.png``, ``predictions.png`` and, where something was learned, ``augmentations.png``.
     """
     draw: dict[str, Callable[[Path], Path]] = {
-        TRAINING: lambda path: training_curves(run.log, path),
+        TRAINING: lambda path: training_curves(run.log, path, classes=_names(datalist)[1:]),
         PREDICTIONS: lambda path: prediction_picture(run, datalist, evaluation, path),
         AUGMENTATIONS: lambda path: augmentation_picture(run, datalist, path),
     }
@@ -97,11 +98,13 @@ def augmentation_picture(run: Run, datalist: DataList, path: str | Path, *, seed
     classes = torch.arange(preprocessing.num_classes).view(-1, 1, 1, 1)
     one_hot = (label == classes).float()
     panels = augmentation_panels(augmenters.load(run.augmenters), image, one_hot, seed=seed)
-    return augmentation_figure(panels, path, spacing=preprocessing.spacing, classes=_names(datalist)[1:])
+    return augmentation_figure(
+        panels, path, spacing=preprocessing.spacing, classes=_names(datalist)[1:], orientation=preprocessing.orientation
+    )
 
 
 def prediction_picture(run: Run, datalist: DataList, evaluation: Evaluation, path: str | Path) -> Path:
-    """Draw the worst, the median and the best validation case.
+    """Draw the worst, the median and the best validation case, by their mean Dice.
 
     Args:
         run: with validation predictions.
@@ -112,21 +115,35 @@ def prediction_picture(run: Run, datalist: DataList, evaluation: Evaluation, pat
     Returns:
         ``path``.
     """
-    order = evaluation.worst("dice")
-    chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
-    titles = dict(zip(chosen, ("worst", "median", "best"), strict=False)) if len(chosen) == 3 else {}
     rows = []
-    for name in chosen:
+    for name, title in _chosen(evaluation).items():
         case = _case(datalist, name)
         image, spacing = _canonical(case.images[0])
         reference = None if case.label is None else _canonical(case.label)[0].long()[0]
         prediction = _canonical(run.validation / f"{name}.nii.gz")[0].long()[0]
-        values = evaluation.values["dice"][evaluation.cases.index(name)]
-        dice = ", ".join(f"{c} {v:.2f}" for c, v in zip(evaluation.classes, values, strict=True) if v == v)
-        title = f"{titles[name]}: {name}" if name in titles else name
-        rows.append(PredictionRow(title, image, reference, prediction, spacing, f"Dice {dice}"))
+        rows.append(PredictionRow(title, image, reference, prediction, spacing, _dice(evaluation, name)))
     values = datalist.label_values[1:]
     return prediction_figure(rows, path, classes=dict(zip(_names(datalist)[1:], values, strict=True)))
+
+
+def _chosen(evaluation: Evaluation) -> dict[str, str]:
+    """The cases to draw and their titles."""
+    without = {c for c, v in zip(evaluation.cases, evaluation.values["dice"], strict=True) if np.isnan(v).all()}
+    # a case with no structure, neither in its reference nor predicted, is no best case
+    order = [case for case in evaluation.worst("dice") if case not in without] or list(evaluation.cases)
+    chosen = list(dict.fromkeys([order[0], order[len(order) // 2], order[-1]]))
+    names = {3: ("worst: ", "median: ", "best: "), 2: ("worst: ", "best: "), 1: ("",)}[len(chosen)]
+    return {case: name + case for name, case in zip(names, chosen, strict=True)}
+
+
+def _dice(evaluation: Evaluation, case: str) -> str:
+    """Dice of a case: the mean over the structures for which it is defined, then each of them."""
+    values = evaluation.values["dice"][evaluation.cases.index(case)]
+    defined = {n: v for n, v in zip(evaluation.classes, values, strict=True) if not np.isnan(v)}
+    if not defined:
+        return "Dice: not defined, there is no structure"
+    mean = f"Dice {np.mean(list(defined.values())):.2f}"
+    return mean if len(evaluation.classes) == 1 else f"{mean}: " + ", ".join(f"{n} {v:.2f}" for n, v in defined.items())
 
 
 def _case(datalist: DataList, name: str) -> Case:

@@ -10,10 +10,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 from matplotlib.image import imread
+from matplotlib.text import Text
 
 from monai_autoaug.augmenters import AffineAugmenter, AppearanceAugmenter, DeformationAugmenter
 from monai_autoaug.errors import ConfigError, DataError
+from monai_autoaug.evaluation import Evaluation
+from monai_autoaug.methods.collapse import WARN_ABOVE, WARN_BELOW
 from monai_autoaug.report import (
     Panel,
     PredictionRow,
@@ -22,14 +26,35 @@ from monai_autoaug.report import (
     prediction_figure,
     training_curves,
 )
-from monai_autoaug.report.curves import _colours, read_log
-from monai_autoaug.report.style import COLOURS, figure, show_slice
+from monai_autoaug.report.curves import _TOPICS, _looks, read_log
+from monai_autoaug.report.pictures import _chosen, _dice
+from monai_autoaug.report.predictions import _near
+from monai_autoaug.report.slices import planes, scale_bar, show_slice, sides, slices
+from monai_autoaug.report.style import COLOURS, figure, key, key_height, save, structure_keys
 
 
 def colour_share(path: Path, colour: str) -> float:
     """How much of a picture has about this colour."""
     rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
     return float((np.abs(imread(path)[..., :3] - rgb).max(-1) < 0.12).mean())
+
+
+def texts(picture: Figure) -> list[str]:
+    return [text.get_text() for text in picture.findobj(Text) if isinstance(text, Text) and text.get_visible()]
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
+    """The figures that are saved."""
+    kept: list[Figure] = []
+
+    def keep(picture: Figure, path: str | Path) -> Path:
+        kept.append(picture)
+        return save(picture, path)
+
+    for module in ("augmentations", "predictions", "curves"):
+        monkeypatch.setattr(f"monai_autoaug.report.{module}.save", keep)
+    return kept
 
 
 def ball(shape: tuple[int, ...], centre: tuple[int, ...], radius: float) -> torch.Tensor:
@@ -148,10 +173,126 @@ def test_pictures_are_png_files(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_name_has_one_colour_in_all_diagrams() -> None:
-    loss = {"loss": ([1], [1.0]), "loss_affine": ([1], [1.0]), "loss_appearance": ([1], [1.0])}
-    share = {"appearance_noise_share": ([1], [1.0])}
-    found = [("Loss", ("loss",), None, loss), ("Share", ("_noise_share",), None, share)]
-    colours = _colours(found)
-    assert set(colours) == {"mean", "affine", "appearance"}
-    assert len(set(colours.values())) == 3
+def test_names_have_one_look_and_structures_the_colours_of_the_other_pictures() -> None:
+    curve = ([1], [1.0])
+    loss, dice, share, *_ = _TOPICS
+    found = {loss: {"mean": curve, "affine": curve}, dice: {"mean": curve, "tail": curve, "head": curve},
+             share: {"affine": curve}}  # fmt: skip
+    looks = _looks(found, ["head", "tail"])
+    assert list(looks) == ["mean", "head", "tail", "affine"]
+    assert [looks[n]["color"] for n in ("head", "tail", "affine")] == list(COLOURS[:3])
+    many = _looks({dice: {str(k): curve for k in range(30)}}, [])
+    assert len({(look["color"], look["marker"]) for n, look in many.items() if n != "mean"}) == 30
+
+
+@pytest.mark.parametrize("epochs", [1, 2, 3, 40])
+def test_epochs_are_whole_numbers_and_the_same_in_all_diagrams(tmp_path: Path, made: list[Figure], epochs: int) -> None:
+    log = tmp_path / "log.jsonl"
+    rows: list[dict[str, float]] = [{"epoch": e, "loss": 1 / e} for e in range(1, epochs + 1)]
+    rows[-1] |= {"dice": 0.8, "affine_saturation": 0.1}
+    log.write_text("".join(json.dumps(r) + "\n" for r in rows))
+    training_curves(log, tmp_path / "t.png")
+    ticks = [[t for t in axes.get_xticks() if 0.5 <= t <= epochs + 0.5] for axes in made[0].axes]
+    assert ticks[0]
+    assert all(t == round(t) for t in ticks[0])
+    assert ticks == [ticks[0]] * 3
+
+
+def test_curves_say_what_is_good_and_where_a_run_warns(tmp_path: Path, made: list[Figure]) -> None:
+    log = tmp_path / "log.jsonl"
+    figures = {"loss": 1.0, "dice": 0.5, "discriminator_accuracy": 0.5} | {f"affine_{n}": 0.5 for n in WARN_BELOW}
+    log.write_text(json.dumps({"epoch": 1, **figures, "affine_saturation": 0.1}) + "\n")
+    training_curves(log, tmp_path / "t.png")
+    said = texts(made[0])
+    assert {"lower is better", "higher is better, 1 is perfect"} <= set(said)
+    drawn = {f"warns below {v:g}" for v in WARN_BELOW.values()}
+    drawn |= {f"warns above {WARN_ABOVE[n]:g}" for n in ("saturation", "discriminator_accuracy")}
+    for words in drawn:
+        assert sum(text.endswith(words) for text in said) == 1
+    for axes in made[0].axes[2:]:  # loss and Dice have no limit
+        low, high = axes.get_ylim()
+        (limit,) = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
+        assert low < limit < high
+
+
+def test_the_key_fits_into_any_picture() -> None:
+    for names in (["a", "b"], [f"a rather long name of structure {k}" for k in range(9)]):
+        picture = figure(4.5, 5)
+        box = key(picture, structure_keys(names)).get_window_extent()
+        assert 0 <= box.x0 < box.x1 <= picture.bbox.width
+        assert 0 <= box.y0
+        assert box.height == pytest.approx(key_height(structure_keys(names), 4.5) * picture.dpi)
+        assert len(picture.legends) == 1
+
+
+def test_the_key_names_what_is_drawn_and_nothing_else(tmp_path: Path, made: list[Figure]) -> None:
+    image, label = subject()
+    original, moved = Panel("original", image, label), Panel("moved", image, label.roll(4, 1))
+    brighter, darker = Panel("brighter", image + 0.5, label), Panel("darker", image - 2, label)
+    for panels in ([original], [original, moved], [original, brighter, darker]):
+        augmentation_figure(panels, tmp_path / "a.png", classes=["ball"])
+    one, two, three = (texts(picture) for picture in made)
+    assert "ball" in one
+    assert not {"before", "standard deviations"} & set(one)
+    assert "before" in two
+    assert "standard deviations" not in two
+    assert "before" not in three
+    assert three.count("standard deviations") == 2
+    assert three.count("+2\nbrighter") == 2  # one scale for both, that of the larger change
+
+
+def test_planes_and_sides_follow_the_orientation() -> None:
+    assert planes("RAS") == [(2, "axial"), (1, "coronal"), (0, "sagittal")]
+    assert planes("SLP") == [(0, "axial"), (2, "coronal"), (1, "sagittal")]
+    for orientation, expected in (("RAS", ["L", "R", "P", "A"]), ("LPS", ["R", "L", "A", "P"])):
+        picture = figure(2, 2)
+        sides(picture.add_subplot(), 2, orientation)  # left, right, bottom, top
+        assert [t for t in texts(picture) if t in "LRPAIS" and t] == expected
+
+
+@pytest.mark.parametrize(("width", "says"), [(48.0, "10 mm"), (400.0, "100 mm"), (65.0, "20 mm"), (2.0, "0.5 mm")])
+def test_the_scale_bar_is_as_long_as_it_says(width: float, says: str) -> None:
+    picture = figure(2, 2)
+    axes = picture.add_subplot()
+    axes.set_xlim(0, width)
+    scale_bar(axes)
+    left, right = axes.lines[0].get_xdata()
+    assert says in texts(picture)
+    assert right - left == pytest.approx(float(says.removesuffix(" mm")))
+    assert right - left <= width / 3
+
+
+def test_slices_show_as_many_structures_as_they_can() -> None:
+    label = np.zeros((3, 20, 20, 20))
+    label[0, 2:18, 2:18, 2:10] = 1  # large, and alone where it is largest
+    label[1, 5:7, 5:7, 8:12] = 1
+    assert slices(label)[0] in (5, 6)
+    assert slices(label)[2] in (8, 9)  # both; most of the volume's slices show one
+    assert slices(np.zeros((1, 8, 6, 4))) == (4, 3, 2)
+
+
+def test_predictions_have_planes_sides_a_bar_and_their_structures_near(tmp_path: Path, made: list[Figure]) -> None:
+    truth = ball((60, 60, 60), (30, 30, 30), 4).long()
+    row = PredictionRow("case", torch.rand(1, 60, 60, 60), truth, truth.roll(6, 0), (1.0, 1.0, 2.0), "Dice 0.5")
+    near = _near(row, [1])
+    assert near.image.shape[1:] == near.prediction.shape == (33, 27, 17)  # structures, 10 mm around them
+    assert near.reference is not None
+    assert near.reference.sum() == truth.sum()
+    prediction_figure([row], tmp_path / "p.png", classes={"ball": 1})
+    said = texts(made[0])
+    assert {"axial", "coronal", "sagittal", "case", "Dice 0.5", "10 mm", "prediction", "reference", "ball"} <= set(said)
+    assert {"R", "L", "A", "P", "S", "I"} <= set(said)
+    styles = {str(style) for box in made[0].axes for c in box.collections for style in c.get_linestyles()}
+    assert len(styles) == 2  # prediction and reference differ without colour
+
+
+def test_worst_median_and_best_are_named_with_their_dice() -> None:
+    values = np.array([[0.5, 0.7], [np.nan, np.nan], [0.9, np.nan], [0.1, 0.2]])
+    result = Evaluation(("a", "b", "c", "d"), ("head", "tail"), {"dice": values})
+    assert _chosen(result) == {"d": "worst: d", "a": "median: a", "c": "best: c"}
+    assert _dice(result, "a") == "Dice 0.60: head 0.50, tail 0.70"
+    assert _dice(result, "c") == "Dice 0.90: head 0.90"
+    assert "not defined" in _dice(result, "b")
+    two = Evaluation(("a", "b"), ("head",), {"dice": np.array([[0.5], [0.4]])})
+    assert _chosen(two) == {"b": "worst: b", "a": "best: a"}
+    assert _chosen(Evaluation(("a",), ("head",), {"dice": np.array([[np.nan]])})) == {"a": "a"}
