@@ -185,10 +185,12 @@ def _validate(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
         )
     error = best_match(Draft202012Validator(SCHEMA).iter_errors(content))
     if error is not None:
-        expected = f"{error.validator} {_short(error.validator_value)}"
+        what = f"expected {error.validator} {_short(error.validator_value)}, came {_short(error.instance)}"
+        if error.validator in ("required", "additionalProperties"):  # the message names the field
+            what = error.message
         raise PolicyError(
-            f"{path}: field {_field(error.absolute_path)}: is not as it should be; expected {expected}, came"
-            f" {_short(error.instance)}. To do: undo the last edit, or write the file anew"
+            f"{path}: field {_field(error.absolute_path)}: is not as it should be; {what}. To do: undo the last edit,"
+            " or write the file anew"
         )
     for place, value in _leaves(content):
         number = isinstance(value, int | float) and not isinstance(value, bool)

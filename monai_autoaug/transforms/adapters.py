@@ -17,6 +17,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -70,21 +72,31 @@ def from_monai(
             f"dictionaries with the keys image and label, got {type(transform).__name__}"
         )
 
-    def one(image: Tensor, label: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
-        if isinstance(transform, Randomizable):
-            transform.set_random_state(seed=seed)
-        if not of_dictionaries:
-            return torch.as_tensor(transform(image)), label
-        given = {"image": image} if label is None or kind != "spatial" else {"image": image, "label": label}
-        done = transform(given)
+    return _operation(_Monai(transform, of_dictionaries, kind == "spatial"), name, kind, order, mirrors)
+
+
+@dataclass(frozen=True)
+class _Monai:
+    """One sample through a transform of MONAI."""
+
+    transform: Callable[..., Any]
+    of_dictionaries: bool
+    spatial: bool
+
+    def __call__(self, image: Tensor, label: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
+        if isinstance(self.transform, Randomizable):
+            self.transform.set_random_state(seed=seed)
+        if not self.of_dictionaries:
+            return torch.as_tensor(self.transform(image)), label
+        done = self.transform(
+            {"image": image} if label is None or not self.spatial else {"image": image, "label": label}
+        )
         moved = torch.as_tensor(done["image"])
         if "label" not in done:
             return moved, label
         soft = torch.as_tensor(done["label"]).as_subclass(Tensor).to(image)
         soft[0] += 1 - soft.sum(0)
         return moved, soft
-
-    return _operation(one, name, kind, order, mirrors)
 
 
 def from_batchgenerators(
@@ -120,18 +132,28 @@ def from_batchgenerators(
             f"operation {name}: expected a transform of batchgenerators or batchgeneratorsv2, "
             f"got {type(transform).__name__}"
         )
-    first = isinstance(transform, AbstractTransform)
+    adapted = _Batchgenerators(transform, isinstance(transform, AbstractTransform), kind == "spatial")
+    return _operation(adapted, name, kind, order, mirrors)
 
-    def one(image: Tensor, label: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
-        moves = label is not None and kind == "spatial"
+
+@dataclass(frozen=True)
+class _Batchgenerators:
+    """One sample through a transform of batchgenerators."""
+
+    transform: Callable[..., Any]
+    first: bool  # version 1: batches of arrays
+    spatial: bool
+
+    def __call__(self, image: Tensor, label: Tensor | None, seed: int) -> tuple[Tensor, Tensor | None]:
+        moves = label is not None and self.spatial
         numbers = label.argmax(0, keepdim=True) if label is not None and moves else None
-        if first:
+        if self.first:
             batch = {"data": image[None].numpy(), "seg": None if numbers is None else numbers[None].float().numpy()}
-            done = transform(**batch)
+            done = self.transform(**batch)
             moved, seg = torch.from_numpy(np.ascontiguousarray(done["data"]))[0], done.get("seg")
             seg = None if seg is None else torch.from_numpy(np.ascontiguousarray(seg))[0]
         else:
-            done = transform(
+            done = self.transform(
                 **{"image": image} if numbers is None else {"image": image, "segmentation": numbers.short()}
             )
             moved, seg = done["image"], done.get("segmentation")
@@ -140,8 +162,6 @@ def from_batchgenerators(
         # what lies outside is -1 by these libraries' custom
         hot = F.one_hot(seg[0].round().long().clamp(min=0), len(label))
         return moved, hot.movedim(-1, 0).to(label)
-
-    return _operation(one, name, kind, order, mirrors)
 
 
 @contextlib.contextmanager
@@ -157,33 +177,34 @@ def _seeded(seed: int) -> Iterator[None]:
             np.random.set_state(before)  # noqa: NPY002
 
 
-def _operation(
-    one: One, name: str, kind: Kind, order: int | None, mirrors: tuple[int, ...] | None
-) -> Operation:
+def _operation(one: One, name: str, kind: Kind, order: int | None, mirrors: tuple[int, ...] | None) -> Operation:
     """A row around a function of one sample on the CPU."""
-
-    def every(image: Tensor, label: Tensor | None, magnitude: Tensor, context: Context) -> tuple[Tensor, Tensor | None]:
-        source = "cpu" if context.generator is None else context.generator.device
-        seeds = torch.randint(2**31 - 1, (len(image),), generator=context.generator, device=source).tolist()
-        images, labels = [], []
-        for i, seed in enumerate(seeds):
-            # copies, since these libraries may write into what they are given
-            x = image[i].detach().cpu().clone()
-            y = None if label is None else label[i].detach().cpu().clone()
-            with _seeded(seed):
-                moved, soft = one(x, y, seed)
-            if moved.shape != x.shape:
-                raise ConfigError(
-                    f"operation {name} changes the size of a patch: expected {tuple(x.shape)}, "
-                    f"got {tuple(moved.shape)}; use a transform that keeps it"
-                )
-            images.append(moved.as_subclass(Tensor).to(image))
-            if soft is not None and label is not None:
-                labels.append(soft.as_subclass(Tensor).to(label))
-        return torch.stack(images), torch.stack(labels) if labels else None
-
     spatial = kind == "spatial"
     return Operation(
-        name, kind, "pair", every, unit="of the transform", neutral=None, moves_label=spatial,
+        name, kind, "pair", partial(_every, one, name), unit="of the transform", neutral=None, moves_label=spatial,
         order=order if order is not None else (20 if spatial else 40), mirrors=mirrors if spatial else (),
     )  # fmt: skip
+
+
+def _every(
+    one: One, name: str, image: Tensor, label: Tensor | None, magnitude: Tensor, context: Context
+) -> tuple[Tensor, Tensor | None]:
+    """One sample after the other, each with a seed of its own."""
+    source = "cpu" if context.generator is None else context.generator.device
+    seeds = torch.randint(2**31 - 1, (len(image),), generator=context.generator, device=source).tolist()
+    images, labels = [], []
+    for i, seed in enumerate(seeds):
+        # copies, since these libraries may write into what they are given
+        x = image[i].detach().cpu().clone()
+        y = None if label is None else label[i].detach().cpu().clone()
+        with _seeded(seed):
+            moved, soft = one(x, y, seed)
+        if moved.shape != x.shape:
+            raise ConfigError(
+                f"operation {name} changes the size of a patch: expected {tuple(x.shape)}, "
+                f"got {tuple(moved.shape)}; use a transform that keeps it"
+            )
+        images.append(moved.as_subclass(Tensor).to(image))
+        if soft is not None and label is not None:
+            labels.append(soft.as_subclass(Tensor).to(label))
+    return torch.stack(images), torch.stack(labels) if labels else None

@@ -33,12 +33,21 @@ ORDER = {
 
 
 def _values(function: Callable[..., Tensor], *wants: str) -> Callable[[Tensor, Tensor, Context], Tensor]:
-    """A function of image and magnitude as a row wants it; ``wants`` are the parts of the context that it takes."""
+    """A function of image and magnitude as a row wants it; ``wants`` are the parts of the context that it takes.
 
-    def call(image: Tensor, magnitude: Tensor, context: Context) -> Tensor:
-        return function(image, magnitude, **{name: getattr(context, name) for name in wants})
+    Rows travel to worker processes, so what they hold can be pickled: no function within a function.
+    """
+    return partial(_call, function, wants)
 
-    return call
+
+def _call(
+    function: Callable[..., Tensor], wants: tuple[str, ...], image: Tensor, magnitude: Tensor, context: Context
+) -> Tensor:
+    return function(image, magnitude, **{name: getattr(context, name) for name in wants})
+
+
+def _back(function: Callable[[Tensor, Tensor], Tensor], x: Tensor, magnitude: Tensor) -> Tensor:
+    return function(x, -magnitude)
 
 
 def _scale(low: float, high: float, **more: Any) -> Operation:
@@ -62,7 +71,7 @@ def _turn(name: str, degrees: float = 90.0, **more: Any) -> Operation:
     return Operation(
         f"rotate_{_plane(plane)}_{degrees:g}", "spatial", "permutation", function, degrees, degrees, "degrees",
         "none" if degrees == 180 else "negative", None, ORDER[f"turn_{name}"], moves_label=True,
-        inverse=lambda x, m: function(x, -m), matrix=partial(spatial.rotation, plane=plane),
+        inverse=partial(_back, function), matrix=partial(spatial.rotation, plane=plane),
         mirrors=plane if degrees == 180 else (), turns=None if degrees == 180 else plane, **more,
     )  # fmt: skip
 
