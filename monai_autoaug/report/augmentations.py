@@ -113,11 +113,8 @@ def augmentation_figure(
     moved = [p is not first and _moved(p, first) for p in panels]
     changes = [None if p is first or m else array(p.image - first.image)[0] for p, m in zip(panels, moved, strict=True)]
     largest = max([float(np.abs(c).max()) for c in changes if c is not None], default=0.0) or 1.0
-    keys = structure_keys(classes or [f"structure {k}" for k in range(1, len(first.label))])
-    if any(moved):
-        keys += [Line2D([], [], label="before", **UNMOVED)]
-    if any(m and p.grid is not None for m, p in zip(moved, panels, strict=True)):
-        keys += [Line2D([], [], linewidth=1, color="#ffffff", alpha=0.4, label="moved grid")]
+    names = classes or [f"structure {k}" for k in range(1, len(first.label))]
+    keys = _keys([p for p, m in zip(panels, moved, strict=True) if m], names)
     left, top = 0.3, 0.68
     width = left + len(panels) * (_COLUMN + GAP)
     below = key_height(keys, width) + 0.12 + (0.75 if any(c is not None for c in changes) else 0)
@@ -146,6 +143,16 @@ def augmentation_figure(
 
 def _moved(panel: Panel, original: Panel) -> bool:
     return float((panel.label - original.label).abs().max()) > 1e-3
+
+
+def _keys(moved: Sequence[Panel], names: Sequence[str]) -> list[Line2D]:
+    """What is to be explained, where these panels have a label that has moved."""
+    keys = structure_keys(names)
+    if moved:
+        keys.append(Line2D([], [], label="before", **UNMOVED))
+    if any(p.grid is not None for p in moved):
+        keys.append(Line2D([], [], linewidth=1, color="#ffffff", alpha=0.4, label="moved grid"))
+    return keys
 
 
 def _draw_panel(

@@ -48,7 +48,7 @@ class _Topic:
         hint: below the title: how its values are read.
         figure: what the log calls it; ``limit`` knows where a run warns of it.
         after: figures have a name after this one (``loss_clean``), else before it (``affine_saturation``).
-        bounds: of the vertical axis; None is chosen such that the curves fill the picture.
+        bounds: what the vertical axis shows at least; None: as far as the curves go.
     """
 
     title: str
@@ -63,7 +63,7 @@ class _Topic:
             return "mean"
         start, end = (f"{self.figure}_", "") if self.after else ("", f"_{self.figure}")
         fits = logged.startswith(start) and logged.endswith(end)
-        return logged.removeprefix(start).removesuffix(end).replace("_", " ") if fits else None
+        return logged.removeprefix(start).removesuffix(end) if fits else None
 
 
 _TOPICS = (
@@ -114,7 +114,7 @@ def _series(rows: Sequence[Mapping[str, Any]], topic: _Topic) -> Series:
 def _looks(found: Mapping[_Topic, Series], classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each name, the same in all diagrams; structures as in the pictures of volumes."""
     named = [name for series in found.values() for name in series if name != "mean"]
-    names = dict.fromkeys([*(c.replace("_", " ") for c in classes), *named])
+    names = dict.fromkeys([*classes, *named])
     looks = {
         n: {"color": COLOURS[k % len(COLOURS)], "marker": _MARKERS[k % len(_MARKERS)]} for k, n in enumerate(names)
     }
@@ -123,15 +123,13 @@ def _looks(found: Mapping[_Topic, Series], classes: Sequence[str]) -> dict[str, 
 
 def _bounds(axes: Axes, topic: _Topic, series: Series) -> None:
     """The bounds of the vertical axis, and the value beyond which a run warns, where there is one."""
-    low, high = topic.bounds
     values = [v for _, of_name in series.values() for v in of_name if math.isfinite(v)]
     limit = WARN_BELOW.get(topic.figure, WARN_ABOVE.get(topic.figure))
-    if low is None and high is not None:
-        low = min(math.floor(10 * min(values, default=0.0)) / 10, high if limit is None else limit)
-    if high is None and low is not None:
-        high = 1.1 * max([*values, limit or 0.0]) or 1.0
-    if low is not None and high is not None:
-        axes.set_ylim(low - 0.02 * (high - low), high + 0.02 * (high - low))
+    values += [bound for bound in (*topic.bounds, limit) if bound is not None]
+    if topic.bounds != (None, None):
+        low, high = math.floor(10 * min(values)) / 10, max(values)
+        room = (high - low) * (0.02 if topic.bounds[1] is not None else 0.1) or 0.1
+        axes.set_ylim(low - 0.02 * (high - low), high + room)
     if limit is None:
         return
     below = topic.figure in WARN_BELOW

@@ -4,57 +4,29 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from looking import colour_share, texts
 from matplotlib.figure import Figure
 from matplotlib.image import imread
-from matplotlib.text import Text
 
 from monai_autoaug.augmenters import AffineAugmenter, AppearanceAugmenter, DeformationAugmenter
-from monai_autoaug.errors import ConfigError, DataError
+from monai_autoaug.errors import ConfigError
 from monai_autoaug.evaluation import Evaluation
-from monai_autoaug.methods.collapse import WARN_ABOVE, WARN_BELOW
 from monai_autoaug.report import (
     Panel,
     PredictionRow,
     augmentation_figure,
     augmentation_panels,
     prediction_figure,
-    training_curves,
 )
-from monai_autoaug.report.curves import _TOPICS, _looks, read_log
 from monai_autoaug.report.pictures import _chosen, _dice
 from monai_autoaug.report.predictions import _near
 from monai_autoaug.report.slices import planes, scale_bar, show_slice, sides, slices
-from monai_autoaug.report.style import COLOURS, figure, key, key_height, save, structure_keys
-
-
-def colour_share(path: Path, colour: str) -> float:
-    """How much of a picture has about this colour."""
-    rgb = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
-    return float((np.abs(imread(path)[..., :3] - rgb).max(-1) < 0.12).mean())
-
-
-def texts(picture: Figure) -> list[str]:
-    return [text.get_text() for text in picture.findobj(Text) if isinstance(text, Text) and text.get_visible()]
-
-
-@pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
-    """The figures that are saved."""
-    kept: list[Figure] = []
-
-    def keep(picture: Figure, path: str | Path) -> Path:
-        kept.append(picture)
-        return save(picture, path)
-
-    for module in ("augmentations", "predictions", "curves"):
-        monkeypatch.setattr(f"monai_autoaug.report.{module}.save", keep)
-    return kept
+from monai_autoaug.report.style import COLOURS, figure, key, key_height, structure_keys
 
 
 def ball(shape: tuple[int, ...], centre: tuple[int, ...], radius: float) -> torch.Tensor:
@@ -146,73 +118,11 @@ def test_prediction_figure(tmp_path: Path) -> None:
         prediction_figure([], tmp_path / "none.png", classes={})
 
 
-def test_training_curves(tmp_path: Path) -> None:
-    log = tmp_path / "log.jsonl"
-    rows = [{"epoch": e, "loss": 1 / e, "dice": 1 - 1 / e, "affine_noise_share": 0.9, "note": "x"} for e in (1, 2, 3)]
-    rows[0]["dice"] = None
-    log.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    few = imread(training_curves(log, tmp_path / "few.png"))
-    assert colour_share(tmp_path / "few.png", COLOURS[0]) > 0.0005
-    rows[2] |= {"discriminator_accuracy": 0.5, "affine_saturation": 0.1}
-    log.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    assert imread(training_curves(log, tmp_path / "more.png")).shape[0] > few.shape[0]
-    log.write_text("[1]\n")
-    with pytest.raises(DataError, match="line 1 is not an object"):
-        read_log(log)
-    log.write_text('{"epoch": 1}\n')
-    with pytest.raises(DataError, match="nothing that can be drawn"):
-        training_curves(log, tmp_path / "nothing.png")
-    with pytest.raises(DataError, match="can't be read as a training log"):
-        training_curves(tmp_path / "missing.jsonl", tmp_path / "nothing.png")
-
-
 def test_pictures_are_png_files(tmp_path: Path) -> None:
     image, label = subject()
     with pytest.raises(ConfigError, match=r"pictures are PNG files, but .*a\.pdf has another ending"):
         augmentation_figure([Panel("original", image, label)], tmp_path / "a.pdf")
     assert list(tmp_path.iterdir()) == []
-
-
-def test_names_have_one_look_and_structures_the_colours_of_the_other_pictures() -> None:
-    curve = ([1], [1.0])
-    loss, dice, share, *_ = _TOPICS
-    found = {loss: {"mean": curve, "affine": curve}, dice: {"mean": curve, "tail": curve, "head": curve},
-             share: {"affine": curve}}  # fmt: skip
-    looks = _looks(found, ["head", "tail"])
-    assert list(looks) == ["mean", "head", "tail", "affine"]
-    assert [looks[n]["color"] for n in ("head", "tail", "affine")] == list(COLOURS[:3])
-    many = _looks({dice: {str(k): curve for k in range(30)}}, [])
-    assert len({(look["color"], look["marker"]) for n, look in many.items() if n != "mean"}) == 30
-
-
-@pytest.mark.parametrize("epochs", [1, 2, 3, 40])
-def test_epochs_are_whole_numbers_and_the_same_in_all_diagrams(tmp_path: Path, made: list[Figure], epochs: int) -> None:
-    log = tmp_path / "log.jsonl"
-    rows: list[dict[str, float]] = [{"epoch": e, "loss": 1 / e} for e in range(1, epochs + 1)]
-    rows[-1] |= {"dice": 0.8, "affine_saturation": 0.1}
-    log.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    training_curves(log, tmp_path / "t.png")
-    ticks = [[t for t in axes.get_xticks() if 0.5 <= t <= epochs + 0.5] for axes in made[0].axes]
-    assert ticks[0]
-    assert all(t == round(t) for t in ticks[0])
-    assert ticks == [ticks[0]] * 3
-
-
-def test_curves_say_what_is_good_and_where_a_run_warns(tmp_path: Path, made: list[Figure]) -> None:
-    log = tmp_path / "log.jsonl"
-    figures = {"loss": 1.0, "dice": 0.5, "discriminator_accuracy": 0.5} | {f"affine_{n}": 0.5 for n in WARN_BELOW}
-    log.write_text(json.dumps({"epoch": 1, **figures, "affine_saturation": 0.1}) + "\n")
-    training_curves(log, tmp_path / "t.png")
-    said = texts(made[0])
-    assert {"lower is better", "higher is better, 1 is perfect"} <= set(said)
-    drawn = {f"warns below {v:g}" for v in WARN_BELOW.values()}
-    drawn |= {f"warns above {WARN_ABOVE[n]:g}" for n in ("saturation", "discriminator_accuracy")}
-    for words in drawn:
-        assert sum(text.endswith(words) for text in said) == 1
-    for axes in made[0].axes[2:]:  # loss and Dice have no limit
-        low, high = axes.get_ylim()
-        (limit,) = [line.get_ydata()[0] for line in axes.lines if line.get_linestyle() == "--"]
-        assert low < limit < high
 
 
 def test_the_key_fits_into_any_picture() -> None:
