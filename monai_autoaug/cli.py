@@ -11,7 +11,7 @@ from typing import Any
 import click
 
 from monai_autoaug import __version__
-from monai_autoaug.errors import AutoAugError
+from monai_autoaug.errors import AutoAugError, how_to_go_on
 
 __all__ = ["main"]
 
@@ -69,10 +69,11 @@ class Commands(click.Group):
             if ctx.params["debug"] or error.errno == errno.EPIPE:  # click ends quietly when nobody reads any more
                 raise
             raise Failure(_told(error)) from error
-        except KeyboardInterrupt:
+        except KeyboardInterrupt as stop:
             if ctx.params["debug"]:
                 raise
-            click.secho("stopped", fg="yellow", err=True)
+            go_on = how_to_go_on(stop)
+            click.secho(f"stopped; go on with: {go_on}" if go_on else "stopped", fg="yellow", err=True)
             ctx.exit(INTERRUPTED)
 
 
@@ -80,7 +81,8 @@ def _told(error: OSError) -> str:
     """Which file, why, and what to do."""
     where = f"{error.filename}: " if error.filename is not None else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        remedy = "free some space; a training run then goes on with --resume"
+        go_on = how_to_go_on(error)
+        remedy = "free some space" + (f", then go on with: {go_on}" if go_on else "")
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "choose a file or folder that you may use, or change its permissions"
     else:

@@ -4,7 +4,19 @@
 
 from __future__ import annotations
 
-__all__ = ["AutoAugError", "CheckpointError", "ConfigError", "DataError", "PolicyError"]
+import shlex
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+
+__all__ = [
+    "AutoAugError",
+    "CheckpointError",
+    "ConfigError",
+    "DataError",
+    "PolicyError",
+    "how_to_go_on",
+    "resumable",
+]
 
 
 class AutoAugError(Exception):
@@ -37,7 +49,8 @@ class DataError(AutoAugError):
         if expected is not None or came is not None:
             text += f"; expected {expected}, came {came}"
         if remedy:
-            text += f". To do: {remedy}"
+            # after a list, on a line of its own
+            text += f"To do: {remedy}" if text.endswith("\n") else f". To do: {remedy}"
         super().__init__(text)
         self.file, self.expected, self.came, self.remedy = file, expected, came, remedy
 
@@ -65,3 +78,31 @@ class CheckpointError(AutoAugError):
     >>> issubclass(CheckpointError, AutoAugError)
     True
     """
+
+
+@contextmanager
+def resumable(command: Callable[[], Sequence[str] | None]) -> Iterator[None]:
+    """Within the block, Ctrl-C and a disk that fails carry the command that goes on with what was begun.
+
+    Args:
+        command: gives its words, or None where nothing has begun; called only then.
+
+    >>> try:
+    ...     with resumable(lambda: ["continue", "my run"]):
+    ...         raise KeyboardInterrupt
+    ... except KeyboardInterrupt as stop:
+    ...     print(how_to_go_on(stop))
+    continue 'my run'
+    """
+    try:
+        yield
+    except (KeyboardInterrupt, OSError) as error:
+        words = command()
+        if words is not None:
+            error.__dict__["go_on"] = shlex.join(words)
+        raise
+
+
+def how_to_go_on(error: BaseException) -> str | None:
+    """The command that `resumable` has given to an error, if any."""
+    return error.__dict__.get("go_on")

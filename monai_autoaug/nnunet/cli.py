@@ -4,9 +4,9 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
+
+from monai_autoaug.errors import resumable
 
 __all__ = ["nnunet_commands"]
 
@@ -30,19 +30,17 @@ def path() -> None:
 @click.pass_context
 def doctor(context: click.Context) -> None:
     """Say what is wrong when nnU-Net can't find or run a trainer, and what to do; exits with 1 if something is."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Table
-
     from monai_autoaug.nnunet.diagnosis import doctor as examine
 
-    table = Table("check", "", "found", "to do", show_lines=True)
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
     diagnoses = examine()
-    for d in diagnoses:
-        severity = f"[{colours[d.severity]}]{d.severity}[/]"
-        table.add_row(d.check, severity, escape(d.found), escape(d.remedy))
-    Console(width=None if sys.stdout.isatty() else 160).print(table)
+    width = max(len(severity) for severity in colours)
+    for d in diagnoses:  # no table: it would cut paths short or break them
+        click.echo(f"{click.style(f'{d.severity:<{width}}', fg=colours[d.severity])}  {d.check}: {d.found}")
+        if d.remedy:
+            click.echo(f"{'':<{width}}  to do: {d.remedy}")
+    wrong = sum(d.severity != "ok" for d in diagnoses)
+    click.echo(f"{wrong} of {len(diagnoses)} checks found something" if wrong else "all is well")
     context.exit(1 if any(d.severity == "error" for d in diagnoses) else 0)
 
 
@@ -53,9 +51,11 @@ def train(arguments: tuple[str, ...]) -> None:
 
     -tr defaults to nnUNetTrainerAutoAugAdversarial; -num_gpus 2 -device cpu trains on two CPU ranks.
     """
+    from monai_autoaug.nnunet.launcher import to_continue
     from monai_autoaug.nnunet.launcher import train as run
 
-    run(arguments)
+    with resumable(lambda: ["monai-autoaug", "nnunet", "train", *to_continue(arguments)]):
+        run(arguments)
 
 
 @nnunet_commands.command("predict", context_settings=_PASS_ON)

@@ -26,7 +26,7 @@ __all__ = ["CHECKS", "Diagnosis", "doctor"]
 
 _OK, _WARNING, _ERROR = "ok", "warning", "error"
 _EXPORT = f"export {EXT_VARIABLE}=$(monai-autoaug nnunet path)"
-_LAUNCHER = "or use monai-autoaug nnunet train|predict, which need neither"
+_LAUNCHER = "or train and predict with monai-autoaug nnunet, which works without it"
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,8 @@ def _check_torch() -> Diagnosis:
 
     if _version("torch") < (2, 8):
         return Diagnosis("torch", _ERROR, torch.__version__, "pip install 'torch>=2.8'")
-    return Diagnosis("torch", _OK, f"{torch.__version__}, GPU: {torch.cuda.is_available()}")
+    gpu = "with a GPU" if torch.cuda.is_available() else "without a GPU: train with -device cpu"
+    return Diagnosis("torch", _OK, f"{torch.__version__}, {gpu}")
 
 
 def _check_torchvision() -> Diagnosis:
@@ -96,21 +97,19 @@ def _check_path() -> Diagnosis:
     paths = [Path(p) for p in value.split(os.pathsep) if p.strip()]
     missing = [str(p) for p in paths if not p.is_dir()]
     if missing:
-        return Diagnosis(name, _ERROR, f"{', '.join(missing)}: no folder", _EXPORT)
+        return Diagnosis(name, _ERROR, f"{', '.join(missing)}: there is no such folder", _EXPORT)
     packages = {Path(p).resolve() for p in (*site.getsitepackages(), sysconfig.get_paths()["purelib"])}
     wide = [str(p) for p in paths if p.resolve() in packages or (p / "monai_autoaug" / "__init__.py").is_file()]
     if wide:
-        return Diagnosis(
-            name, _ERROR, f"{', '.join(wide)}: holds whole packages, and nnU-Net imports every module in it", _EXPORT
-        )
+        found = f"{', '.join(wide)}: holds whole packages, and nnU-Net would import every module in it"
+        return Diagnosis(name, _ERROR, found, _EXPORT)
     own = ext_path().parents[1]  # compared as a place on the disk: a user's folder may have any name
     inside = [str(p) for p in paths if own in (p.resolve(), *p.resolve().parents) and p.resolve() != ext_path()]
     if inside:
-        return Diagnosis(
-            name, _ERROR, f"{', '.join(inside)}: is the package itself; its modules can't be imported so", _EXPORT
-        )
+        found = f"{', '.join(inside)}: lies in the package itself, whose modules can't be imported from there"
+        return Diagnosis(name, _ERROR, found, _EXPORT)
     if ext_path() not in [p.resolve() for p in paths]:
-        return Diagnosis(name, _WARNING, f"{value}: doesn't name {ext_path()}", _EXPORT)
+        return Diagnosis(name, _WARNING, f"{value}: does not list {ext_path()}", _EXPORT)
     return Diagnosis(name, _OK, value)
 
 
@@ -119,9 +118,9 @@ def _check_import() -> Diagnosis:
         from monai_autoaug.nnunet.trainers import TRAINERS
     except Exception as error:  # an import can fail in any way; that is what is reported
         return Diagnosis(
-            "import of the trainers", _ERROR, f"{type(error).__name__}: {error}", "install what the message names"
+            "trainers of this package", _ERROR, f"{type(error).__name__}: {error}", "install what the message names"
         )
-    return Diagnosis("import of the trainers", _OK, ", ".join(TRAINERS))
+    return Diagnosis("trainers of this package", _OK, ", ".join(TRAINERS))
 
 
 def _check_shadow() -> Diagnosis:
@@ -129,18 +128,18 @@ def _check_shadow() -> Diagnosis:
     try:
         folder = Path(importlib.import_module("nnunetv2.training.nnUNetTrainer").__path__[0])
     except ImportError as error:
-        return Diagnosis("copies inside nnunetv2", _WARNING, str(error), "see nnunetv2 above")
+        return Diagnosis("copies of our trainers in nnunetv2", _WARNING, str(error), "see nnunetv2 above")
     copies = [
         str(p) for p in folder.rglob("*.py") if DEFAULT_TRAINER in p.read_text(encoding="utf-8", errors="replace")
     ]
     if copies:
         return Diagnosis(
-            "copies inside nnunetv2",
+            "copies of our trainers in nnunetv2",
             _ERROR,
             ", ".join(copies),
-            "remove them: nnU-Net would take them instead of this package",
+            "remove them: nnU-Net would take them instead of this package's",
         )
-    return Diagnosis("copies inside nnunetv2", _OK, "none")
+    return Diagnosis("copies of our trainers in nnunetv2", _OK, "none")
 
 
 def _check_search() -> Diagnosis:
@@ -152,7 +151,8 @@ def _check_search() -> Diagnosis:
         with redirect_stdout(StringIO()):
             found = recursive_find_trainer_class_by_name(DEFAULT_TRAINER)
     except Exception as error:  # nnU-Net's search imports foreign modules, which can fail in any way
-        return Diagnosis(check, _ERROR, f"{type(error).__name__}: {error}", f"{_EXPORT}, {_LAUNCHER}")
+        reason = " ".join(str(error).split())  # nnU-Net's message has several lines
+        return Diagnosis(check, _ERROR, f"{type(error).__name__}: {reason}", f"{_EXPORT}, {_LAUNCHER}")
     return Diagnosis(check, _OK, f"{found.__module__}.{found.__qualname__}")
 
 
@@ -162,7 +162,7 @@ def _check_folder(variable: str) -> Callable[[], Diagnosis]:
         if not value:
             return Diagnosis(variable, _ERROR, "not set", f"export {variable}=<folder>")
         if not Path(value).is_dir():
-            return Diagnosis(variable, _ERROR, f"{value}: no folder", f"mkdir -p {value}")
+            return Diagnosis(variable, _ERROR, f"{value}: there is no such folder", f"mkdir -p {value}")
         if variable != "nnUNet_raw" and not os.access(value, os.W_OK):
             return Diagnosis(variable, _ERROR, f"{value}: not writable", f"chmod u+w {value}")
         return Diagnosis(variable, _OK, value)
@@ -172,7 +172,7 @@ def _check_folder(variable: str) -> Callable[[], Diagnosis]:
 
 def _check_options() -> Diagnosis:
     if not os.environ.get(CONFIG_VARIABLE):
-        return Diagnosis(CONFIG_VARIABLE, _OK, "not set; options come from the plans")
+        return Diagnosis(CONFIG_VARIABLE, _OK, "not set: options come from the plans' key autoaug, or are the defaults")
     try:
         options = read_options({}, {"configurations": {}}, "")
         _rehearse(options)
@@ -193,10 +193,11 @@ def _rehearse(options: Options) -> None:
 
 
 def _check_shim() -> Diagnosis:
+    name = "folder that nnU-Net searches"
     modules = [m.name for m in pkgutil.iter_modules([str(ext_path())])]
     if modules != ["monai_autoaug_trainers"]:
-        return Diagnosis("folder for nnU-Net", _ERROR, f"{ext_path()} holds {modules}", "reinstall monai_autoaug")
-    return Diagnosis("folder for nnU-Net", _OK, str(ext_path()))
+        return Diagnosis(name, _ERROR, f"{ext_path()} holds {modules}", "reinstall monai_autoaug")
+    return Diagnosis(name, _OK, str(ext_path()))
 
 
 CHECKS: tuple[Callable[[], Diagnosis], ...] = (

@@ -10,6 +10,7 @@ arguments as they are.
 
 from __future__ import annotations
 
+import argparse
 import os
 import sys
 from collections.abc import Sequence
@@ -22,7 +23,7 @@ from monai_autoaug.errors import CheckpointError, ConfigError
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["DEFAULT_TRAINER", "EXT_VARIABLE", "ext_path", "find_trainer", "predict", "threads", "train"]
+__all__ = ["DEFAULT_TRAINER", "EXT_VARIABLE", "ext_path", "find_trainer", "predict", "threads", "to_continue", "train"]
 
 EXT_VARIABLE = "nnUNet_extTrainer"
 DEFAULT_TRAINER = "nnUNetTrainerAutoAugAdversarial"
@@ -85,10 +86,34 @@ def _replaced(module: Any, **values: Any) -> Iterator[None]:
             setattr(module, name, value)
 
 
-def _with_trainer(arguments: Sequence[str]) -> list[str]:
-    """The arguments, with our default trainer unless one is named."""
-    named = any(a == "-tr" or a.startswith("-tr=") for a in arguments)
-    return [*arguments] if named else [*arguments, "-tr", DEFAULT_TRAINER]
+@contextmanager
+def _as_command(name: str, arguments: Sequence[str]) -> Iterator[None]:
+    """Let an entry point of nnU-Net see these arguments, with our default trainer, which its help names too."""
+    plain = argparse.ArgumentParser.add_argument
+
+    def add_argument(parser: argparse.ArgumentParser, *flags: Any, **given: Any) -> argparse.Action:
+        if "-tr" in flags:
+            text = str(given.get("help", "")).split("Default:")[0].strip()
+            given |= {"default": DEFAULT_TRAINER, "required": False, "help": f"{text} Default: {DEFAULT_TRAINER}"}
+        return plain(parser, *flags, **given)
+
+    with (
+        _replaced(argparse.ArgumentParser, add_argument=add_argument),
+        _replaced(sys, argv=[f"monai-autoaug nnunet {name}", *arguments]),
+    ):
+        yield
+
+
+def to_continue(arguments: Sequence[str]) -> list[str]:
+    """The arguments of a training that was stopped, so that it goes on from its last checkpoint.
+
+    Args:
+        arguments: as for ``nnUNetv2_train``.
+
+    >>> to_continue(["4", "3d_fullres", "0"]), to_continue(["4", "2d", "0", "--c"])
+    (['4', '3d_fullres', '0', '--c'], ['4', '2d', '0', '--c'])
+    """
+    return [*arguments, *([] if {"--c", "--val"} & set(arguments) else ["--c"])]
 
 
 def train(arguments: Sequence[str]) -> None:
@@ -116,7 +141,7 @@ def train(arguments: Sequence[str]) -> None:
     _name_ext_path()
     with (
         _replaced(host, recursive_find_trainer_class_by_name=find_trainer, run_training=run, run_ddp=_gpu_rank),
-        _replaced(sys, argv=["nnUNetv2_train", *_with_trainer(arguments)]),
+        _as_command("train", arguments),
     ):
         host.run_training_entry()
 
@@ -132,7 +157,7 @@ def predict(arguments: Sequence[str]) -> None:
     _name_ext_path()
     with (
         _replaced(host, recursive_find_trainer_class_by_name=find_trainer),
-        _replaced(sys, argv=["nnUNetv2_predict", *_with_trainer(arguments)]),
+        _as_command("predict", arguments),
     ):
         host.predict_entry_point()
 

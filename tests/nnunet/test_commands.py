@@ -21,6 +21,7 @@ from click.testing import CliRunner
 from nnunetv2.inference import predict_from_raw_data as predicting
 from nnunetv2.run import run_training as training
 
+from monai_autoaug.cli import main
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.nnunet import launcher
 from monai_autoaug.nnunet.cli import nnunet_commands
@@ -101,6 +102,27 @@ def test_pretrained_weights(dataset: Any, trained: Path, forked_pools: Pools, mo
     differing = {name for name, tensor in stopped[0].items() if not torch.equal(tensor, given[name])}
     assert differing
     assert all(".seg_layers." in name for name in differing)
+
+
+@pytest.mark.parametrize("command", ["train", "predict"])
+def test_the_help_names_our_default_trainer(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    result = CliRunner().invoke(nnunet_commands, [command, "--help"])
+    assert result.exit_code == 0
+    assert "Default: nnUNetTrainerAutoAugAdversarial\n" in result.output
+    assert "Default: nnUNetTrainer\n" not in result.output
+    assert f"usage: monai-autoaug nnunet {command}" in result.output
+
+
+def test_a_stopped_training_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(training, "run_training_entry", stop)
+    words = ["nnunet", "train", "4", "3d_fullres", "0", "-device", "cpu"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 130
+    assert f"stopped; go on with: monai-autoaug {' '.join(words)} --c" in result.output
 
 
 def predictions(folder: Path) -> dict[str, np.ndarray]:

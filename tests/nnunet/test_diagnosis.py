@@ -49,6 +49,9 @@ def test_the_doctor_is_content_when_all_is_well(monkeypatch: pytest.MonkeyPatch)
     result = CliRunner().invoke(nnunet_commands, ["doctor"])
     assert result.exit_code == 0
     assert "error" not in result.output
+    assert result.output.splitlines()[-1] == "all is well"
+    lines = [line.split() for line in result.output.splitlines()]
+    assert ["ok", "nnUNet_extTrainer:", str(launcher.ext_path())] in lines  # whole, however long
 
 
 def test_the_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -61,12 +64,12 @@ def test_the_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_pat
     variable = "nnUNet_extTrainer"
     for value, severity, word in (
         (None, "warning", "not set"),
-        (str(tmp_path / "nowhere"), "error", "no folder"),
+        (str(tmp_path / "nowhere"), "error", "there is no such folder"),
         (str(package.parent), "error", "whole packages"),
-        (str(package), "error", "the package itself"),
-        (str(package / "nnunet"), "error", "the package itself"),
-        (str(tmp_path), "warning", "doesn't name"),
-        (str(package / "data"), "error", "the package itself"),
+        (str(package), "error", "lies in the package itself"),
+        (str(package / "nnunet"), "error", "lies in the package itself"),
+        (str(tmp_path), "warning", "does not list"),
+        (str(package / "data"), "error", "lies in the package itself"),
         (os.pathsep.join([str(tmp_path), str(launcher.ext_path())]), "ok", str(tmp_path)),
         (os.pathsep.join([str(own), str(launcher.ext_path())]), "ok", str(own)),
     ):
@@ -99,7 +102,7 @@ def test_the_doctor_fails_where_plain_nnunet_finds_no_trainer(monkeypatch: pytes
         errors = [d for d in doctor() if d.severity == "error"]
         assert [d.check for d in errors] == ["plain nnU-Net finds nnUNetTrainerAutoAugAdversarial"]
         assert "Could not find requested nnunet trainer" in errors[0].found
-        assert "monai-autoaug nnunet train" in errors[0].remedy
+        assert "with monai-autoaug nnunet" in errors[0].remedy
         assert CliRunner().invoke(nnunet_commands, ["doctor"]).exit_code == 1
 
 
