@@ -22,11 +22,13 @@ def check(ctx: click.Context, data: Path, json_file: Path | None, workers: int |
     Decathlon (dataset.json), nnU-Net raw (imagesTr/CASE_0000.nii.gz) and a pair of folders (images/, labels/) are told
     apart by themselves. Exit code 1: something forbids training.
     """
-    from monai_autoaug.commands.console import bars, console, counter
+    from monai_autoaug.commands.console import bars, check_file, console, counter
     from monai_autoaug.data import read_datalist
     from monai_autoaug.data.audit import audit, findings_to_json, print_findings, refused
     from monai_autoaug.writing import write_text
 
+    if json_file is not None:
+        check_file("--json", json_file)
     datalist = read_datalist(data)
     with bars() as listener:
         findings = audit(datalist, workers=workers, progress=counter(listener, "checking"))

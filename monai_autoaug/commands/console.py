@@ -7,9 +7,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
     from monai_autoaug.engines.progress import Listener, Progress
     from monai_autoaug.evaluation import Evaluation
 
-__all__ = ["bars", "console", "counter", "dice_table"]
+__all__ = ["bars", "check_file", "console", "counter", "dice_table"]
 
 console = Console(highlight=False)
 if not console.is_terminal:
@@ -63,6 +65,24 @@ def bars() -> Iterator[Listener]:
         yield hear
 
 
+def check_file(option: str, path: Path) -> None:
+    """Refuse, before any work, a file that couldn't be written after it.
+
+    Args:
+        option: that names the file.
+        path: need not exist.
+
+    Raises:
+        ConfigError: it is a folder, or its folder can't be made or written.
+    """
+    from monai_autoaug.engines.claims import check_writable
+    from monai_autoaug.errors import ConfigError
+
+    if path.is_dir():
+        raise ConfigError(f"{option}: {path} is a folder; give the name of a file")
+    check_writable(option, path.parent)
+
+
 def counter(listener: Listener, stage: str) -> Callable[[int, int], None]:
     """What tells a listener of a stage that is counted.
 
@@ -88,11 +108,17 @@ def _state(progress: Progress) -> str:
 
 
 def dice_table(evaluation: Evaluation, title: str) -> Table:
-    """Mean and 95 % interval of each structure."""
-    table = Table(title=title, title_justify="left", title_style="bold")
+    """Mean and 95 % interval of each structure; what has no interval, because of too few cases, says so."""
+    from monai_autoaug.evaluation import LEAST_CASES
+
+    table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
     for name in ("structure", "Dice", "95 % interval", "cases"):
         table.add_column(name, justify="left" if name == "structure" else "right")
     for name, value, count in evaluation.rows("dice"):
         style = "bold" if name == "mean" else None
-        table.add_row(name, f"{value.mean:.3f}", f"{value.low:.3f} to {value.high:.3f}", str(count), style=style)
+        bounds = f"{value.low:.3f} to {value.high:.3f}" if value.low == value.low else "-"
+        mean = f"{value.mean:.3f}" if value.mean == value.mean else "-"
+        table.add_row(escape(name), mean, bounds, str(count), style=style)
+        if bounds == "-":
+            table.caption = f"no interval of fewer than {LEAST_CASES} cases"
     return table

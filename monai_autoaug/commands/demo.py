@@ -36,25 +36,26 @@ def demo(output: Path, method: str, seed: int, device: str, cases: int, size: in
     Takes less than five minutes on two CPU cores. Nothing is downloaded.
     """
     from monai_autoaug.commands.console import bars, console, counter
-    from monai_autoaug.commands.results import results
+    from monai_autoaug.commands.results import finish, resume_command, show
     from monai_autoaug.data import write_phantom
     from monai_autoaug.engines.folder import Run
     from monai_autoaug.engines.options import TrainOptions
     from monai_autoaug.engines.prediction import predict
     from monai_autoaug.engines.run import train
-    from monai_autoaug.errors import ConfigError
+    from monai_autoaug.errors import ConfigError, resumable
 
     if Run(output / "run").config.exists():
         raise ConfigError(f"{output} holds a demo already: remove it, or choose another folder with --output")
     options = TrainOptions(
         output / "data", output / "run", method=method, seed=seed, device=device, **_TRAINING | {"epochs": epochs}
     )
-    with bars() as listener:
+    with resumable(lambda: resume_command(Run(options.output))), bars() as listener:
         write_phantom(
             options.data, cases=cases, size=size, seed=seed, test=_TEST, progress=counter(listener, "writing")
         )
         run = train(options, listener=listener)
+        evaluation = finish(run, listener=listener)
     with bars() as listener:
         predict(run.folder, options.data / "imagesTs", output / "predictions", device=device, listener=listener)
-    results(run, console)
+    show(run, evaluation, console)
     console.print(f"predictions of {_TEST} images without a label are in {output / 'predictions'}", markup=False)

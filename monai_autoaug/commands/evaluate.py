@@ -23,9 +23,11 @@ def evaluate(predictions: Path, reference: Path, json_file: Path | None, show_ca
     """
     from rich.table import Table
 
-    from monai_autoaug.commands.console import bars, console, counter, dice_table
+    from monai_autoaug.commands.console import bars, check_file, console, counter, dice_table
     from monai_autoaug.evaluation import evaluate as compare
 
+    if json_file is not None:
+        check_file("--json", json_file)
     with bars() as listener:
         result = compare(predictions, reference, progress=counter(listener, "evaluating"))
     if show_cases:

@@ -18,14 +18,44 @@ __all__ = ["predict"]
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--overlap", default=0.5, show_default=True, help="Overlap of neighbouring windows, 0 to below 1.")
-def predict(run: Path, images: Path, output: Path, device: str, precision: str, overlap: float) -> None:
+@click.option("--overwrite", is_flag=True, help="Replace predictions that are there already.")
+@click.pass_context
+def predict(
+    ctx: click.Context,
+    run: Path,
+    images: Path,
+    output: Path,
+    device: str,
+    precision: str,
+    overlap: float,
+    overwrite: bool,
+) -> None:
     """Segment IMAGES, a NIfTI file or a folder of them, with the trained RUN, into OUTPUT.
 
     OUTPUT is a folder, or for a single image a file name. Predictions lie on the voxel grid of their image's file.
+    Images that can't be used are named at the end, when the others have been predicted. Exit code 1: there are some.
     """
+    from rich.markup import escape
+    from rich.table import Table
+
     from monai_autoaug.commands.console import bars, console
+    from monai_autoaug.engines.prediction import PredictionError
     from monai_autoaug.engines.prediction import predict as segment
 
+    failed: dict[str, str] = {}
     with bars() as listener:
-        files = segment(run, images, output, device=device, precision=precision, overlap=overlap, listener=listener)
-    console.print(f"wrote {len(files)} prediction{'s' * (len(files) != 1)} to {output}", markup=False)
+        try:
+            files = segment(
+                run, images, output, device=device, precision=precision, overlap=overlap, overwrite=overwrite,
+                listener=listener,
+            )  # fmt: skip
+        except PredictionError as error:
+            files, failed = error.written, error.failed
+    if failed:
+        table = Table("image", "why it was not predicted")
+        for case, reason in failed.items():
+            table.add_row(escape(case), escape(reason), style="red")
+        console.print(table)
+    number = f"{len(files)} of {len(files) + len(failed)}" if failed else str(len(files))
+    console.print(f"wrote {number} prediction{'s' * (number != '1')} to {output}", markup=False)
+    ctx.exit(1 if failed else 0)

@@ -14,25 +14,40 @@ if TYPE_CHECKING:
     from monai_autoaug.engines.folder import Run
     from monai_autoaug.engines.progress import Listener
 
-__all__ = ["assignments", "train"]
+__all__ = ["key_values", "train"]
 
 
-def assignments(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` pairs; values are read as YAML, so that numbers are numbers and ``[8, 16]`` is a list."""
+def key_values(texts: Sequence[str]) -> dict[str, Any]:
+    """``key=value`` pairs; values are read as YAML, so that numbers are numbers and ``[8, 16]`` is a list.
+
+    Raises:
+        ValueError: a text is no such pair.
+
+    >>> key_values(["mode=affine", "width=8"])
+    {'mode': 'affine', 'width': 8}
+    """
     import yaml
 
     from monai_autoaug.yaml_values import parse
 
     found = {}
-    for text in values:
+    for text in texts:
         key, equals, value = text.partition("=")
         try:
             found[key.strip()] = parse(value)
         except yaml.YAMLError as error:
-            raise click.BadParameter(f"{text!r} is no key=value ({error})") from error
+            raise ValueError(f"{text!r} is no key=value ({error})") from error
         if not equals or not key.strip():
-            raise click.BadParameter(f"{text!r} is no key=value")
+            raise ValueError(f"{text!r} is no key=value")
     return found
+
+
+def _assignments(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, Any]:
+    """`key_values` for an option that is repeated."""
+    try:
+        return key_values(values)
+    except ValueError as error:
+        raise click.BadParameter(str(error)) from error
 
 
 def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) -> int | float | None:
@@ -49,7 +64,7 @@ _PATH = click.Path(path_type=Path)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--output", "-o", type=_PATH, help="Folder of the run.  [default: runs/METHOD]"),
     click.option("--method", help="none, random or adversarial.  [default: adversarial]"),
-    click.option("--method-option", "method_options", multiple=True, callback=assignments, metavar="KEY=VALUE",
+    click.option("--method-option", "method_options", multiple=True, callback=_assignments, metavar="KEY=VALUE",
                  help="An option of the method, such as mode=affine; may be repeated."),
     click.option("--epochs", type=int, help="Epochs.  [default: 40]"),
     click.option("--iterations", type=int, help="Iterations an epoch.  [default: 50]"),
@@ -58,7 +73,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--lr", "learning_rate", type=float, help="Learning rate of AdamW.  [default: 0.002]"),
     click.option("--weight-decay", type=float, help="Weight decay of AdamW.  [default: 0.0001]"),
     click.option("--network", help="unet, segresnet or dynunet.  [default: unet]"),
-    click.option("--network-option", "network_options", multiple=True, callback=assignments, metavar="KEY=VALUE",
+    click.option("--network-option", "network_options", multiple=True, callback=_assignments, metavar="KEY=VALUE",
                  help="An option of the network, such as channels=[8,16,32]; may be repeated."),
     click.option("--train-cases", type=int, help="Cases to learn from.  [default: all others]"),
     click.option("--validation-cases", callback=_share, help="Number or share of validation cases.  [default: 0.2]"),
@@ -86,48 +101,94 @@ def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
 @click.argument("data", type=_PATH, required=False)
 @_with_options
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False),
-              help="YAML file of options by their long names (learning_rate, method_options ...).")  # fmt: skip
+              help="YAML file of options by their names here or in TrainOptions (lr or learning_rate).")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Finish the run in --output, wherever it was stopped.")
 def train(config: Path | None, resume: bool, **given: Any) -> None:
     """Train a segmentation network on the data set in the folder DATA.
 
     The data set is audited first. The run's folder gets the trained network, the learned augmenters, a log, the
     predictions of the validation cases with their Dice, and pictures. Options on the command line win over --config.
+
+    Two kinds of Dice are told: while training, on volumes resampled for the network (log.jsonl, whose keys
+    "python -m pydoc monai_autoaug.engines.log" explains); at the end, on the voxels of the label files
+    (validation.json).
     """
     from monai_autoaug.commands.console import bars, console
-    from monai_autoaug.commands.results import results
+    from monai_autoaug.commands.results import finish, resume_command, show
+    from monai_autoaug.engines.folder import Run
     from monai_autoaug.engines.options import TrainOptions
     from monai_autoaug.engines.run import train as begin
+    from monai_autoaug.errors import resumable
 
     chosen = {name: value for name, value in given.items() if value not in (None, {}, ())}
-    with bars() as listener:
+    options = _resumed(chosen, config) if resume else _options(chosen, config)
+    run = Run(Path(options["folder" if resume else "output"]))
+    with resumable(lambda: resume_command(run)), bars() as listener:
         if resume:
-            run = _go_on(_resumed(chosen, config), listener)
+            _go_on(run, options, listener)
         else:
-            run = begin(TrainOptions.from_mapping(_options(chosen, config)), listener=listener)
-    results(run, console)
+            begin(TrainOptions.from_mapping(options), listener=listener)
+        evaluation = finish(run, listener=listener)
+    show(run, evaluation, console)
 
 
 def _options(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
     """Options of the file, then those of the command line."""
+    from monai_autoaug.errors import ConfigError
+
+    content = ({} if config is None else _from_file(config)) | chosen
+    if "data" not in content:
+        raise ConfigError("which data? Give the folder: monai-autoaug train DATA")
+    content.setdefault("output", Path("runs") / str(content.get("method", "adversarial")))
+    return content
+
+
+def _from_file(config: Path) -> dict[str, Any]:
+    """The options of a YAML file, by the names of `TrainOptions`; each may be spelt as on the command line too."""
     import yaml
 
     from monai_autoaug.errors import ConfigError
     from monai_autoaug.yaml_values import parse
 
-    content: Any = {}
-    if config is not None:
-        try:
-            content = parse(config.read_text(encoding="utf-8")) or {}
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-            raise ConfigError(f"{config}: can't be read as YAML ({error})") from error
-        if not isinstance(content, dict):
-            raise ConfigError(f"{config}: must hold options by name, got {type(content).__name__}")
-    content |= chosen
-    if "data" not in content:
-        raise ConfigError("which data? Give the folder: monai-autoaug train DATA")
-    content.setdefault("output", Path("runs") / str(content.get("method", "adversarial")))
-    return content
+    try:
+        content: Any = parse(config.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{config}: can't be read as YAML ({error})") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"{config}: must hold options by name, got {type(content).__name__}")
+    names = _spellings()
+    found: dict[str, Any] = {}
+    spelt: dict[str, str] = {}
+    for key, value in content.items():
+        name = names.get(str(key).replace("-", "_"), str(key))
+        if name in spelt:
+            raise ConfigError(f"{config}: {spelt[name]} and {key} are one option; give one of them")
+        spelt[name] = str(key)
+        found[name] = _pairs(config, str(key), value) if name in ("method_options", "network_options") else value
+    return found
+
+
+def _spellings() -> dict[str, str]:
+    """The command line's spelling of each option, with underscores -> its name: ``lr`` is ``learning_rate``."""
+    return {
+        spelling.removeprefix("--").replace("-", "_"): option.name
+        for option in train.params
+        for spelling in (*option.opts, option.name or "")
+        if option.name is not None
+    }
+
+
+def _pairs(config: Path, key: str, value: Any) -> Any:
+    """A table of names and values as it is; ``KEY=VALUE``, or a list of these, as on the command line."""
+    from monai_autoaug.errors import ConfigError
+
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
+        return value
+    try:
+        return key_values(texts)
+    except ValueError as error:
+        raise ConfigError(f"{config}: {key}: {error}") from error
 
 
 def _resumed(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
@@ -145,16 +206,13 @@ def _resumed(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
     return {"folder": chosen.pop("output"), **chosen}
 
 
-def _go_on(options: dict[str, Any], listener: Listener) -> Run:
+def _go_on(run: Run, options: dict[str, Any], listener: Listener) -> None:
     """Train to the end, unless only the evaluation and the pictures are missing, which are made afterwards."""
     from monai_autoaug.commands.results import missing
-    from monai_autoaug.engines.folder import Run
     from monai_autoaug.engines.run import resume
     from monai_autoaug.errors import ConfigError
 
-    run = Run(options["folder"])
     if not run.summary.exists():
-        return resume(listener=listener, **options)
-    if not missing(run):
+        resume(listener=listener, **options)
+    elif not missing(run):
         raise ConfigError(f"{run.folder}: this run has ended and lacks nothing; start another one with more epochs")
-    return run

@@ -179,12 +179,11 @@ def split(
     if train is not None:
         if train < 1 or train > len(pool):
             raise ConfigError(
-                f"train={train} cases can't be had: {len(order)} cases less {held} for validation leave {len(pool)}"
+                f"{train} training cases can't be had: {len(order)} cases less {held} for validation leave {len(pool)}"
             )
         pool = pool[:train]
     carved = _amount(meta, len(pool), "meta")
     if len(pool) - carved < 1:
-        raise ConfigError(
-            f"no training case is left: {len(order)} cases, {held} for validation, {carved} for meta-validation"
-        )
+        aside = f"{held} of them for validation" + (f", {carved} for meta-validation" if carved else "")
+        raise ConfigError(f"no training case is left: {len(order)} cases, {aside}")
     return Split(tuple(pool[carved:]), tuple(pool[:carved]), tuple(order[:held]))

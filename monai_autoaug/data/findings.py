@@ -80,9 +80,17 @@ def print_findings(findings: Sequence[Finding], console: Console | None = None) 
             table.add_column(name, overflow="fold")
         for finding in sorted(findings, key=lambda f: _ORDER.index(f.severity)):
             where = finding.file or finding.case or "data set"
-            what = f"{finding.message} ({finding.check})"
-            cells = (finding.severity, where, what, finding.expected, finding.came, finding.remedy)
+            cells = (finding.severity, where, finding.message, finding.expected, finding.came, finding.remedy)
             # file names may hold square brackets, which rich would read as markup
             table.add_row(*(cell.replace("[", r"\[") for cell in cells), style=_STYLE[finding.severity])
         console.print(table)
-    console.print(f"{counts['refuse']} refused, {counts['warn']} warnings, {counts['note']} notes")
+    console.print(f"{counts['refuse']} refused, {_count(counts['warn'], 'warning')}, {_count(counts['note'], 'note')}")
+
+
+def _count(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> _count(1, "note"), _count(2, "note")
+    ('1 note', '2 notes')
+    """
+    return f"{number} {what}{'s' * (number != 1)}"

@@ -42,6 +42,11 @@ def read_datalist(folder: str | Path) -> DataList:
         )
     path = folder / "dataset.json"
     if not path.is_file():
+        if list_nifti(folder):
+            raise DataError(
+                "holds NIfTI files itself: it is a folder of images or of labels, not a data set", file=folder,
+                remedy="give the folder above it, which holds dataset.json, or images/ and labels/",
+            )
         return read_pair_of_folders(folder)
     content = _read_json(path)
     if "channel_names" in content:
@@ -77,9 +82,16 @@ def read_images(path: str | Path, *, channels: int | None = None) -> tuple[Case,
     if not path.is_dir():
         raise DataError(
             "is neither a folder nor a NIfTI file", file=path, expected="a folder, or a .nii or .nii.gz file",
-            came=_what(path), remedy="convert the images to NIfTI",
+            came=_what(path), remedy="convert the images to NIfTI" if path.exists() else "check the path",
         )
-    return group_channels(list_nifti(path), path, channels=channels)
+    files = list_nifti(path)
+    below = [d.name for d in sorted(path.iterdir()) if d.is_dir() and list_nifti(d)] if not files else []
+    if below:
+        raise DataError(
+            "holds no NIfTI file itself", file=path, expected=".nii or .nii.gz files", came=f"the folders {below[:5]}",
+            remedy="give the one that holds the images",
+        )
+    return group_channels(files, path, channels=channels)
 
 
 def _what(path: Path) -> str:

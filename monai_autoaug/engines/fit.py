@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from typing import Any
@@ -19,6 +18,7 @@ from monai_autoaug import methods
 from monai_autoaug.data import PatchBatches, loader
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.engines import log
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.progress import Listener, Progress
@@ -134,7 +134,7 @@ class Fit:
         self.trainer = make_trainer(self.options, self.network, self.optimizer, batches, self.device, dtype)
         if checkpoint is not None:
             self._restore(checkpoint)
-        self.folder.cut_log(self.trainer.state.iteration // self.options.iterations)
+        log.cut(self.folder.log, self.trainer.state.iteration // self.options.iterations)
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         self._started = (time.perf_counter(), time.process_time())
@@ -180,7 +180,7 @@ class Fit:
         self._losses.clear()
         self._read_clock()
         row |= self.clock | ({"warnings": self._warnings} if self._warnings else {})
-        self.folder.append_log({name: _number(value) for name, value in row.items()})
+        log.append(self.folder.log, row)  # the module's text explains every key
         content = {name: part.state_dict() for name, part in self._parts().items()}
         self.folder.save_checkpoint(content | {"clock": self.clock, "dice": self._dice, "warnings": self._warnings})
 
@@ -194,7 +194,8 @@ class Fit:
     def validate(self) -> dict[str, float]:
         """Dice of each foreground structure over the validation cases, on the preprocessed grid, and their mean.
 
-        A structure that a case's label doesn't have is left out of its mean.
+        A structure that a case's label doesn't have is left out of its mean. It tells how the training goes;
+        `evaluation.evaluate` gives the final figure, on the voxels of the label files.
         """
         metric = DiceMetric(include_background=True, reduction="mean_batch", ignore_empty=True)
         for i in range(len(self.validation)):
@@ -220,7 +221,7 @@ class Fit:
             "precision": str(self.precision.dtype).removeprefix("torch."),
             "threads": torch.get_num_threads(),
             "skipped_updates": skipped,
-            "validation_on_preprocessed_grid": {name: _number(value) for name, value in self._dice.items()},
+            "validation_on_preprocessed_grid": {name: log.plain_number(value) for name, value in self._dice.items()},
             "warnings": self._warnings + skip_warnings(skipped, self.steps, self.precision.dtype),
         } | self.clock
 
@@ -246,13 +247,6 @@ def skip_warnings(skipped: Mapping[str, int], steps: int, dtype: torch.dtype) ->
         for name, count in skipped.items()
         if count > usual
     ]
-
-
-def _number(value: Any) -> Any:
-    """Six significant digits of a number; None, as JSON has it, where it is not finite."""
-    if not isinstance(value, float):
-        return value
-    return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
 def masks(logits: Tensor, label: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:

@@ -49,8 +49,9 @@ class Run:
     """A run's folder.
 
     ``config.json`` the options, the split and the versions; ``audit.json``; ``preprocessing.json``; ``log.jsonl`` one
-    line an epoch; ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the plain segmentation network;
-    ``augmenters.pt`` what was learned; ``summary.json``; ``validation/`` the predictions of the validation cases.
+    line an epoch (`engines.log` says what its keys mean); ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the
+    plain segmentation network; ``augmenters.pt`` what was learned; ``summary.json``; ``validation/`` the predictions of
+    the validation cases, and ``validation.json`` their Dice, which `commands.finish` writes, as it does the pictures.
     While a process works in it, ``.lock`` names that process (`engines.claims`).
 
     Args:
@@ -104,26 +105,13 @@ class Run:
 
     @property
     def evaluation(self) -> Path:
-        """Dice of the predictions of the validation cases; written by the command line, as the pictures are."""
+        """Dice of the predictions of the validation cases; written by `commands.finish`, as the pictures are."""
         return self.folder / "validation.json"
 
     @property
     def validation(self) -> Path:
         """Predictions of the validation cases."""
         return self.folder / "validation"
-
-    def append_log(self, row: Mapping[str, Any]) -> None:
-        """Add a line to the log, at once on disk."""
-        with self.log.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
-
-    def cut_log(self, epoch: int) -> None:
-        """Remove lines after ``epoch``: of an epoch that was logged, but whose checkpoint was not reached."""
-        if self.log.exists():
-            lines = self.log.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _epoch_of(line) <= epoch]
-            text = "".join(line + "\n" for line in kept)
-            write_text(self.log, text)
 
     def save_checkpoint(self, content: Mapping[str, Any]) -> None:
         """Write the checkpoint: tensors, numbers and strings."""
@@ -154,7 +142,7 @@ class Run:
         Raises:
             CheckpointError: the file is missing, damaged or of another version.
         """
-        content = _load(self.model, "train first, or wait until training has ended")
+        content = _load(self.model, "train first, wait until training has ended, or finish a stopped one with --resume")
         if content.get("format") != _FORMAT or content.get("version") != _VERSION:
             raise CheckpointError(f"{self.model}: is no model of this package, or one of another version")
         network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
@@ -164,14 +152,6 @@ class Run:
     def load_preprocessing(self) -> Preprocessing:
         """How this run's volumes are prepared."""
         return Preprocessing.load(self.preprocessing)
-
-
-def _epoch_of(line: str) -> float:
-    """The epoch of a log line; a line that was cut off by a crash belongs to none."""
-    try:
-        return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
-        return float("inf")
 
 
 def _load(path: Path, missing: str) -> dict[str, Any]:

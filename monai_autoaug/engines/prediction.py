@@ -4,24 +4,47 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from monai_autoaug.data import Case, DataList, read_images
+from monai_autoaug.data.audit import audit
 from monai_autoaug.data.nifti import is_nifti
 from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.engines.claims import check_writable
 from monai_autoaug.engines.folder import Run, read_json
 from monai_autoaug.engines.options import find_device, find_precision
 from monai_autoaug.engines.progress import Listener, Progress, unheard
 from monai_autoaug.engines.segmentation import infer
-from monai_autoaug.engines.volumes import sound
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import ConfigError, DataError
 from monai_autoaug.precision import Precision
 
-__all__ = ["predict", "predict_cases", "probabilities_of"]
+__all__ = ["PredictionError", "predict", "predict_cases", "probabilities_of"]
+
+# endings of files that someone may take for an output; a folder's name may hold other dots
+_FILES = frozenset(".png .jpg .jpeg .tif .tiff .gz .zip .mha .mhd .nrrd .mgz .img .hdr .dcm .npy .npz .json".split())
+
+
+class PredictionError(DataError):
+    """Some images could not be predicted; all others were.
+
+    Args:
+        failed: case -> why not.
+        written: the predictions of the others.
+
+    >>> print(PredictionError({"a": "holds NaN", "b": "can't be read"}, []))
+    2 images can't be predicted:
+      a: holds NaN
+      b: can't be read
+    """
+
+    def __init__(self, failed: Mapping[str, str], written: Sequence[Path]) -> None:
+        images = f"{len(failed)} image{'s' * (len(failed) != 1)}"
+        super().__init__(f"{images} can't be predicted:" + "".join(f"\n  {c}: {why}" for c, why in failed.items()))
+        self.failed, self.written = dict(failed), list(written)
 
 
 def predict(
@@ -32,6 +55,7 @@ def predict(
     device: str = "auto",
     precision: str = "auto",
     overlap: float = 0.5,
+    overwrite: bool = False,
     listener: Listener = unheard,
 ) -> list[Path]:
     """Segment images with a trained run.
@@ -43,6 +67,7 @@ def predict(
         device: "auto", "cpu", "cuda" or "cuda:1".
         precision: "auto", "float32", "bfloat16" or "float16".
         overlap: of neighbouring windows, in [0, 1).
+        overwrite: whether predictions that are there already are replaced.
         listener: hears of each case.
 
     Returns:
@@ -50,31 +75,78 @@ def predict(
 
     Raises:
         CheckpointError: the run has no model.
-        ConfigError: an option can't work.
-        DataError: an image can't be used.
+        ConfigError: an option can't work, there is no such run, or a prediction is there already.
+        PredictionError: some images can't be used; it comes at the end, when the others have been predicted.
+        DataError: there are no images.
     """
     folder, output = Run(Path(run)), Path(output)
     if not 0 <= overlap < 1:
         raise ConfigError(f"overlap must be in [0, 1), got {overlap}")
-    preprocessing = folder.load_preprocessing()
+    preprocessing, network, patch_size = _trained(folder)
+    where = find_device(device)
+    chosen = Precision(where, find_precision(precision, where))
     cases = read_images(images, channels=len(preprocessing.channels))
-    single = is_nifti(output)
+    files = dict(zip(cases, _outputs(cases, output, overwrite=overwrite), strict=True))
+    failed = _refused(cases, preprocessing, listener)
+    network, written = network.to(where), []
+    listener(Progress("predicting", len(failed), len(cases)))
+    for case in cases:
+        if case.name in failed:
+            continue
+        try:
+            written += predict_cases(
+                network, preprocessing, [case], [files[case]], patch_size=patch_size, precision=chosen, overlap=overlap
+            )
+        except DataError as error:
+            failed[case.name] = str(error)
+        listener(Progress("predicting", len(written) + len(failed), len(cases)))
+    if failed:
+        raise PredictionError(failed, written)
+    return written
+
+
+def _trained(run: Run) -> tuple[Preprocessing, nn.Module, list[int]]:
+    """What a run that has ended has to say of prediction: preprocessing, network, patch size."""
+    if not run.config.is_file():
+        what = "there is no such folder" if not run.folder.is_dir() else "it holds no config.json"
+        raise ConfigError(f"{run.folder}: is no training run ({what}); give the folder that monai-autoaug train wrote")
+    return run.load_preprocessing(), run.load_model(), read_json(run.config)["patch_size"]
+
+
+def _outputs(cases: Sequence[Case], output: Path, *, overwrite: bool) -> list[Path]:
+    """A file a case; refuses what would be lost or what can't be written, before any work."""
+    single = is_nifti(output) and not output.is_dir()
     if single and len(cases) > 1:
         raise ConfigError(f"{len(cases)} images can't be predicted into the one file {output}; give a folder")
-    folder_of_images = cases[0].images[0].parent
-    sound(DataList.of_images(cases, channels=preprocessing.channels, folder=folder_of_images), listener=listener)
-    network = folder.load_model()
-    where = find_device(device)
-    patch_size = read_json(folder.config)["patch_size"]
-    files = [output if single else output / f"{c.name}.nii.gz" for c in cases]
+    if not single and not output.is_dir() and (output.suffix.lower() in _FILES or output.is_file()):
+        raise ConfigError(f"output: {output} is neither a folder nor a name that ends in .nii or .nii.gz; give one")
+    files = [output] if single else [output / f"{case.name}.nii.gz" for case in cases]
     inputs = {file.resolve() for case in cases for file in case.images}
     for file in files:
         if file.resolve() in inputs:
             raise ConfigError(f"the prediction {file} would overwrite an image; give another output")
-    return predict_cases(
-        network.to(where), preprocessing, cases, files, patch_size=patch_size,
-        precision=Precision(where, find_precision(precision, where)), overlap=overlap, listener=listener,
-    )  # fmt: skip
+    there = [file for file in files if file.exists()]
+    if there and not overwrite:
+        raise ConfigError(
+            f"{there[0]}{f' and {len(there) - 1} more' if len(there) > 1 else ''}: a prediction is there already; give"
+            " another output, or overwrite it (--overwrite)"
+        )
+    check_writable("output", output.parent if single else output)
+    return files
+
+
+def _refused(cases: Sequence[Case], preprocessing: Preprocessing, listener: Listener) -> dict[str, str]:
+    """Case -> why its image can't be used, as the audit sees it."""
+    folder = cases[0].images[0].parent
+    datalist = DataList.of_images(cases, channels=preprocessing.channels, folder=folder)
+    findings = audit(datalist, progress=lambda done, total: listener(Progress("checking", done, total)))
+    reasons: dict[str, list[str]] = {}
+    for finding in findings:
+        if finding.severity == "refuse":
+            measured = f" (expected {finding.expected}, came {finding.came})" if finding.expected else ""
+            remedy = f"; to do: {finding.remedy}" if finding.remedy else ""
+            reasons.setdefault(finding.case, []).append(f"{finding.message}{measured}{remedy}")
+    return {case: "; ".join(texts) for case, texts in reasons.items()}
 
 
 def predict_cases(

@@ -56,7 +56,7 @@ def sound(datalist: DataList, *, parts: Split | None = None, listener: Listener 
     raise DataError(
         f"the data can't be used, {len(wrong)} finding{'s' * (len(wrong) > 1)}:\n  " + "\n  ".join(lines) + "\n",
         file=datalist.folder.name or None,
-        remedy="correct the data as said; monai-autoaug check tells all faults of the files in a table",
+        remedy="correct the data as said; monai-autoaug check lists all faults in a table",
     )
 
 

@@ -6,6 +6,6 @@ from __future__ import annotations
 
 from monai_autoaug.evaluation.evaluator import evaluate
 from monai_autoaug.evaluation.metrics import METRICS, Metric, dice
-from monai_autoaug.evaluation.result import Evaluation, Interval
+from monai_autoaug.evaluation.result import LEAST_CASES, Evaluation, Interval
 
-__all__ = ["METRICS", "Evaluation", "Interval", "Metric", "dice", "evaluate"]
+__all__ = ["LEAST_CASES", "METRICS", "Evaluation", "Interval", "Metric", "dice", "evaluate"]

@@ -16,14 +16,18 @@ from numpy.typing import NDArray
 from monai_autoaug.errors import DataError
 from monai_autoaug.writing import write_text
 
-__all__ = ["Evaluation", "Interval"]
+__all__ = ["LEAST_CASES", "Evaluation", "Interval"]
 
 Values = NDArray[np.float64]
 VERSION = 1
+LEAST_CASES = 5  # of fewer, resampling gives bounds that are far too close
 
 
 class Interval(NamedTuple):
-    """A mean and the bounds of its bootstrap interval; NaN where no case has the structure."""
+    """A mean and the bounds of its bootstrap interval; NaN where no case has the structure.
+
+    The bounds alone are NaN where fewer than `LEAST_CASES` cases have it.
+    """
 
     mean: float
     low: float
@@ -38,7 +42,7 @@ class Evaluation:
         cases: names of the cases.
         classes: names of the foreground structures.
         values: metric -> (cases, classes), NaN where a figure is not defined (see each metric).
-        without_prediction: labelled cases that had no prediction; they are not counted.
+        without_prediction: labelled cases of the reference that had no prediction; they are not counted.
 
     >>> e = Evaluation(("a", "b"), ("liver", "tumour"), {"dice": np.array([[0.9, np.nan], [0.8, 0.5]])})
     >>> e.mean("dice"), e.mean("dice", "tumour")
@@ -76,6 +80,7 @@ class Evaluation:
         """`mean` with its percentile bootstrap interval: cases are drawn with replacement.
 
         It tells how the mean would vary with other cases of the same kind, not how it varies with the training seed.
+        Of fewer than five cases (in which the structure is defined) no bounds are given: they would be far too close.
 
         Args:
             metric: its name.
@@ -84,17 +89,17 @@ class Evaluation:
             resamples: number of bootstrap samples.
             seed: of the draws.
 
-        >>> e = Evaluation(("a", "b", "c"), ("liver",), {"dice": np.array([[0.8], [0.9], [0.7]])})
+        >>> e = Evaluation(tuple("abcde"), ("liver",), {"dice": np.array([[0.8], [0.9], [0.7], [0.6], [0.9]])})
         >>> mean, low, high = e.interval()
         >>> low < mean < high
         True
         """
         values = self._columns(metric, name)
+        if int((~np.isnan(values)).any(axis=1).sum()) < LEAST_CASES:
+            return Interval(self.mean(metric, name), float("nan"), float("nan"))
         drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
         means = _class_mean(values[drawn])
-        means = means[~np.isnan(means)]
-        if not len(means):
-            return Interval(float("nan"), float("nan"), float("nan"))
+        means = means[~np.isnan(means)]  # a structure of few cases may be in none of those drawn
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
         return Interval(self.mean(metric, name), float(low), float(high))
 

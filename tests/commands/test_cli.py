@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from dataclasses import fields
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,7 @@ from click.testing import Result
 
 from monai_autoaug import __version__
 from monai_autoaug.cli import COMMANDS
+from monai_autoaug.commands.train import _spellings
 from monai_autoaug.commands.train import train as train_command
 from monai_autoaug.data import write_phantom
 from monai_autoaug.engines.options import TrainOptions
@@ -85,7 +88,7 @@ def test_check_finds_what_is_wrong(data: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["train"], "Give the folder: monai-autoaug train DATA"),
-        (["train", "DATA", "--method", "magic"], "there is no method 'magic'; choose one of adversarial, none, random"),
+        (["train", "DATA", "--method", "magic"], "there is no method 'magic'; choose one of adversarial, "),
         (["train", "DATA", "--method-option", "gamma"], "is no key=value"),
         (["train", "DATA", "--method-option", "gamma=1"], "method 'adversarial' has no option 'gamma'"),
         (["train", "DATA", "--method-option", "mode=afine"], "mode must be 'combined' or one of affine,"),
@@ -95,13 +98,24 @@ def test_check_finds_what_is_wrong(data: Path, tmp_path: Path) -> None:
         (["train", "nowhere"], "nowhere: is not a folder"),
         (["train", "DATA", "--output", "FILE/run"], "FILE/run can't be written (Not a directory); choose a folder"),
         (["train", "DATA", "--cache", "FILE/cache"], "cache: FILE/cache can't be written (Not a directory)"),
-        (["predict", "RUN", "DATA/imagesTr", "FILE/out"], "FILE/out: Not a directory. To do: see that the path"),
+        (["predict", "RUN", "DATA/imagesTr", "FILE/out"], "output: FILE/out can't be written (Not a directory)"),
+        (["predict", "RUN", "DATA/imagesTr", "out/x.png"], "x.png is neither a folder nor a name that ends in .nii"),
+        (["predict", "RUN", "DATA/imagesTr", "FILE"], "FILE is neither a folder nor a name that ends in .nii"),
+        (["predict", "RUN", "DATA/imagesTr", "RUN/validation"], "a prediction is there already; give another output"),
+        (["predict", "RUN", "DATA", "out"], "the folders ['imagesTr', 'imagesTs', 'labelsTr']. To do: give the one"),
+        (["predict", "DATA", "DATA/imagesTr", "out"], "is no training run (it holds no config.json); give the folder"),
         (["train", "--resume"], "which run? Give its folder"),
         (["train", "--resume", "--output", "RUN", "--epochs", "9"], "leave out epochs"),
         (["train", "--resume", "--output", "RUN"], "this run has ended"),
-        (["predict", "nowhere", "DATA", "out"], "preprocessing.json"),
+        (["predict", "nowhere", "DATA", "out"], "nowhere: is no training run (there is no such folder)"),
+        (["predict", "RUN", "nowhere", "out"], "came nothing (it does not exist). To do: check the path"),
         (["evaluate", "nowhere", "DATA"], "holds no prediction"),
         (["check", "nowhere"], "is not a folder"),
+        (["check", "DATA/imagesTr"], "a folder of images or of labels, not a data set. To do: give the folder above"),
+        (["check", "DATA", "--json", "FILE/x.json"], "--json: FILE can't be written (Not a directory)"),
+        (["check", "DATA", "--json", "DATA"], "is a folder; give the name of a file"),
+        (["evaluate", "RUN/validation", "DATA", "--json", "FILE/x.json"], "--json: FILE can't be written"),
+        (["train", "DATA", "--validation-cases", "5"], "no training case is left: 5 cases, 5 of them for validation"),
         (["demo", "--method", "magic"], "there is no method 'magic'"),
     ],
 )
@@ -110,7 +124,10 @@ def test_faults_are_one_message_and_exit_code_2(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     Path("FILE").touch()
-    names = {"DATA": data, "DATA/imagesTr": data / "imagesTr", "RUN": run[0]}
+    for module, work in (("data.audit", "_audit_case"), ("evaluation.evaluator", "_pair")):
+        whole = import_module(f"monai_autoaug.{module}")
+        monkeypatch.setattr(whole, work, lambda *given: pytest.fail("the work was begun"))
+    names = {"DATA": data, "DATA/imagesTr": data / "imagesTr", "RUN": run[0], "RUN/validation": run[0] / "validation"}
     result = call(*(names.get(w, w) for w in words))
     assert [p.name for p in tmp_path.iterdir()] == ["FILE"]
     assert result.exit_code == 2
@@ -154,3 +171,73 @@ def test_options_from_a_file_and_the_command_line(data: Path, tmp_path: Path) ->
     assert "unknown training options: epoch" in call("train", "--config", file).output
     file.write_text("- 1\n")
     assert "must hold options by name" in call("train", "--config", file).output
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("lr: 1e-3", {"learning_rate": 1e-3}),
+        ("learning_rate: 1e-3", {"learning_rate": 1e-3}),
+        ("batch-size: 2\npatch-size: [8, 8, 8]", {"batch_size": 2, "patch_size": [8, 8, 8]}),
+        ("method-option: width=8", {"method_options": {"width": 8}}),
+        ("method_option: [width=8, mode=affine]", {"method_options": {"width": 8, "mode": "affine"}}),
+        ("network-option: {channels: [4, 8]}", {"network_options": {"channels": [4, 8]}}),
+        ("lr: 1e-3\nlearning_rate: 1e-3", "lr and learning_rate are one option; give one of them"),
+        ("method-option: width", "method-option: 'width' is no key=value"),
+        ("config: x", "unknown training options: config"),
+    ],
+)
+def test_a_file_may_spell_options_as_the_command_line_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, expected: object
+) -> None:
+    seen: list[TrainOptions] = []
+
+    def look(options: TrainOptions, **given: object) -> None:
+        seen.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_autoaug.engines.run.train", look)
+    file = tmp_path / "options.yaml"
+    file.write_text(text + "\n")
+    result = call("train", tmp_path, "--config", file, "--output", tmp_path / "run")
+    if isinstance(expected, str):
+        assert result.exit_code == 2
+        assert expected in result.output
+    else:
+        assert isinstance(expected, dict)
+        assert result.exit_code == 130, result.output
+        assert {name: seen[0].to_dict()[name] for name in expected} == expected
+
+
+def test_every_option_of_the_command_line_has_its_spelling_in_a_file() -> None:
+    names = {field.name for field in fields(TrainOptions)}
+    for option in train_command.params:
+        for spelling in option.opts:
+            if option.name in names:
+                assert _spellings()[spelling.removeprefix("--").replace("-", "_")] == option.name
+
+
+def test_one_bad_image_does_not_stop_the_others(run: tuple[Path, Result], data: Path, tmp_path: Path) -> None:
+    images, out = tmp_path / "images", tmp_path / "out"
+    shutil.copytree(data / "imagesTr", images)
+    first, second, *good = sorted(images.iterdir())
+    first.write_bytes(first.read_bytes()[:500])
+    image = nib.load(second)
+    voxels = image.get_fdata(dtype=np.float32)
+    voxels[0, 0, 0] = np.nan
+    nib.save(nib.Nifti1Image(voxels, image.affine), second)
+    result = call("predict", run[0], images, out, "--device", "cpu")
+    assert result.exit_code == 1, result.output
+    assert "wrote 3 of 5 predictions" in result.output
+    assert "phantom_000" in result.output
+    assert "truncated or damaged" in result.output
+    assert "holds NaN" in result.output
+    assert sorted(f.name for f in out.iterdir()) == [f.name for f in good]
+    before = {f: f.stat().st_mtime_ns for f in out.iterdir()}
+    refused = call("predict", run[0], data / "imagesTr", out, "--device", "cpu")
+    assert refused.exit_code == 2
+    assert "phantom_002.nii.gz and 2 more: a prediction is there already" in refused.output
+    assert {f: f.stat().st_mtime_ns for f in out.iterdir()} == before
+    replaced = call("predict", run[0], data / "imagesTr", out, "--device", "cpu", "--overwrite")
+    assert replaced.exit_code == 0, replaced.output
+    assert len(list(out.iterdir())) == 5

@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +23,10 @@ import torch
 from cli_helpers import SMALL, call
 from click.testing import Result
 
+from monai_autoaug.commands import complete
 from monai_autoaug.commands.demo import demo as demo_command
 from monai_autoaug.data import read_datalist, write_phantom
+from monai_autoaug.engines import TrainOptions
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.evaluation import Evaluation
 from monai_autoaug.report import augmentation_picture, prediction_picture, training_curves
@@ -38,9 +41,49 @@ def test_train_leaves_a_run_and_says_what_came_out(run: tuple[Path, Result]) -> 
     evaluation = Evaluation.load(folder / "validation.json")
     assert evaluation.classes == ("head", "body", "round")
     assert len(evaluation.cases) == 2
+    assert evaluation.without_prediction == ()  # the training cases are not asked for
+    assert np.isnan(evaluation.interval().low)
+    assert "no interval of fewer than 5 cases" in result.output
+    assert "is another figure: on volumes resampled for the network" in " ".join(result.output.split())
     assert f"{evaluation.mean():.3f}" in result.output
     assert "adversarial: 2 validation cases" in result.output
     assert "3 training cases, 4 iterations" in result.output
+
+
+def test_python_makes_what_the_command_makes(
+    run: tuple[Path, Result], data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"network_options": {"channels": [4, 8, 8]}, "validation_cases": 2, "device": "cpu"}
+    options = TrainOptions(data, tmp_path / "run", epochs=2, iterations=2, **small)
+    heard: list[str] = []
+    evaluation = complete(options, listener=lambda progress: heard.append(progress.stage))
+    assert {f.name for f in (tmp_path / "run").iterdir()} == {f.name for f in run[0].iterdir()}
+    assert evaluation.to_dict() == Evaluation.load(run[0] / "validation.json").to_dict()
+    assert list(dict.fromkeys(heard)) == ["checking", "preparing", "training", "predicting", "evaluating", "drawing"]
+    assert capsys.readouterr().out == ""
+    complete(replace(options, output=tmp_path / "shown", epochs=1, method="none"))
+    assert "drawing" in capsys.readouterr().out  # progress bars, unless somebody listens
+
+
+def test_a_full_disk_says_how_to_go_on(data: Path, tmp_path: Path) -> None:
+    """A real process whose files may not be as large as a checkpoint."""
+    pytest.importorskip("resource")
+    folder = tmp_path / "run"
+    code = (
+        "import resource; resource.setrlimit(resource.RLIMIT_FSIZE, (150_000, resource.RLIM_INFINITY));"
+        "from monai_autoaug.cli import main; main()"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, "train", str(data), "--output", str(folder), *SMALL], check=False,
+        capture_output=True, text=True, env=os.environ | {"COLUMNS": "200"},
+    )  # fmt: skip
+    assert done.returncode == 2, done.stderr
+    told = " ".join(done.stderr.split())
+    assert f"error: {folder}/checkpoint.pt: File too large. To do: free some space, then go on with:" in told
+    assert f"monai-autoaug train --resume --output {folder}" in told
+    assert "Traceback" not in told
+    result = call("train", "--resume", "--output", folder)
+    assert result.exit_code == 0, result.output
 
 
 def test_doubts_about_the_data_are_mentioned(tmp_path: Path) -> None:
@@ -113,7 +156,7 @@ def test_a_killed_run_is_resumed_from_the_command_line(data: Path, tmp_path: Pat
     process.send_signal(signal.SIGINT)
     output, _ = process.communicate(timeout=60)
     assert process.returncode == 130, output
-    assert "stopped" in output
+    assert f"stopped; go on with: monai-autoaug train --resume --output {folder}" in output
     assert "Traceback" not in output
     assert 1 <= len((folder / "log.jsonl").read_text().splitlines()) < 6
     result = call("train", "--resume", "--output", folder)

@@ -18,6 +18,7 @@ from monai_autoaug import augmenters
 from monai_autoaug.data import read_datalist, split, write_phantom
 from monai_autoaug.engines import TrainOptions, predict, train
 from monai_autoaug.engines.options import find_device
+from monai_autoaug.engines.prediction import PredictionError
 from monai_autoaug.engines.progress import Progress
 from monai_autoaug.errors import CheckpointError, ConfigError, DataError
 
@@ -161,6 +162,14 @@ def test_predict_file_and_folder(data: Path, tmp_path: Path) -> None:
     assert image.read_bytes() == before
     with pytest.raises(ConfigError, match="overlap must be"):
         predict(run.folder, image, tmp_path / "out", overlap=1.0)
+    with pytest.raises(ConfigError, match="mine.nii.gz: a prediction is there already"):
+        predict(run.folder, image, single[0])
+    assert predict(run.folder, image, single[0], overwrite=True, device="cpu") == single
+    broken = tmp_path / "broken.nii.gz"
+    broken.write_bytes(before[:300])
+    with pytest.raises(PredictionError, match="1 image can't be predicted:\n  broken: is truncated") as caught:
+        predict(run.folder, broken, tmp_path / "out", device="cpu")
+    assert (list(caught.value.failed), caught.value.written) == (["broken"], [])
     run.model.unlink()
     with pytest.raises(CheckpointError, match="train first"):
         predict(run.folder, image, tmp_path / "out")
@@ -171,7 +180,7 @@ def test_a_broken_data_set_is_refused_before_training(tmp_path: Path) -> None:
     file = data / "labelsTr" / "phantom_002.nii.gz"
     label = nib.load(file)
     nib.save(nib.Nifti1Image(np.asarray(label.dataobj)[:-1], label.affine), file)
-    with pytest.raises(DataError, match="phantom_002"):
+    with pytest.raises(DataError, match=r"phantom_002(.|\n)*\nTo do: correct the data"):
         train(options(data, tmp_path / "run"))
     assert not (tmp_path / "run").exists()
 

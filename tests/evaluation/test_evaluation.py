@@ -103,6 +103,18 @@ def test_interval_covers_the_mean_and_narrows_with_cases() -> None:
     assert width[1] < width[0] / 5
 
 
+def test_few_cases_give_no_interval() -> None:
+    values = np.array([[0.8, 0.5], [0.7, 0.5], [0.9, np.nan], [0.6, 0.4], [0.8, 0.6]])
+    e = Evaluation(tuple("abcde"), ("x", "y"), {"dice": values})
+    assert e.interval(name="x").low < e.interval(name="x").high
+    four = e.interval(name="y")
+    assert four.mean == pytest.approx(0.5)
+    assert np.isnan([four.low, four.high]).all()
+    summary = json.loads(json.dumps(e.to_dict(), allow_nan=False))["summary"]["dice"]
+    assert summary["y"] == {"mean": 0.5, "interval_95": [None, None], "cases": 4}
+    assert None not in summary["mean"]["interval_95"]
+
+
 def test_a_structure_that_no_case_has_is_not_defined() -> None:
     e = Evaluation(("a",), ("x", "y"), {"dice": np.array([[0.5, np.nan]])})
     assert np.isnan(e.interval(name="y").mean)
