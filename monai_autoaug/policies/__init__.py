@@ -3,7 +3,7 @@
 """Policies: which operations to apply, as probabilities that are learned."""
 
 from monai_autoaug.policies.augmentation import augment
-from monai_autoaug.policies.classes import class_at_centre, policy_index
+from monai_autoaug.policies.classes import class_at_centre, patch_classes, policy_index
 from monai_autoaug.policies.dictionary import LearnedPolicyd
 from monai_autoaug.policies.gumbel import conditional_gumbel, gumbel, straight_through
 from monai_autoaug.policies.laterality import Laterality, lateral_pairs, left_right_axis
@@ -32,6 +32,7 @@ __all__ = [
     "left_right_axis",
     "load",
     "no_ops",
+    "patch_classes",
     "per_operation",
     "policy_index",
     "save",

@@ -29,7 +29,8 @@ def augment(
 ) -> Batch:
     """Apply the operations that were drawn to everything in a batch that moves, and cut off its margin.
 
-    Further channels, validity and non-zero mask move with the label; operations on values touch the image alone, which
+    Further channels, validity and non-zero mask move with the label, and left and right are exchanged in a cascade's
+    channels, too; operations on values touch the image alone, which
     is 0 again where the mask is. At the edge of what is known the label comes from known voxels alone.
 
     Args:
@@ -41,7 +42,8 @@ def augment(
         reference: intensities of the whole volumes; None: each patch's own.
 
     Raises:
-        ConfigError: ``indices`` do not fit, or another library's spatial transform meets more than image and label.
+        ConfigError: ``indices`` do not fit, another library's spatial transform meets more than image and label, or
+            laterality meets further channels that are not the foreground labels.
 
     >>> policy, batch = TrainingPolicy.preset("nnunet"), Batch(torch.rand(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8))
     >>> augment(policy, batch, policy.sample(torch.tensor([1]))[0]).label.shape
@@ -49,10 +51,15 @@ def augment(
     """
     known = batch.label if batch.valid is None else batch.label * batch.valid
     riders = {name: getattr(batch, name) for name in ("valid", "mask", "extra") if getattr(batch, name) is not None}
+    stack = {"label": known} | riders
+    widths = {name: t.shape[1] for name, t in stack.items()}
     if riders or regions:
         _refuse_foreign(policy, indices)
-    stack = {"label": known} | riders
-    widths = [t.shape[1] for t in stack.values()]
+    if policy.laterality is not None and "extra" in riders and (regions or widths["extra"] != widths["label"] - 1):
+        raise ConfigError(
+            f"laterality: expected a cascade's channels to be the foreground labels, {widths['label'] - 1} of them, got"
+            f" {widths['extra']}{' beside regions' if regions else ''}; their left and right can't be exchanged"
+        )
     # outside the volume is background for certain
     first = {"label": 0.0 if regions else 1.0, "valid": 1.0}
     outside = [v for name, t in stack.items() for v in (first.get(name, 0.0), *[0.0] * (t.shape[1] - 1))]
@@ -61,14 +68,15 @@ def augment(
         generator=generator, margin=batch.margin, outside=tuple(outside), reference=reference,
     )  # fmt: skip
     assert soft is not None  # noqa: S101  # for the type checker: a label was given
-    moved = dict(zip(stack, soft.split(widths, dim=1), strict=True))
+    moved = dict(zip(stack, soft.split(list(widths.values()), dim=1), strict=True))
     label = moved.pop("label")
     if "valid" in moved:
         label = label / moved["valid"].clamp(min=1e-3)  # `valid` alone weighs a voxel, however little of it is known
     if "mask" in moved:
         image = image * (moved["mask"] >= 0.5).to(image.dtype)
     if "extra" in moved:
-        moved["extra"] = moved["extra"].to(riders["extra"].dtype)
+        extra = policy.exchange(moved["extra"], indices, first=1)
+        moved["extra"] = extra.to(riders["extra"].dtype)
     none = (0,) * len(batch.margin)
     label = policy.exchange(label, indices)
     return replace(batch, image=image, label=label, margin=none, target=None, **moved)

@@ -9,13 +9,15 @@ takes the latter. A patch that covers most of a volume has no class worth the na
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import Tensor
 
+from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
 
-__all__ = ["class_at_centre", "policy_index"]
+__all__ = ["class_at_centre", "patch_classes", "policy_index"]
 
 
 def class_at_centre(label: Tensor, *, regions: bool = False, valid: Tensor | None = None) -> Tensor:
@@ -79,3 +81,35 @@ def policy_index(values: Tensor, classes: Sequence[str]) -> Tensor:
             f" patch of label {largest}; give a name for each label, or the classes background and foreground"
         )
     return values
+
+
+def patch_classes(
+    batch: Batch, classes: Sequence[str], *, class_of: Literal["centre", "sampled"] = "centre", regions: bool = False
+) -> Tensor:
+    """The place among a policy's classes of every patch of a batch.
+
+    Args:
+        batch: patches, with or without margin.
+        classes: names of the policy's classes.
+        class_of: the "centre" of the patch as it is, or what it was "sampled" for, which the host puts into
+            ``batch.classes``.
+        regions: the label's channels are regions.
+
+    Returns:
+        (B,) int64.
+
+    Raises:
+        ConfigError: the host doesn't say what patches were sampled for, or a label value has no class.
+
+    >>> batch = Batch(torch.zeros(1, 1, 4, 4), torch.ones(1, 1, 4, 4), classes=torch.tensor([3]))
+    >>> both = ("background", "foreground")
+    >>> [int(patch_classes(batch, both, class_of=c)) for c in ("centre", "sampled")]
+    [0, 1]
+    """
+    if class_of not in ("centre", "sampled"):
+        raise ConfigError(f"class_of must be 'centre' or 'sampled', got {class_of!r}")
+    if class_of == "centre":
+        return policy_index(class_at_centre(batch.label, regions=regions, valid=batch.valid), classes)
+    if batch.classes is None:
+        raise ConfigError("class_of='sampled': the batch doesn't say what its patches were sampled for; use 'centre'")
+    return policy_index(batch.classes, classes)

@@ -63,15 +63,22 @@ class Laterality:
             raise ConfigError(f"laterality: mirrors must be 'swap' or 'off', got {self.mirrors!r}")
 
     @classmethod
-    def of(cls, given: Laterality | Sequence[Sequence[int]] | None) -> Laterality | None:
+    def of(cls, given: Laterality | Sequence[Sequence[int]] | None, spatial_dims: int = 3) -> Laterality | None:
         """What an option means: one of these, pairs alone, or None or no pairs for labels without sides.
+
+        Raises:
+            ConfigError: an image of ``spatial_dims`` has no such axis, or see the class.
 
         >>> Laterality.of([(1, 2)]), Laterality.of([])
         (Laterality(pairs=((1, 2),), axis=0, mirrors='swap'), None)
         """
-        if given is None or isinstance(given, Laterality):
-            return given
-        return cls(given) if given else None  # type: ignore[arg-type]  # __post_init__ makes it tuples
+        if not given:
+            return None
+        # __post_init__ makes it tuples
+        known = given if isinstance(given, Laterality) else cls(given)  # type: ignore[arg-type]
+        if known.axis >= spatial_dims:
+            raise ConfigError(f"laterality: axis must be below {spatial_dims}, the axes of an image, got {known.axis}")
+        return known
 
     def allows(self, operation: Operation) -> bool:
         """Whether a policy may choose the operation.
@@ -100,17 +107,23 @@ class Laterality:
         """
         return self.axis in (operation.mirrors or ())
 
-    def swapped(self, x: Tensor) -> Tensor:
+    def swapped(self, x: Tensor, *, first: int = 0) -> Tensor:
         """Labels or logits (B, K, ...) with the channels of each pair exchanged.
 
+        Args:
+            x: (B, K, ...).
+            first: label of the first channel; 1 where there is none for the background.
+
         Raises:
-            ConfigError: there are fewer channels than the pairs name.
+            ConfigError: a pair names a channel that isn't there.
         """
         order = list(range(x.shape[1]))
         for a, b in self.pairs:
-            if max(a, b) >= len(order):
-                raise ConfigError(f"laterality: pair {(a, b)} does not fit labels of {len(order)} channels")
-            order[a], order[b] = b, a
+            if not (first <= a < first + len(order) and first <= b < first + len(order)):
+                raise ConfigError(
+                    f"laterality: pair {(a, b)} does not fit labels of {len(order)} channels, the first being {first}"
+                )
+            order[a - first], order[b - first] = b - first, a - first
         return x[:, torch.tensor(order, device=x.device)]
 
     def swapped_values(self, values: Tensor) -> Tensor:

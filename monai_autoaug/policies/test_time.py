@@ -82,7 +82,7 @@ class TestTimePolicy(nn.Module):
             raise ConfigError(f"a test-time policy needs views with names of their own, got {names}")
         if logits is not None and logits.shape != (len(names),):
             raise ConfigError(f"logits must be ({len(names)},), one a view, got {tuple(logits.shape)}")
-        self.laterality = Laterality.of(laterality)
+        self.laterality = Laterality.of(laterality, spatial_dims)
         kept = [k for k, o in enumerate(operations) if self.laterality is None or self.laterality.allows(o)]
         self.operations = tuple(operations[k] for k in kept)
         self.spatial_dims, self.level, self.average, self.regions = spatial_dims, level, average, regions
@@ -120,7 +120,7 @@ class TestTimePolicy(nn.Module):
         >>> len(TestTimePolicy.preset("uniform", level="patch", patch_size=(16, 32, 32)).operations)
         80
         """
-        known = Laterality.of(laterality)
+        known = Laterality.of(laterality, spatial_dims)
         rows = [o for o in operations_at_test_time(spatial_dims) if known is None or known.allows(o)]
         if level == "patch" and patch_size is not None:
             rows = [o for o in rows if o.acts != "permutation" or canvas(o, tuple(patch_size)) == tuple(patch_size)]
@@ -194,6 +194,7 @@ class TestTimePolicy(nn.Module):
         operation: Operation,
         image: Tensor,
         *,
+        still: int = 0,
         generator: torch.Generator | None = None,
         reference: Reference | None = None,
     ) -> Tensor:
@@ -202,6 +203,8 @@ class TestTimePolicy(nn.Module):
         Args:
             operation: one of ``operations``.
             image: (B, C, D, H, W).
+            still: how many of the last channels are a cascade's, one for each foreground label: they move with the
+                image, but no operation on values touches them.
             generator: for the views that add noise; None: a fixed seed, so that predictions are reproducible.
             reference: intensities of the whole volume, at level "patch"; None: the image's own.
 
@@ -210,7 +213,15 @@ class TestTimePolicy(nn.Module):
         """
         if generator is None:
             generator = torch.Generator().manual_seed(operation.index)
-        seen = apply_view(operation, image, enlarge=self.level == "volume", generator=generator, reference=reference)
+        values, labels = image[:, : image.shape[1] - still], image[:, image.shape[1] - still :]
+        enlarge = self.level == "volume"
+        seen = apply_view(operation, values, enlarge=enlarge, generator=generator, reference=reference)
+        if still:
+            if operation.moves_label:
+                labels = apply_view(operation, labels, enlarge=enlarge, padding="zero")
+            if self.laterality is not None and self.laterality.reverses(operation):
+                labels = self.laterality.swapped(labels, first=1)
+            seen = torch.cat([seen, labels], 1)
         if self.level == "patch" and seen.shape != image.shape:
             raise ConfigError(
                 f"view {operation.name} turns a patch of {tuple(image.shape[2:])} into {tuple(seen.shape[2:])}, which a"
@@ -243,6 +254,7 @@ class TestTimePolicy(nn.Module):
         image: Tensor,
         z: int | None = None,
         *,
+        still: int = 0,
         generator: torch.Generator | None = None,
         reference: Reference | None = None,
     ) -> Tensor:
@@ -253,6 +265,7 @@ class TestTimePolicy(nn.Module):
                 counts; at level "volume" for example a sliding window.
             image: (B, C, D, H, W).
             z: number of views; None: the policy's own.
+            still: see `view`.
             generator: see `view`.
             reference: see `view`.
 
@@ -267,7 +280,7 @@ class TestTimePolicy(nn.Module):
         shape = tuple(image.shape[2:])
         total, seen = image.new_zeros(()), image.new_zeros(())
         for operation, weight in zip(operations, weights.detach().to(image.device), strict=True):
-            moved = self.view(operation, image, generator=generator, reference=reference)
+            moved = self.view(operation, image, still=still, generator=generator, reference=reference)
             back, covered = self.revert(operation, self._predict(network, moved), shape)
             total, seen = total + weight * back, seen + weight * covered
         if all(o.acts == "matrix" for o in operations) and bool((seen < 1e-3).any()):

@@ -75,7 +75,7 @@ class TrainingPolicy(nn.Module):
         laterality: Laterality | Sequence[Sequence[int]] | None = None,
     ) -> None:
         super().__init__()
-        self.laterality = Laterality.of(laterality)
+        self.laterality = Laterality.of(laterality, spatial_dims)
         self.cascades = _without(tuple(cascades), lambda o: self.laterality is None or self.laterality.allows(o))
         self.classes = tuple(classes)
         self.spatial_dims, self.temperature, self.floor = spatial_dims, temperature, floor
@@ -298,12 +298,21 @@ class TrainingPolicy(nn.Module):
         )  # fmt: skip
         return moved, None if soft is None else self.exchange(soft, indices)
 
-    def exchange(self, label: Tensor, indices: Tensor) -> Tensor:
-        """A label (B, K, ...) with its pairs exchanged in samples whose left and right have changed places."""
+    def exchange(self, label: Tensor, indices: Tensor, *, first: int = 0) -> Tensor:
+        """A label (B, K, ...) with its pairs exchanged in samples whose left and right have changed places.
+
+        Args:
+            label: one-hot or soft.
+            indices: (B, cascades) int64.
+            first: label of the first channel; 1 where there is none for the background.
+
+        Raises:
+            ConfigError: a pair names a channel that isn't there.
+        """
         if self.laterality is None:
             return label
         turned = self.mirrored(indices).to(label.device).view(-1, *[1] * (label.ndim - 1))
-        return torch.where(turned, self.laterality.swapped(label), label)
+        return torch.where(turned, self.laterality.swapped(label, first=first), label)
 
 
 def _without(cascades: tuple[Cascade, ...], keeps: Callable[[Operation], bool]) -> tuple[Cascade, ...]:

@@ -13,9 +13,17 @@ import torch.nn.functional as F  # noqa: N812
 from monai.transforms import RandFlipd
 from torch import Tensor
 
+from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.policies import Laterality, TestTimePolicy, TrainingPolicy, lateral_pairs, left_right_axis
-from monai_autoaug.transforms import Cascade, Operation, from_monai, training_cascades
+from monai_autoaug.policies import (
+    Laterality,
+    TestTimePolicy,
+    TrainingPolicy,
+    augment,
+    lateral_pairs,
+    left_right_axis,
+)
+from monai_autoaug.transforms import Cascade, Operation, from_monai, operations_at_test_time, training_cascades
 
 NAMES = [c.name for c in training_cascades()]
 
@@ -70,6 +78,22 @@ def test_after_mirroring_each_side_lies_where_it_belongs() -> None:
         assert set(numbers[4:].unique().tolist()) == {0, 2}
 
 
+def test_a_cascades_channels_are_exchanged_too() -> None:
+    """What the network is shown of an earlier segmentation agrees with its label, one channel a foreground label."""
+    policy = TrainingPolicy.preset("nnunet", laterality=[(1, 2)])
+    image, label = two_sides((8, 6, 6))
+    batch = Batch(image, label, extra=label[:, 1:])
+    for names in (["flip_d"], ["flip_d", "rotate_hw_90"], ["rotate_dh_20_30"], ["flip_h"]):
+        moved = augment(policy, batch, chosen(policy, *names), torch.Generator().manual_seed(1))
+        assert moved.extra is not None
+        assert torch.allclose(moved.extra, moved.label[:, 1:], atol=1e-6)
+    for wrong, regions in ((Batch(image, label, extra=label), False), (batch, True)):
+        with pytest.raises(ConfigError, match="cascade's channels to be the foreground labels, 2 of them, got"):
+            augment(policy, wrong, chosen(policy, "flip_d"), regions=regions)
+    plain = TrainingPolicy.preset("nnunet")
+    assert augment(plain, Batch(image, label, extra=label), chosen(plain, "flip_d")).extra is not None
+
+
 def test_only_the_samples_that_were_mirrored() -> None:
     policy = TrainingPolicy.preset("nnunet", laterality=[(1, 2)])
     image, label = two_sides()
@@ -83,6 +107,7 @@ def test_only_the_samples_that_were_mirrored() -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1, 2])
+@torch.no_grad()
 def test_operations_that_are_left_out(axis: int) -> None:
     """Quarter turns of the axis always; mirrors of it if so wished."""
     name = "dhw"[axis]
@@ -120,6 +145,23 @@ def test_views_exchange_the_channels_of_a_pair(z: int) -> None:
         assert float(blind.abs().max()) < 1e-6  # left and right cancel
 
 
+@pytest.mark.parametrize("level", ["volume", "patch"])
+def test_views_of_a_cascades_channels(level: Any) -> None:
+    """A network that repeats its earlier segmentation, which values' operations must not touch."""
+    image, label = two_sides((8, 6, 6))
+
+    def repeat(x: Tensor) -> Tensor:
+        return torch.cat([1 - x[:, 1:].sum(1, keepdim=True), x[:, 1:]], 1)
+
+    x = torch.cat([image, label[:, 1:]], 1)
+    for name in ("flip_d", "flip_dhw", "brightness_add_+0.25", "noise_0.125", "rotate_hw_+90"):
+        view = next(o for o in operations_at_test_time() if o.name == name)
+        policy = TestTimePolicy([view], level=level, laterality=[(1, 2)])
+        assert torch.allclose(policy.apply(repeat, x, 1, still=2), label, atol=1e-6)
+        changed = policy.view(view, x, still=2)[:, :1]
+        assert not torch.equal(changed, image) or name == "rotate_hw_+90"
+
+
 def test_transforms_of_other_libraries_have_to_say_whether_they_mirror() -> None:
     flip = RandFlipd(["image", "label"], prob=1.0, spatial_axis=0)
     image, label = two_sides()
@@ -147,8 +189,11 @@ def test_what_makes_no_pairs_is_refused() -> None:
         Laterality(((1, 2),), axis=3)
     with pytest.raises(ConfigError, match="mirrors must be 'swap' or 'off', got 'on'"):
         Laterality(((1, 2),), mirrors="on")  # type: ignore[arg-type]
+    for kind in (TrainingPolicy, TestTimePolicy):
+        with pytest.raises(ConfigError, match="axis must be below 2, the axes of an image, got 2"):
+            kind.preset("nnunet", spatial_dims=2, laterality=Laterality(((1, 2),), axis=2))
     policy = TrainingPolicy.preset("nnunet", laterality=[(1, 5)])
-    with pytest.raises(ConfigError, match=r"pair \(1, 5\) does not fit labels of 3 channels"):
+    with pytest.raises(ConfigError, match=r"pair \(1, 5\) does not fit labels of 3 channels, the first being 0"):
         policy.apply(*two_sides(), chosen(policy, "flip_d"))
 
 

@@ -75,6 +75,7 @@ def test_in_2d_the_mirrorings_that_are_there_share_four_fifths() -> None:
     assert len(TrainingPolicy.preset("nnunet", spatial_dims=2).cascades) == 12
 
 
+@torch.no_grad()
 def test_cascades_can_be_switched_on_and_off() -> None:
     extra = ["elastic", "bias_field", "gibbs", "channel_scale"]
     policy = TrainingPolicy.preset("nnunet", extra=extra, without=["bmul", "scale_1.40_1.50"])

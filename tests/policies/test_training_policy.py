@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.policies import TrainingPolicy, augment, class_at_centre, gumbel, policy_index
+from monai_autoaug.policies import TrainingPolicy, augment, class_at_centre, gumbel, patch_classes, policy_index
 from monai_autoaug.transforms import Cascade, Operation, from_batchgenerators, from_monai, training_cascades
 
 NAMES = [c.name for c in training_cascades()]
@@ -102,6 +102,7 @@ def test_far_behind_logits_have_finite_gradients() -> None:
     assert bool(policy.logits.grad.isfinite().all())
 
 
+@torch.no_grad()
 def test_floor_keeps_every_operation_alive() -> None:
     policy = TrainingPolicy.preset("nnunet", floor=0.02)
     before = TrainingPolicy.preset("nnunet")
@@ -182,6 +183,7 @@ def test_three_lines_make_a_policy_over_own_operations() -> None:
     assert torch.allclose(torch.cat(policy.probabilities("foreground")), torch.tensor([1 / 3] * 3 + [1 / 2] * 2))
 
 
+@torch.no_grad()
 def test_start_probabilities_of_own_cascades() -> None:
     policy = TrainingPolicy(training_cascades()[:2], ("all",), identity=0.7)
     assert [float(p[0]) for p in policy.probabilities("all")] == pytest.approx([0.7, 0.7])
@@ -238,6 +240,22 @@ def test_policies_of_label_values() -> None:
     assert policy_index(values, ("all",)).tolist() == [0, 0, 0]
     with pytest.raises(ConfigError, match=r"3 classes \(a, b, c\).* patch of label 3"):
         policy_index(torch.tensor([3]), ("a", "b", "c"))
+
+
+def test_centre_or_what_the_host_says() -> None:
+    label = torch.zeros(2, 3, 5, 5, 5)
+    label[0, 2], label[1, 0] = 1, 1
+    batch = Batch(torch.zeros(2, 1, 5, 5, 5), label, classes=torch.tensor([0, 1]))
+    both = ("background", "foreground")
+    assert patch_classes(batch, both).tolist() == [1, 0]
+    assert patch_classes(batch, both, class_of="sampled").tolist() == [0, 1]
+    assert patch_classes(batch, ("a", "b", "c")).tolist() == [2, 0]
+    assert patch_classes(replace(batch, label=label[:, 1:]), both, regions=True).tolist() == [1, 0]
+    assert patch_classes(replace(batch, valid=torch.zeros(2, 1, 5, 5, 5)), both).tolist() == [0, 0]
+    with pytest.raises(ConfigError, match="class_of='sampled': the batch doesn't say"):
+        patch_classes(replace(batch, classes=None), both, class_of="sampled")
+    with pytest.raises(ConfigError, match="class_of must be 'centre' or 'sampled', got 'corner'"):
+        patch_classes(batch, both, class_of="corner")  # type: ignore[arg-type]
 
 
 def whole_batch() -> Batch:

@@ -40,8 +40,8 @@ def test_weights_are_the_probabilities_of_the_chosen_and_have_a_gradient() -> No
     with torch.no_grad():
         policy.logits.add_(torch.randn(84, dtype=torch.float64))
     operations, weights = policy.top(5)
-    share = policy.probabilities()
-    expected = share.detach().sort(descending=True).values[:5]
+    share = policy.probabilities().detach()
+    expected = share.sort(descending=True).values[:5]
     assert torch.allclose(weights, expected / expected.sum())
     assert [float(share[o.index]) for o in operations] == pytest.approx(expected.tolist())
     (weights * torch.arange(5)).sum().backward()
