@@ -33,6 +33,19 @@ class LearnedAugmentd(RandomizableTransform, MapTransform, InvertibleTransform):
     voxel grid, so the MetaTensor's affine is unchanged. ``inverse`` undoes it: affine maps exactly up to resampling,
     deformations to about 0.1 voxel; the coarse parameters alone travel in the applied operations.
 
+    The image must be what the augmenters saw in training: the same orientation, voxel size and normalisation of
+    intensities, cut to patches of about the same size. For a run of ``monai-autoaug train`` its ``preprocessing.json``
+    says which (axes to the right, front and head; ``spacing`` in mm; ``zscore``: mean 0 and standard deviation 1 of
+    each image, ``ct``: clipped and scaled by the training cases' foreground), and makes it::
+
+        prepare = Preprocessing.load("run/preprocessing.json").transforms()  # monai_autoaug.data.preprocess
+        Compose([prepare, LearnedAugmentd(["image", "label"], "run/augmenters.pt")])
+
+    Of nnU-Net's trainers it is nnU-Net's preprocessing of the same plans; of a MONAI pipeline, whatever stood before.
+    Other intensities or voxel sizes raise no error, but what the generators predict for them means nothing: bounds of
+    ``appearance`` are in standard deviations of the normalised image, those of ``deformation`` in voxels; an
+    ``affine`` map turns in mm, by the MetaTensor's voxel size (without one, voxels count as cubes).
+
     Args:
         keys: image key first, then whatever follows its geometry.
         augmenters: file written by `augmenters.save`, or augmenters by name; with several, one is drawn each time.
