@@ -19,7 +19,10 @@ from torch import Tensor, nn
 
 from monai_autoaug.errors import AutoAugError, ConfigError
 
-__all__ = ["DTYPES", "Precision", "average_gradients", "average_over_ranks", "float32_region", "rank", "world_size"]
+__all__ = [
+    "DTYPES", "Precision", "average_gradients", "average_over_ranks", "float32_region",
+    "gather_over_ranks", "rank", "world_size",
+]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -53,6 +56,19 @@ def average_over_ranks(x: Tensor) -> Tensor:
         dist.all_reduce(x)
         x /= world_size()
     return x
+
+
+def gather_over_ranks(x: Any) -> list[Any]:
+    """What each rank has: tensors on the CPU, whose sizes may differ, numbers, or tuples of them.
+
+    >>> gather_over_ranks(torch.tensor(2.0))
+    [tensor(2.)]
+    """
+    if world_size() == 1:
+        return [x]
+    everything: list[Any] = [None] * world_size()
+    dist.all_gather_object(everything, x)
+    return everything
 
 
 def average_gradients(parameters: Iterable[nn.Parameter]) -> None:

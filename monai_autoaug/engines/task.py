@@ -222,12 +222,15 @@ class EngineTask(Task):
     def _call(self, image: Tensor) -> Any:
         return self.inferer(image, self.runs, *self.args, **self.kwargs)
 
-    def probabilities(self, output: Any) -> Tensor:
-        """Class (softmax) or region (sigmoid) probabilities at full resolution, float32, as the host's loss has it."""
-        logits = output[0] if isinstance(output, list | tuple) else output
-        if logits.ndim == self.spatial_dims + 3:  # DynUNet stacks its levels: (B, levels, K, ...)
-            logits = logits[:, 0]
-        return logits.float().sigmoid() if self.sigmoid else logits.float().softmax(dim=1)
+    def logits(self, output: Any) -> Tensor:
+        """Logits at full resolution, at least float32."""
+        first = output[0] if isinstance(output, list | tuple) else output
+        # DynUNet stacks its levels: (B, levels, K, ...)
+        return super().logits(first[:, 0] if first.ndim == self.spatial_dims + 3 else first)
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Probabilities as the host's loss has them."""
+        return logits.sigmoid() if self.sigmoid else logits.softmax(dim=1)
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """The host's own loss of an unaugmented batch, on its own target, as a MONAI trainer takes it."""

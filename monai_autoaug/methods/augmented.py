@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, cast
@@ -22,6 +21,7 @@ from monai_autoaug.augmenters import (
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Method, Task
+from monai_autoaug.methods.means import Means
 from monai_autoaug.methods.parts import CLEAN, Part, concatenate, transform
 from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm, add_auxiliary_norms
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
@@ -99,8 +99,7 @@ class AugmentedMethod(Method):
             image_channels, bounds or {}, seed,
         )  # fmt: skip
         self._turns: list[int] = []
-        self._sums: dict[str, float] = defaultdict(float)
-        self._counts: dict[str, int] = defaultdict(int)
+        self._means = Means()
         self._probe: dict[str, Tensor] = {}
 
     @classmethod
@@ -233,19 +232,11 @@ class AugmentedMethod(Method):
         values = {"loss": losses.mean()}
         values |= {f"loss_{p.kind}": x.mean() for p, x in zip(parts, losses.split(sizes), strict=True)}
         values |= more
-        fetched = torch.stack([v.detach().float() for v in values.values()]).tolist()
-        result = dict(zip(values, fetched, strict=True))
-        for name, value in result.items():
-            self._sums[name] += value
-            self._counts[name] += 1
-        return result
+        return self._means.add(values)
 
     def epoch_means(self) -> dict[str, float]:
         """Mean of each figure since the last call."""
-        means = {name: self._sums[name] / self._counts[name] for name in self._sums}
-        self._sums.clear()
-        self._counts.clear()
-        return means
+        return self._means.take()
 
     def augmenters(self) -> dict[str, nn.Module]:
         """The augmenters by kind."""

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.networks import auxiliary_state, frozen, load_auxiliary_state, norm_groups, with_parameters
-from monai_autoaug.precision import Precision, rank
+from monai_autoaug.precision import Precision, average_gradients, rank
 
 __all__ = ["Batches", "Losses", "Method", "Player", "Task"]
 
@@ -46,7 +46,11 @@ class Batches(Protocol):
     """Lazily drawn batches of the streams that a method needs."""
 
     def next(self, stream: str) -> Batch:
-        """The next batch of "train" or "real" (a second training batch), on the device of the task."""
+        """The next batch of a stream, on the device of the task.
+
+        Args:
+            stream: "train", "real" (a second training batch) or "meta" (meta-validation).
+        """
         ...
 
 
@@ -76,6 +80,9 @@ class Task:
         clip: largest gradient norm of the segmentation network, or None.
         call: how the host runs its network, for example compiled; default: ``network`` itself.
         accumulation_steps: micro-batches whose gradients are added before an update.
+        steps: updates that the host plans, for schedules; None: it doesn't know.
+        patch_size: voxels of a patch without margin, if all are alike.
+        label_names: of the label values from 0 on, if they have names; of regions "background" and theirs.
         listener: is told "forward", "loss", "backward" and "model" within each step, with what there is to know.
 
     >>> net = nn.Conv3d(1, 2, 1)
@@ -97,12 +104,16 @@ class Task:
         clip: float | None = None,
         call: Callable[[Tensor], Any] | None = None,
         accumulation_steps: int = 1,
+        steps: int | None = None,
+        patch_size: tuple[int, ...] | None = None,
+        label_names: tuple[str, ...] = (),
         listener: Callable[[str, Mapping[str, Any]], None] = _ignore,
     ) -> None:
         self.network, self.optimizer, self.losses, self.precision = network, optimizer, losses, precision
         self.spatial_dims, self.regions, self.clip = spatial_dims, regions, clip
         self.call: Callable[[Tensor], Any] = network if call is None else call
-        self.accumulation_steps = accumulation_steps
+        self.accumulation_steps, self.steps = accumulation_steps, steps
+        self.patch_size, self.label_names = patch_size, label_names
         self.first_micro_batch = self.last_micro_batch = True  # a host that accumulates sets these before each step
         self.notify = listener
 
@@ -139,11 +150,31 @@ class Task:
         with norm_groups(self.network, group), self.precision.autocast():
             return self.call(x)
 
-    def probabilities(self, output: Any) -> Tensor:
-        """Class (softmax) or region (sigmoid) probabilities at full resolution, float32."""
-        logits = output[0] if isinstance(output, list | tuple) else output
-        logits = logits.float()
+    def logits(self, output: Any) -> Tensor:
+        """Logits at full resolution, at least float32."""
+        first: Tensor = output[0] if isinstance(output, list | tuple) else output
+        return first if first.dtype == torch.float64 else first.float()
+
+    def activate(self, logits: Tensor) -> Tensor:
+        """Class (softmax) or region (sigmoid) probabilities of logits (B, K, D, H, W)."""
         return logits.sigmoid() if self.regions else logits.softmax(dim=1)
+
+    def probabilities(self, output: Any) -> Tensor:
+        """Class or region probabilities at full resolution, at least float32."""
+        return self.activate(self.logits(output))
+
+    def gradients(self) -> list[Tensor | None]:
+        """Gradient of each of the optimiser's parameters, unscaled and averaged over ranks; None where there is none.
+
+        Between backward and update; what the update does with them (clipping) is not in them.
+        """
+        parameters = [p for g in self.optimizer.param_groups for p in g["params"]]
+        average_gradients(parameters)  # the update averages them again, which changes nothing
+        scale = self.precision.scale
+        return [
+            None if p.grad is None else p.grad.detach() if scale == 1 else p.grad.detach().float() / scale
+            for p in parameters
+        ]
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """The host's own loss of an unaugmented batch, a scalar; hosts use their own target and loss here."""
@@ -198,17 +229,28 @@ class Method(ABC):
         Args:
             loss: scalar; players whose game is opposed see it through a gradient reversal.
         """
-        task, precision = self.task, self.task.precision
-        optimizers = {"network": (task.optimizer, task.clip)} | {
-            name: (player.optimizer, player.clip) for name, player in self.players.items()
-        }
+        self.backward(loss)
+        self.update()
+
+    def _optimizers(self) -> dict[str, tuple[torch.optim.Optimizer, float | None]]:
+        """Every optimiser with its largest gradient norm, by the name of the player."""
+        own = {name: (player.optimizer, player.clip) for name, player in self.players.items()}
+        return {"network": (self.task.optimizer, self.task.clip)} | own
+
+    def backward(self, loss: Tensor) -> None:
+        """The first half of `descend`, for methods that look at the gradients before they are used."""
+        task = self.task
         if task.first_micro_batch:
-            for optimizer, _ in optimizers.values():
+            for optimizer, _ in self._optimizers().values():
                 optimizer.zero_grad(set_to_none=True)
-        precision.backward(loss / task.accumulation_steps if task.accumulation_steps > 1 else loss)
+        task.precision.backward(loss / task.accumulation_steps if task.accumulation_steps > 1 else loss)
         task.notify("backward", {})
+
+    def update(self) -> None:
+        """The second half of `descend`; nothing but the notice where further micro-batches are to come."""
+        task, precision = self.task, self.task.precision
         if task.last_micro_batch:
-            for name, (optimizer, clip) in optimizers.items():
+            for name, (optimizer, clip) in self._optimizers().items():
                 precision.step(name, optimizer, clip=clip)
             precision.update()
             self.steps += 1

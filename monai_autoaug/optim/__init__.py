@@ -3,6 +3,7 @@
 """Derivatives through a training step."""
 
 from monai_autoaug.optim.hypergradient import per_sample_hypergradient
+from monai_autoaug.optim.lazy_adam import LazyAdam
 from monai_autoaug.optim.look_ahead import look_ahead, next_parameters
 
-__all__ = ["look_ahead", "next_parameters", "per_sample_hypergradient"]
+__all__ = ["LazyAdam", "look_ahead", "next_parameters", "per_sample_hypergradient"]

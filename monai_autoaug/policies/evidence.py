@@ -68,7 +68,7 @@ class Evidence:
         return other - mean, (error + spread).sqrt()
 
     def decided(self, errors: float = 3.0) -> dict[str, list[str]]:
-        """Operations, by class, whose advantage is more than ``errors`` standard errors; the identity may be among them.
+        """Operations, by class, whose advantage is more than ``errors`` standard errors; the identity is one too.
 
         Args:
             errors: how many.

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,7 +70,7 @@ def view_batch(
         for i, k in enumerate(indices.tolist())
     ]
     names = [n for n in ("image", "label", "valid", "extra") if getattr(rows[0], n) is not None]
-    joined = {name: torch.cat([getattr(r, name) for r in rows]) for name in names}
+    joined: dict[str, Any] = {name: torch.cat([getattr(r, name) for r in rows]) for name in names}
     return replace(batch.cropped(), target=None, mask=None, **joined)
 
 
@@ -83,8 +84,7 @@ def _view_row(
         image = image * (mask >= 0.5).to(image.dtype)
     label = _moved(operation, row.label if regions else row.label[:, 1:], row.margin)
     if policy.laterality is not None and policy.laterality.reverses(operation):
-        whole = label if regions else torch.cat([label.new_zeros(label[:, :1].shape), label], 1)
-        label = policy.laterality.swapped(whole)[:, 0 if regions else 1 :]
+        label = policy.laterality.swapped(label, first=0 if regions else 1)
     valid = extra = None
     if row.valid is not None:  # outside the volume is background for certain
         unknown = _moved(operation, 1 - row.valid, row.margin)
@@ -93,8 +93,16 @@ def _view_row(
         there = 1.0 if valid is None else valid
         label = torch.cat([(there - label.sum(1, keepdim=True)).clamp(min=0), label], 1)
     if row.extra is not None:
-        extra = _moved(operation, row.extra, row.margin).to(row.extra.dtype)
+        extra = _moved_extra(policy, operation, row.extra, row.margin)
     return replace(row, image=image, label=label, valid=valid, extra=extra, mask=None, margin=(), target=None)
+
+
+def _moved_extra(policy: TestTimePolicy, operation: Operation, extra: Tensor, margin: tuple[int, ...]) -> Tensor:
+    """A previous segmentation, one channel a foreground label, whose left and right change places with the image's."""
+    moved = _moved(operation, extra, margin).to(extra.dtype)
+    if policy.laterality is not None and policy.laterality.reverses(operation):
+        moved = policy.laterality.swapped(moved, first=1)
+    return moved
 
 
 def _moved(operation: Operation, x: Tensor, margin: tuple[int, ...]) -> Tensor:
@@ -133,7 +141,7 @@ def predict_views(
     images = torch.cat([view_image(o, batch.image, batch.margin, generator) for o in operations])
     extra = None
     if batch.extra is not None:
-        extra = torch.cat([_moved(o, batch.extra, batch.margin).to(batch.extra.dtype) for o in operations])
+        extra = torch.cat([_moved_extra(policy, o, batch.extra, batch.margin) for o in operations])
     output = network(images, extra)
     shape = tuple(images.shape[2:])
     back, seen = [], []

@@ -1,0 +1,367 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Paper 002: which operations to augment each class with, and which views to average at test time, learned jointly.
+
+Training patches are augmented by a policy of their class. Now and then one looks one update ahead: how would the loss
+on meta-validation patches change if this sample counted a little more? What makes it smaller becomes more probable.
+The views' policy learns from how good the prediction of each view of a meta-validation patch is.
+
+Source: Joint Optimization of Class-Specific Training- and Test-Time Data Augmentation in Segmentation, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.base import Batches, Method, Player, Task
+from monai_autoaug.methods.means import Means
+from monai_autoaug.methods.meta_losses import MetaLoss, meta_loss, view_losses
+from monai_autoaug.methods.policy_schedule import PolicySchedule
+from monai_autoaug.optim import LazyAdam, look_ahead, next_parameters, per_sample_hypergradient
+from monai_autoaug.policies import Pool, Sampled, TestTimePolicy, TrainingPolicy, augment, class_at_centre, policy_index
+from monai_autoaug.policies.evidence import Evidence
+from monai_autoaug.policies.updates import training_gradient, view_gradient
+from monai_autoaug.policies.viewing import predict_views, view_batch
+from monai_autoaug.precision import average_over_ranks, gather_over_ranks, world_size
+
+__all__ = ["JointPolicy"]
+
+Classes = Literal["foreground", "labels", "all"]
+
+
+class JointPolicy(Method):
+    """Class-specific training-time policy and test-time policy, learned while the network trains.
+
+    Args:
+        task: what the host owns.
+        seed: of all that is drawn; equal on all ranks.
+        preset: where the training policy starts: "nnunet", "deepmedic" or "uniform".
+        classes: "foreground": one policy for patches whose centre is background and one for all others, as in the
+            paper; "labels": one for each label; "all": one for all patches.
+        extra: cascades beyond the paper's that are switched on: "elastic", "bias_field", "gibbs", "channel_scale".
+        without: cascades or operations that are left out.
+        laterality: pairs of labels that are each other's mirror image, such as [[1, 2]].
+        floor: smallest probability of an operation, so that none is lost for good.
+        policy: a training policy of one's own, in place of the options so far.
+        learn_training: whether the training policy learns; False keeps its start.
+        test_time: whether there is a test-time policy.
+        test_time_preset: where it starts; None: as ``preset``.
+        views: views of one meta-validation patch that are compared in an update (the paper's Z).
+        joint: the training policy is judged on views of the meta-validation patches (Eq. 16), as soon as averaging
+            views has helped there; False: on the patches as they are.
+        update_every: steps between two updates of the policies.
+        warm_up: steps before the first update.
+        freeze: share of the planned steps after which policies stay as they are.
+        learning_rate: of Adam on the training policy's logits; None: by the number of planned updates.
+        learning_rate_test_time: likewise.
+        pool: samples of a class that are compared with each other (Eq. 10), gathered over several updates if need be.
+        meta_batch: meta-validation patches an update.
+        meta_loss: what they are judged by: "ce", "dice" or "both".
+        look_ahead: one update of the "real" optimiser, or a "virtual" one of plain gradient descent (the paper).
+        derivative: "jvp", "double_backward" or "finite_difference", see `optim.per_sample_hypergradient`.
+
+    Raises:
+        ConfigError: a number is out of range, or a learning rate is needed because the host plans no number of steps.
+
+    >>> JointPolicy.name, JointPolicy.needs
+    ('joint_policy', ('train', 'meta'))
+    """
+
+    name: ClassVar[str] = "joint_policy"
+    needs: ClassVar[tuple[str, ...]] = ("train", "meta")
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        seed: int = 0,
+        preset: str = "nnunet",
+        classes: Classes = "foreground",
+        extra: Sequence[str] = (),
+        without: Sequence[str] = (),
+        laterality: Sequence[Sequence[int]] | None = None,
+        floor: float = 0.0,
+        policy: TrainingPolicy | None = None,
+        learn_training: bool = True,
+        test_time: bool = True,
+        test_time_preset: str | None = None,
+        views: int = 10,
+        joint: bool = True,
+        update_every: int = 5,
+        warm_up: int = 20,
+        freeze: float = 1.0,
+        learning_rate: float | None = None,
+        learning_rate_test_time: float | None = None,
+        pool: int = 4,
+        meta_batch: int = 8,
+        meta_loss: MetaLoss = "both",
+        look_ahead: Literal["real", "virtual"] = "real",
+        derivative: str = "jvp",
+    ) -> None:
+        super().__init__(task, seed=seed)
+        self._check(views=views, pool=pool, meta_batch=meta_batch)
+        self.learn_training, self.joint, self.views = learn_training, joint, views
+        self.meta_batch, self.meta_loss = meta_batch, meta_loss
+        self.look_ahead, self.derivative = look_ahead, derivative
+        if policy is None:
+            policy = TrainingPolicy.preset(
+                preset, self._classes(classes), spatial_dims=task.spatial_dims, extra=extra, without=without,
+                laterality=laterality, floor=floor,
+            )  # fmt: skip
+        self.training = policy.to(task.device)
+        self.test_time = self._views(test_time_preset or preset, laterality) if test_time else None
+        self.schedule = PolicySchedule(task.steps, update_every=update_every, warm_up=warm_up, freeze=freeze)
+        # not among `players`: these are updated by gradients of their own, not by the one backward
+        self.learners = {"training": self._learner(self.training, learning_rate)}
+        if self.test_time is not None:
+            self.learners["test_time"] = self._learner(self.test_time, learning_rate_test_time)
+        # what is drawn for all ranks together
+        self.shared = torch.Generator().manual_seed(seed * 1009 + 500_009)
+        self.pool, self.evidence = Pool(pool), Evidence(self.training)
+        self.views_help = False
+        self._means, self._start = Means(), self.training.logits.detach().clone()
+        self.updates = 0
+
+    @staticmethod
+    def _check(**numbers: int) -> None:
+        for name, value in numbers.items():
+            if value < 2:
+                raise ConfigError(f"{name} must be at least 2, got {value}")
+
+    def _classes(self, classes: str) -> tuple[str, ...]:
+        if classes == "labels":
+            if not self.task.label_names:
+                raise ConfigError("classes 'labels' needs the labels' names, which this host doesn't know")
+            return self.task.label_names
+        known = {"foreground": ("background", "foreground"), "all": ("all",)}
+        if classes not in known:
+            raise ConfigError(f"classes must be one of foreground, labels, all, got {classes!r}")
+        return known[classes]
+
+    def _views(self, preset: str, laterality: Sequence[Sequence[int]] | None) -> TestTimePolicy:
+        """Views that keep a patch's size: others can't be learned from patches."""
+        task = self.task
+        policy = TestTimePolicy.preset(
+            preset, spatial_dims=task.spatial_dims, patch_size=task.patch_size, level="patch", regions=task.regions,
+            laterality=laterality,
+        )  # fmt: skip
+        return policy.to(task.device)
+
+    def _learner(self, policy: nn.Module, rate: float | None) -> Player:
+        rate = self.schedule.learning_rate() if rate is None else rate
+        return Player(policy, LazyAdam(policy.parameters(), lr=rate))
+
+    def step(self, batches: Batches) -> dict[str, float]:
+        """A training step on patches that are augmented by the policy of their class; now and then, the policies'."""
+        source = batches.next("train")
+        classes = policy_index(self._values(source), self.training.classes)
+        with torch.no_grad():
+            chosen, _ = self.training.sample(classes, self.generator)
+            batch = augment(self.training, source, chosen, self.generator, regions=self.task.regions)
+        output = self.task.forward(batch.image, batch.extra)
+        self.task.notify("forward", {"batch": batch, "output": output})
+        losses = self.task.losses(output, batch.label, batch.valid)
+        figures = {"loss": losses.mean()}
+        self.task.notify("loss", {"loss": figures["loss"]})
+        del output
+        self.backward(figures["loss"])
+        if self.task.last_micro_batch and self.schedule.due(self.steps):
+            figures |= self._learn(batch, Sampled(losses.detach(), classes.to(chosen.device), chosen), batches)
+        self.update()
+        return self._means.add(figures)
+
+    def _values(self, batch: Batch) -> Tensor:
+        """The label value at the centre of every patch."""
+        if batch.classes is not None:
+            return batch.classes
+        return class_at_centre(batch.label, regions=self.task.regions, valid=batch.valid)
+
+    def _learn(self, batch: Batch, drawn: Sampled, batches: Batches) -> dict[str, Tensor]:
+        """One update of the policies, between the backward and the update of the network."""
+        gradients = self.task.gradients()
+        if not all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
+            return {}  # the network's update will be skipped, too
+        meta = batches.next("meta")
+        figures: dict[str, Tensor] = {}
+        for player in self.learners.values():
+            player.optimizer.param_groups[0]["lr"] = player.optimizer.defaults["lr"] * self.schedule.decay(self.steps)
+        if self.learn_training:
+            figures |= self._learn_training(batch, drawn, gradients, meta)
+        if self.test_time is not None:
+            figures |= self._learn_views(self.test_time, meta)
+        self.updates += 1
+        return figures
+
+    def _learn_training(
+        self, batch: Batch, drawn: Sampled, gradients: list[Tensor | None], meta: Batch
+    ) -> dict[str, Tensor]:
+        """Eqs. 5-11: what each sample of this step does to the loss on meta-validation patches."""
+        task, optimizer = self.task, self.task.optimizer
+        if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and not optimizer.state:
+            return {}  # its first step is the gradient's sign, whose derivative says nothing
+        if self.look_ahead == "virtual":
+            optimizer = torch.optim.SGD([p for g in optimizer.param_groups for p in g["params"]], _rate(optimizer))
+        clip = task.clip if self.look_ahead == "real" else None
+        names = self._names()
+        ahead = next_parameters(optimizer, gradients, clip=clip)
+        loss, direction = self._validation_gradient(dict(zip(names, ahead, strict=True)), meta)
+        u = look_ahead(optimizer, gradients, direction, clip=clip)
+
+        def losses(parameters: Mapping[str, Tensor]) -> Tensor:
+            output = task.forward(batch.image, batch.extra, parameters=parameters)
+            return task.losses(output, batch.label, batch.valid)
+
+        own = dict(task.network.named_parameters())
+        here = {name: own[name].detach() for name in names}
+        values = per_sample_hypergradient(losses, here, dict(zip(names, u, strict=True)), mode=self.derivative)
+        count = len(values) * task.accumulation_steps * world_size()
+        self._improve(replace(drawn, values=values / count))
+        return {"meta_loss": loss}
+
+    def _names(self) -> list[str]:
+        """Names of the optimiser's parameters in its order."""
+        names = {id(p): name for name, p in self.task.network.named_parameters()}
+        parameters = [p for g in self.task.optimizer.param_groups for p in g["params"]]
+        if not all(id(p) in names for p in parameters):
+            raise ConfigError(
+                "the optimiser has parameters that are not the network's, so that its step can't be looked ahead;"
+                " give them an optimiser of their own"
+            )
+        return [names[id(p)] for p in parameters]
+
+    def _validation_gradient(self, ahead: dict[str, Tensor], meta: Batch) -> tuple[Tensor, list[Tensor]]:
+        """Loss on meta-validation patches of the parameters after the step, and its gradient there."""
+        seen = meta.cropped()
+        if self.test_time is not None and self.joint and self.views_help:
+            with torch.no_grad():
+                views, _ = self.test_time.sample(len(meta.image), self.generator)
+                seen = view_batch(self.test_time, meta, views, self.generator, regions=self.task.regions)
+        leaves = {name: p.detach().requires_grad_() for name, p in ahead.items()}
+        # Dice over the whole batch: it has to be one forward
+        output = self.task.forward(seen.image, seen.extra, parameters=leaves)
+        probabilities, regions = self.task.probabilities(output), self.task.regions
+        loss = meta_loss(probabilities, seen.label, seen.valid, self.meta_loss, regions=regions)
+        parts = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, leaves.values(), strict=True)]
+        return loss.detach(), [average_over_ranks(g) for g in gradient] if world_size() > 1 else gradient
+
+    def _improve(self, drawn: Sampled) -> None:
+        """Eqs. 9-11 over the samples of all ranks, as soon as a class has enough of them."""
+        everything = gather_over_ranks((drawn.values.cpu(), drawn.classes.cpu(), drawn.operations.cpu()))
+        ready = self.pool.add(Sampled(*(torch.cat(parts) for parts in zip(*everything, strict=True))))
+        if ready is None:
+            return
+        gradient, centred = training_gradient(self.training, ready, self.shared)
+        self.evidence.add(replace(ready, values=centred))
+        self._apply(self.learners["training"], self.training.logits, gradient)
+        self.training.constrain()
+
+    @staticmethod
+    def _apply(player: Player, logits: Tensor, gradient: Tensor) -> None:
+        logits.grad = gradient.to(logits)
+        player.optimizer.step()
+        logits.grad = None
+
+    @torch.no_grad()
+    def _learn_views(self, policy: TestTimePolicy, meta: Batch) -> dict[str, Tensor]:
+        """Eqs. 12-15: how good the predictions of several views of one patch are, brought back to where they belong."""
+        row = self._interesting(meta)
+        chosen, _ = policy.sample(self.views, self.generator)
+        operations = [policy.operations[0], *(policy.operations[k] for k in chosen.tolist())]
+        logits, seen = predict_views(policy, self._predict, row, operations, self.generator)
+        label, size = row.cropped(), (len(operations), *[-1] * (row.image.ndim - 1))
+        valid = seen if label.valid is None else seen * label.valid
+        losses = view_losses(self.task.activate(logits), label.label.expand(size), valid, regions=self.task.regions)
+        average = (logits * seen).sum(0, keepdim=True) / seen.sum(0, keepdim=True).clamp(min=1)
+        together = view_losses(self.task.activate(average), label.label, label.valid, regions=self.task.regions)
+        everything = gather_over_ranks((losses[1:].cpu(), chosen.cpu()))
+        with torch.enable_grad():
+            gradient = view_gradient(policy, [e[0] for e in everything], [e[1] for e in everything], self.shared)
+        self._apply(self.learners["test_time"], policy.logits, gradient)
+        return {"view_loss": losses[1:].mean(), "identity_loss": losses[0], "views_gain": losses[0] - together[0]}
+
+    def _interesting(self, meta: Batch) -> Batch:
+        """One patch, with foreground at its centre if there is one."""
+        values = self._values(meta).cpu()
+        found = torch.nonzero(values)[:, 0] if bool(values.any()) else torch.arange(len(values))
+        row = int(found[int(torch.randint(len(found), (1,), generator=self.shared))])
+        return meta.rows(slice(row, row + 1))
+
+    def _predict(self, image: Tensor, extra: Tensor | None) -> Tensor:
+        """Full-resolution logits of the network as it is, as many samples at once as there are meta patches."""
+        parts = []
+        for start in range(0, len(image), self.meta_batch):
+            rows = slice(start, start + self.meta_batch)
+            output = self.task.forward(image[rows], None if extra is None else extra[rows], parameters={})
+            parts.append(self.task.logits(output))
+        return torch.cat(parts)
+
+    def on_epoch(self, epoch: int) -> dict[str, float]:
+        """Mean figures of the epoch, and what has become of the policies.
+
+        From the next epoch on the training policy is judged on views, if averaging them has helped in this one.
+        """
+        figures = self._means.take()
+        gain = figures.get("views_gain")
+        if gain is not None:
+            self.views_help = bool(average_over_ranks(torch.tensor(gain, device=self.task.device)) > 0)
+        with torch.no_grad():
+            entropy = self.training.entropy()
+            for name, row in zip(self.training.classes, entropy.tolist(), strict=True):
+                figures[f"entropy_{name}"] = sum(row) / len(row)
+                names = [f"entropy_{name}_{c.name}" for c in self.training.cascades]
+                figures |= dict(zip(names, row, strict=True))
+            figures["policy_moved"] = float((self.training.logits - self._start).abs().mean())
+            if self.test_time is not None:
+                p = self.test_time.probabilities()
+                figures["entropy_views"] = float(-(p * p.clamp(min=1e-12).log()).sum() / torch.tensor(len(p)).log())
+        figures["policy_updates"] = float(self.updates)
+        return figures
+
+    def warnings(self) -> list[str]:
+        """That there are too few updates to learn anything from."""
+        return self.schedule.warnings()
+
+    def policies(self) -> dict[str, nn.Module]:
+        """What was learned: "training" and, if there is one, "test_time"."""
+        return {name: player.module for name, player in self.learners.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """See `Method.state_dict`; adds policies, their optimisers, and the samples that wait."""
+        own = {
+            "learners": {
+                n: {"module": p.module.state_dict(), "optimizer": p.optimizer.state_dict()}
+                for n, p in self.learners.items()
+            },
+            "pool": self.pool.state_dict(),
+            "evidence": self.evidence.moments.clone(),
+            "shared": self.shared.get_state(),
+            "start": self._start.cpu(),
+            "updates": self.updates,
+            "views_help": self.views_help,
+        }
+        return super().state_dict() | own
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """See `Method.load_state_dict`."""
+        super().load_state_dict(state)
+        for name, player in self.learners.items():
+            player.module.load_state_dict(state["learners"][name]["module"])
+            player.optimizer.load_state_dict(state["learners"][name]["optimizer"])
+        self.pool.load_state_dict(state["pool"])
+        self.evidence.moments.copy_(state["evidence"])
+        self.shared.set_state(state["shared"].cpu())
+        self._start = state["start"].to(self.task.device)
+        self.updates, self.views_help = state["updates"], state["views_help"]
+
+
+def _rate(optimizer: torch.optim.Optimizer) -> float:
+    """The learning rate of a virtual step."""
+    return float(optimizer.param_groups[0]["lr"])

@@ -1,0 +1,101 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What a policy is judged by: losses of predictions on meta-validation patches, at full resolution.
+
+Source: paper 002's L_val, and its loss for test-time views; the official code's Dice of views looks at the first
+foreground class only, here it is over all of them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from monai_autoaug.errors import ConfigError
+
+__all__ = ["META_LOSSES", "MetaLoss", "meta_loss", "view_losses"]
+
+MetaLoss = Literal["ce", "dice", "both"]
+META_LOSSES: tuple[str, ...] = ("ce", "dice", "both")
+_SMOOTH = 1e-5
+
+
+def meta_loss(
+    probabilities: Tensor, label: Tensor, valid: Tensor | None, kind: str = "both", *, regions: bool = False
+) -> Tensor:
+    """Cross-entropy, soft Dice over the whole batch, or their sum.
+
+    Args:
+        probabilities: (B, K, D, H, W), in [0, 1].
+        label: (B, K, D, H, W), soft.
+        valid: (B, 1, D, H, W), the weight of each voxel; None: all count.
+        kind: "ce", "dice" or "both".
+        regions: channels are regions, all of which count for Dice; otherwise the first is the background.
+
+    Returns:
+        A scalar in float32: Dice counts as 1 - Dice, averaged over the structures that the batch has.
+
+    Raises:
+        ConfigError: unknown kind.
+
+    >>> p = torch.tensor([0.1, 0.9]).view(1, 2, 1, 1)
+    >>> round(float(meta_loss(p, torch.tensor([0.0, 1.0]).view(1, 2, 1, 1), None, "dice")), 4)
+    0.0526
+    """
+    if kind not in META_LOSSES:
+        raise ConfigError(f"the loss on meta-validation patches must be one of {', '.join(META_LOSSES)}, got {kind!r}")
+    p, y = probabilities.float(), label.float()
+    total = p.new_zeros(())
+    if kind in ("ce", "both"):
+        total = total + _cross_entropy(p, y, valid, regions)
+    if kind in ("dice", "both"):
+        total = total + _dice(p, y, valid, regions, batch=True)[0]
+    return total
+
+
+def view_losses(probabilities: Tensor, label: Tensor, valid: Tensor | None, *, regions: bool = False) -> Tensor:
+    """1 - soft Dice of each sample, averaged over the structures that its label has.
+
+    Args:
+        probabilities: (B, K, D, H, W), in [0, 1].
+        label: (B, K, D, H, W), soft.
+        valid: (B, 1, D, H, W), the weight of each voxel; None: all count.
+        regions: see `meta_loss`.
+
+    Returns:
+        (B,) float32.
+
+    >>> y = torch.eye(2)[:, :, None, None]
+    >>> view_losses(y, y, None).round(decimals=3).tolist()
+    [0.0, 0.0]
+    """
+    return _dice(probabilities.float(), label.float(), valid, regions, batch=False)
+
+
+def _cross_entropy(p: Tensor, y: Tensor, valid: Tensor | None, regions: bool) -> Tensor:
+    """Mean over the voxels that count."""
+    tiny = torch.finfo(torch.float32).tiny
+    loss = -y * p.clamp(min=tiny).log()
+    if regions:
+        loss = loss - (1 - y) * (1 - p).clamp(min=tiny).log()
+    voxels = loss.mean(1) if regions else loss.sum(1)
+    if valid is None:
+        return voxels.mean()
+    return (voxels * valid[:, 0]).sum() / valid.sum().clamp(min=1)
+
+
+def _dice(p: Tensor, y: Tensor, valid: Tensor | None, regions: bool, *, batch: bool) -> Tensor:
+    """1 - Dice, (B,) or (1,); structures that are absent from the label don't count, unless there is none at all."""
+    if not regions:
+        p, y = p[:, 1:], y[:, 1:]
+    if valid is not None:
+        p, y = p * valid, y * valid
+    axes = [0, *range(2, p.ndim)] if batch else list(range(2, p.ndim))
+    both, size, there = (x.sum(axes, keepdim=True).flatten(1) for x in (p * y, p + y, y))
+    dice = (2 * both + _SMOOTH) / (size + _SMOOTH)
+    present = (there > 0).to(dice)
+    absent = present.sum(1, keepdim=True) == 0
+    weight = torch.where(absent, 1.0, present)
+    return 1 - (dice * weight).sum(1) / weight.sum(1)

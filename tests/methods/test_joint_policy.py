@@ -1,0 +1,207 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Policies that learn while a network trains: what a sample is worth, when who learns, and that nothing is lost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from copy import deepcopy
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+from method_helpers import Fixed, losses, unet
+from torch import Tensor, nn
+
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods import Task
+from monai_autoaug.methods.joint_policy import JointPolicy
+from monai_autoaug.policies import Sampled
+from monai_autoaug.precision import Precision
+
+
+class Streams(Fixed):
+    """Fixed batches; the second one is for meta-validation."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self.batches["meta"] = self.batches.pop("real")
+
+
+def build(
+    network: nn.Module | None = None, *, steps: int | None = 20, method: type[JointPolicy] = JointPolicy,
+    precision: str = "float32", task: Mapping[str, Any] | None = None, **options: Any,
+) -> JointPolicy:  # fmt: skip
+    torch.manual_seed(0)
+    network = unet() if network is None else network
+    optimizer = torch.optim.SGD(network.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+    host = Task(network, optimizer, losses, Precision("cpu", precision), steps=steps, **(task or {}))
+    settings: dict[str, Any] = {"warm_up": 0, "update_every": 1, "pool": 2, "views": 3} | options
+    return method(host, **settings)
+
+
+class Worth(JointPolicy):
+    """Keeps what its samples were worth."""
+
+    def _improve(self, drawn: Sampled) -> None:
+        self.worth = drawn.values.clone()
+        super()._improve(drawn)
+
+
+@pytest.mark.parametrize("clip", [None, 1e-2])
+@pytest.mark.parametrize("derivative", ["jvp", "double_backward", "finite_difference"])
+def test_a_sample_is_worth_what_its_weight_changes(derivative: str, clip: float | None) -> None:
+    """The loss on meta-validation patches after a real step, by central differences of each sample's weight."""
+    network = nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.InstanceNorm3d(4), nn.Tanh(), nn.Conv3d(4, 3, 1)).double()
+    seen: dict[str, Batch] = {}
+    method = build(
+        network, method=Worth, derivative=derivative, test_time=False,
+        task={"clip": clip, "listener": lambda event, v: seen.update(v) if event == "forward" else None},
+    )  # fmt: skip
+    streams = Streams(shape=(8, 8, 8), dtype=torch.float64)
+    method.step(streams)  # the momentum buffers are there from now on
+    before = deepcopy((network, method.task.optimizer.state_dict()))
+    method.step(streams)
+    batch, meta = seen["batch"], streams.batches["meta"]
+
+    def after(weights: Tensor) -> float:
+        net = deepcopy(before[0])
+        optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, nesterov=True, weight_decay=1e-3)
+        optimizer.load_state_dict(deepcopy(before[1]))
+        (losses(net(batch.image), batch.label, None) * weights).mean().backward()
+        torch.nn.utils.clip_grad_norm_(net.parameters(), clip or torch.inf)
+        optimizer.step()
+        return float(_exact(net(meta.image).softmax(1), meta.label))
+
+    ones = torch.eye(len(batch.image), dtype=torch.float64)
+    step = 1e-4
+    expected = [(after(1 + step * e) - after(1 - step * e)) / (2 * step) for e in ones]
+    tolerance = 2e-2 if derivative == "finite_difference" else 1e-3
+    assert method.worth.tolist() == pytest.approx(expected, rel=tolerance, abs=1e-7)
+    assert max(abs(e) for e in expected) > 1e-5
+
+
+def _exact(p: Tensor, y: Tensor) -> Tensor:
+    """The default loss on meta-validation patches; the method's own is in float32, too coarse for differences."""
+    entropy = -(y * p.log()).sum(1).mean()
+    both, size = ((p * y)[:, 1:].sum((0, 2, 3, 4)), (p + y)[:, 1:].sum((0, 2, 3, 4)))
+    return entropy + 1 - ((2 * both + 1e-5) / (size + 1e-5)).mean()
+
+
+def test_a_resumed_run_is_the_uninterrupted_one() -> None:
+    """Network, policies, what waits in the pool, and random numbers."""
+    streams, options = Streams(shape=(16, 16, 16)), {"pool": 5, "update_every": 2}
+    whole = build(steps=8, **options)
+    for _ in range(8):
+        whole.step(streams)
+    half = build(steps=8, **options)
+    for _ in range(4):
+        half.step(streams)
+    half.on_epoch(1)
+    rest = build(steps=8, **options)
+    rest.task.network.load_state_dict(half.task.network.state_dict())
+    rest.task.optimizer.load_state_dict(deepcopy(half.task.optimizer.state_dict()))
+    rest.load_state_dict(deepcopy(half.state_dict()))
+    half.on_epoch(1)
+    for _ in range(4):
+        rest.step(streams)
+    assert whole.updates == rest.updates == 4
+    assert torch.equal(whole.training.logits, rest.training.logits)
+    assert whole.test_time is not None
+    assert rest.test_time is not None
+    assert torch.equal(whole.test_time.logits, rest.test_time.logits)
+    for a, b in zip(whole.task.network.parameters(), rest.task.network.parameters(), strict=True):
+        assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        ({}, (True, True)),
+        ({"warm_up": 3}, (False, False)),
+        ({"freeze": 0.1, "warm_up": 1}, (True, True)),
+        ({"learn_training": False}, (False, True)),
+        ({"test_time": False}, (True, None)),
+    ],
+)
+def test_who_learns_when(options: dict[str, Any], changes: tuple[bool, bool | None]) -> None:
+    method = build(**options)
+    start = {name: p.logits.detach().clone() for name, p in method.policies().items()}  # type: ignore[operator,union-attr]
+    streams = Streams(shape=(16, 16, 16))
+    for _ in range(3):
+        method.step(streams)
+    moved = {name: not torch.equal(p.logits, start[name]) for name, p in method.policies().items()}  # type: ignore[arg-type]
+    assert (moved["training"], moved.get("test_time")) == changes
+    expected = {"warm_up": 0, "freeze": 1}.get(next(iter(options), ""), 3)
+    assert method.updates == expected
+    assert streams.asked.count("meta") == expected
+
+
+def test_two_samples_of_different_class_wait_for_others() -> None:
+    """nnU-Net's batch of two: compared with itself, a sample says nothing; pooled it does."""
+    streams = Streams(size=2, shape=(16, 16, 16))
+    streams.batches["train"] = replace(streams.batches["train"], classes=torch.tensor([0, 1]))
+    method = build(pool=4, test_time=False)
+    start = method.training.logits.detach().clone()
+    for _ in range(3):
+        method.step(streams)
+        assert torch.equal(method.training.logits, start)
+    method.step(streams)
+    assert not torch.equal(method.training.logits, start)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_everything_that_belongs_to_a_patch_is_taken_along(dims: int) -> None:
+    """Margin, a partly unknown label, further channels, a non-zero mask, regions; in 2D and 3D, in bfloat16."""
+    from monai.networks.nets import UNet
+
+    network = UNet(dims, 2, 3, (4, 8), (2,), norm="INSTANCE")
+    streams = Streams(shape=(20,) * dims, margin=(2,) * dims, everything=True)
+    for name, batch in streams.batches.items():
+        streams.batches[name] = replace(batch, mask=(batch.image > -1).float())
+    method = build(
+        network, precision="bfloat16", task={"spatial_dims": dims, "regions": True, "patch_size": (16,) * dims},
+        views=6,
+    )  # fmt: skip
+    method.views_help = True
+    for _ in range(3):
+        figures = method.step(streams)
+    assert all(torch.isfinite(torch.tensor(v)) for v in figures.values())
+    assert {"loss", "meta_loss", "view_loss", "identity_loss", "views_gain"} == set(figures)
+    epoch = method.on_epoch(1)
+    assert method.views_help == (epoch["views_gain"] > 0)
+    assert all(p.grad is None for policy in method.policies().values() for p in policy.parameters())
+
+
+def test_policies_by_label_and_for_all() -> None:
+    streams = Streams(shape=(16, 16, 16))
+    by_label = build(classes="labels", task={"label_names": ("background", "anterior", "posterior")})
+    by_label.step(streams)
+    assert by_label.training.classes == ("background", "anterior", "posterior")
+    assert build(classes="all").training.classes == ("all",)
+    with pytest.raises(ConfigError, match="needs the labels' names"):
+        build(classes="labels")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"steps": None}, "set learning_rate"),
+        ({"warm_up": 20}, "would never be updated"),
+        ({"views": 1}, "views must be at least 2, got 1"),
+        ({"classes": "organs"}, "classes must be one of"),
+        ({"freeze": 0.0}, "freeze in"),
+    ],
+)
+def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        build(**options)
+
+
+def test_an_optimiser_with_other_parameters_is_refused() -> None:
+    method = build()
+    method.task.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
+    with pytest.raises(ConfigError, match="parameters that are not the network's"):
+        method.step(Streams(shape=(16, 16, 16)))
