@@ -194,6 +194,7 @@ class Method(ABC):
 
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("train",)
+    meta_batch: int = 8  # patches of a batch of the stream "meta"; a host that makes this stream reads it
 
     def __init__(self, task: Task, *, seed: int = 0) -> None:
         self.task = task
@@ -221,6 +222,10 @@ class Method(ABC):
 
     def augmenters(self) -> dict[str, nn.Module]:
         """The learned augmenters that are worth keeping after training, by name."""
+        return {}
+
+    def policies(self) -> dict[str, nn.Module]:
+        """The learned policies that are worth keeping after training: "training" and "test_time", those there are."""
         return {}
 
     def descend(self, loss: Tensor) -> None:
