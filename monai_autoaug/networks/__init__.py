@@ -11,11 +11,13 @@ from monai_autoaug.networks.auxiliary_norm import (
     load_auxiliary_state,
     norm_groups,
 )
+from monai_autoaug.networks.deepmedic import DeepMedic
 from monai_autoaug.networks.functional import frozen, with_parameters
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
 
 __all__ = [
     "AuxiliaryNorm",
+    "DeepMedic",
     "add_auxiliary_norms",
     "auxiliary_state",
     "frozen",
