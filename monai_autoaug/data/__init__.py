@@ -9,6 +9,7 @@ from monai_autoaug.data.batch import Batch, centre_crop
 from monai_autoaug.data.datalist import Case, DataList, Split, split
 from monai_autoaug.data.layouts import read_datalist, read_images
 from monai_autoaug.data.loading import loader
+from monai_autoaug.data.meta_cases import EpochCases, cases_of_another_set, read_case_names
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.data.phantom import write_phantom
 from monai_autoaug.data.preprocess import Preprocessing
@@ -17,15 +18,18 @@ __all__ = [
     "Batch",
     "Case",
     "DataList",
+    "EpochCases",
     "Finding",
     "PatchBatches",
     "Preprocessing",
     "Split",
     "audit",
+    "cases_of_another_set",
     "centre_crop",
     "findings_to_json",
     "loader",
     "print_findings",
+    "read_case_names",
     "read_datalist",
     "read_images",
     "refused",

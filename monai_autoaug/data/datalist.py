@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal, NamedTuple
@@ -143,7 +143,12 @@ def _amount(value: int | float, total: int, name: str) -> int:
 
 
 def split(
-    cases: Sequence[Case], *, seed: int, validation: int | float, meta: int | float = 0, train: int | None = None
+    cases: Sequence[Case],
+    *,
+    seed: int,
+    validation: int | float,
+    meta: int | float | Collection[str] = 0,
+    train: int | None = None,
 ) -> Split:
     """Split cases at random but reproducibly: by the seed and the case names, whatever the order they come in.
 
@@ -155,11 +160,12 @@ def split(
         cases: the labelled cases; names are unique.
         seed: another seed gives another split.
         validation: how many cases validate, or their share of all cases (at least one).
-        meta: how many of the cases that are learned from, or what share of them, is set apart for meta-validation.
+        meta: how many of the cases that are learned from, or what share of them, is set apart for meta-validation; or
+            the names of the cases that are.
         train: how many cases are learned from in all, meta-validation included; None: all that are left.
 
     Raises:
-        ConfigError: the numbers can't be had of these cases.
+        ConfigError: the numbers can't be had of these cases, or a named case is not there or validates.
         DataError: two cases share a name.
 
     >>> cases = [Case(f"case_{i}", ()) for i in range(10)]
@@ -176,6 +182,10 @@ def split(
     order = sorted(cases, key=lambda c: (hashlib.sha256(f"{seed}:{c.name}".encode()).digest(), c.name))
     held = _amount(validation, len(order), "validation")
     pool = order[held:]
+    if not isinstance(meta, int | float):  # the named ones first, whatever their place in the order
+        _check_names(meta, order, order[:held])
+        pool = [*(c for c in pool if c.name in meta), *(c for c in pool if c.name not in meta)]
+        meta = len(meta)
     if train is not None:
         if train < 1 or train > len(pool):
             raise ConfigError(
@@ -187,3 +197,15 @@ def split(
         aside = f"{held} of them for validation" + (f", {carved} for meta-validation" if carved else "")
         raise ConfigError(f"no training case is left: {len(order)} cases, {aside}")
     return Split(tuple(pool[carved:]), tuple(pool[:carved]), tuple(order[:held]))
+
+
+def _check_names(names: Collection[str], cases: Sequence[Case], validation: Sequence[Case]) -> None:
+    """Refuse names of cases that are not there, or that validate, from which nothing may be learned."""
+    if unknown := sorted(set(names) - {c.name for c in cases}):
+        some = ", ".join(unknown[:5]) + (f" and {len(unknown) - 5} more" if len(unknown) > 5 else "")
+        raise ConfigError(f"meta-validation: there are no labelled cases {some}; take them off the list")
+    if held := sorted(set(names) & {c.name for c in validation}):
+        raise ConfigError(
+            f"meta-validation: {', '.join(held)} validate in this split, so nothing may be learned from them; take them"
+            " off the list, or choose another split (--split-seed)"
+        )

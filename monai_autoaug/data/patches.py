@@ -19,6 +19,7 @@ from torch.utils.data import Dataset as TorchDataset
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.data.locations import Locations, find_locations
+from monai_autoaug.data.meta_cases import EpochCases
 from monai_autoaug.data.randomness import random_transforms
 from monai_autoaug.errors import ConfigError, DataError
 
@@ -86,6 +87,7 @@ class PatchBatches(TorchDataset[Batch]):
         replacement: draw cases independently of each other (as nnU-Net does), or run through all cases in random
             order before any comes again.
         length: the number of batches; numbers from it on are refused.
+        cases: which of the items a batch is drawn from, where that changes from epoch to epoch; None: all.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -113,6 +115,7 @@ class PatchBatches(TorchDataset[Batch]):
         ignore_label: int | None = None,
         foreground: float = 1 / 3,
         replacement: bool = True,
+        cases: EpochCases | None = None,
     ) -> None:
         self.items = items
         self.patch_size = tuple(int(n) for n in patch_size)
@@ -122,7 +125,7 @@ class PatchBatches(TorchDataset[Batch]):
         self.seed, self.rank, self.stream = seed, rank, stream
         self.num_classes, self.ignore_label = num_classes, ignore_label
         self.regions = None if regions is None else tuple(tuple(int(v) for v in r) for r in regions)
-        self.foreground, self.replacement = foreground, replacement
+        self.foreground, self.replacement, self.cases = foreground, replacement, cases
         self._validate()
         self._locations: dict[int, Locations] = {}
 
@@ -139,6 +142,11 @@ class PatchBatches(TorchDataset[Batch]):
             raise ConfigError(
                 "batch_size >= 1, length >= 0, num_classes >= 2, seed >= 0 and rank >= 0 are needed, got "
                 f"{self.batch_size}, {self.length}, {self.num_classes}, {self.seed}, {self.rank}"
+            )
+        if self.cases is not None and (self.cases.count != len(self.items) or not self.replacement):
+            raise ConfigError(
+                f"cases by epoch are of all {len(self.items)} items and drawn with replacement, got a split of"
+                f" {self.cases.count} and replacement={self.replacement}"
             )
         if not 0 <= self.foreground <= 1:
             raise ConfigError(f"foreground must be a share in [0, 1], got {self.foreground}")
@@ -175,6 +183,8 @@ class PatchBatches(TorchDataset[Batch]):
 
     def _case(self, number: int, slot: int, rng: np.random.Generator) -> int:
         """Which case a patch is cut from."""
+        if self.cases is not None:
+            return int(rng.choice(self.cases(number)))
         if self.replacement:
             return int(rng.integers(len(self.items)))
         lap, place = divmod(number * self.batch_size + slot, len(self.items))
