@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import click
 
@@ -19,6 +20,11 @@ __all__ = ["predict"]
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--overlap", default=0.5, show_default=True, help="Overlap of neighbouring windows, 0 to below 1.")
 @click.option("--overwrite", is_flag=True, help="Replace predictions that are there already.")
+@click.option("--z", type=click.IntRange(min=0),
+              help="Views of each image that are averaged, of a run that has learned any; 0: the image alone."
+              "  [default: as learned, usually 8]")  # fmt: skip
+@click.option("--average", type=click.Choice(["logits", "probabilities"]),
+              help="Of the views.  [default: as learned, usually logits]")  # fmt: skip
 @click.pass_context
 def predict(
     ctx: click.Context,
@@ -29,8 +35,13 @@ def predict(
     precision: str,
     overlap: float,
     overwrite: bool,
+    z: int | None,
+    average: Literal["logits", "probabilities"] | None,
 ) -> None:
     """Segment IMAGES, a NIfTI file or a folder of them, with the trained RUN, into OUTPUT.
+
+    A run that has learned which views to average at test time (method joint_policy) does so: that takes as many times
+    as long as there are views.
 
     OUTPUT is a folder, or for a single image a file name. Predictions lie on the voxel grid of their image's file.
     Images that can't be used are named at the end, when the others have been predicted. Exit code 1: there are some.
@@ -47,7 +58,7 @@ def predict(
         try:
             files = segment(
                 run, images, output, device=device, precision=precision, overlap=overlap, overwrite=overwrite,
-                listener=listener,
+                z=z, average=average, listener=listener,
             )  # fmt: skip
         except PredictionError as error:
             files, failed = error.written, error.failed

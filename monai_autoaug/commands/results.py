@@ -136,8 +136,10 @@ def show(run: Run, evaluation: Evaluation, console: Console) -> None:
 
 def _line(summary: dict[str, Any]) -> str:
     """What the run took."""
+    cases = summary["cases"]
+    apart = f" and {cases['meta']} for meta-validation" if "meta" in cases else ""
     return (
-        f"{summary['cases']['train']} training cases, {summary['iterations']} iterations,"
+        f"{cases['train']} training cases{apart}, {summary['iterations']} iterations,"
         f" {summary['parameters'] / 1e6:.2f} M parameters, {summary['device']},"
         f" {summary['seconds'] / 60:.1f} min ({summary['cpu_seconds'] / 60:.1f} min of CPU)"
     )

@@ -63,7 +63,7 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 _PATH = click.Path(path_type=Path)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--output", "-o", type=_PATH, help="Folder of the run.  [default: runs/METHOD]"),
-    click.option("--method", help="none, random or adversarial.  [default: adversarial]"),
+    click.option("--method", help="none, random, adversarial or joint_policy.  [default: adversarial]"),
     click.option("--method-option", "method_options", multiple=True, callback=_assignments, metavar="KEY=VALUE",
                  help="An option of the method, such as mode=affine; may be repeated."),
     click.option("--epochs", type=int, help="Epochs.  [default: 40]"),
@@ -77,6 +77,13 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  help="An option of the network, such as channels=[8,16,32]; may be repeated."),
     click.option("--train-cases", type=int, help="Cases to learn from.  [default: all others]"),
     click.option("--validation-cases", callback=_share, help="Number or share of validation cases.  [default: 0.2]"),
+    click.option("--meta-cases", callback=_share,
+                 help="Number or share of the training cases that policies are learned from (meta-validation)."
+                 "  [default: 0.25 with joint_policy, else 0]"),
+    click.option("--meta-split", metavar="fixed|resampled",
+                 help="The same meta-validation cases all the time, or others each epoch.  [default: fixed]"),
+    click.option("--meta-list", type=_PATH, metavar="FILE",
+                 help="The meta-validation cases: a JSON or text list of names, or another data set's folder."),
     click.option("--validation-interval", type=int, help="Epochs between validations.  [default: 5]"),
     click.option("--spacing", type=float, nargs=3, help="Voxel size in mm.  [default: the median]"),
     click.option("--normalisation", multiple=True, metavar="auto|ct|zscore",
@@ -106,8 +113,13 @@ def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
 def train(config: Path | None, resume: bool, **given: Any) -> None:
     """Train a segmentation network on the data set in the folder DATA.
 
-    The data set is audited first. The run's folder gets the trained network, the learned augmenters, a log, the
-    predictions of the validation cases with their Dice, and pictures. Options on the command line win over --config.
+    The data set is audited first. The run's folder gets the trained network, the learned augmenters or policies
+    (policy.json), a log, the predictions of the validation cases with their Dice, and pictures. Options on the command
+    line win over --config.
+
+    Methods: none; random (unlearned control); adversarial (learned transformations that make the task harder);
+    joint_policy (learns which operations to augment with, for background and foreground, and which views to average at
+    test time, from training cases that are set apart for it).
 
     Two kinds of Dice are told: while training, on volumes resampled for the network (log.jsonl, whose keys
     "python -m pydoc monai_autoaug.engines.log" explains); at the end, on the voxels of the label files

@@ -5,12 +5,13 @@
 from __future__ import annotations
 
 from monai_autoaug.engines.checkpoints import AtomicCheckpointSaver, AutoAugState, TrainingCheckpoint
-from monai_autoaug.engines.handlers import AugmenterSaver, figures
+from monai_autoaug.engines.handlers import AugmenterSaver, PolicyLogger, PolicySaver, figures
 from monai_autoaug.engines.losses import per_sample
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.prediction import predict
 from monai_autoaug.engines.run import resume, train
 from monai_autoaug.engines.task import EngineTask
+from monai_autoaug.engines.test_time import TestTimePolicyInferer
 from monai_autoaug.engines.trainer import AutoAugTrainer
 
 __all__ = [
@@ -19,6 +20,9 @@ __all__ = [
     "AutoAugState",
     "AutoAugTrainer",
     "EngineTask",
+    "PolicyLogger",
+    "PolicySaver",
+    "TestTimePolicyInferer",
     "TrainOptions",
     "TrainingCheckpoint",
     "figures",

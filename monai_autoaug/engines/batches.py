@@ -247,25 +247,24 @@ class EngineBatches:
     """The streams of a MONAI engine (`monai_autoaug.methods.Batches`): "train" is this iteration's batch.
 
     Args:
-        real: draws the next batch of the second training stream; called only when a method asks.
+        side: draws the next batch of another stream; called only when a method asks.
 
-    >>> EngineBatches(real=lambda: None).next("meta")
-    Traceback (most recent call last):
-    monai_autoaug.errors.ConfigError: this engine has no stream 'meta'; it has train and real
+    >>> EngineBatches(side=lambda name: f"a {name} batch").next("meta")
+    'a meta batch'
     """
 
-    def __init__(self, real: Callable[[], Batch]) -> None:
+    def __init__(self, side: Callable[[str], Batch]) -> None:
         self.current: Batch | None = None
-        self._real = real
+        self._side = side
 
     def next(self, stream: str) -> Batch:
         """The next batch of a stream.
 
         Raises:
-            ConfigError: there is no such stream.
+            ConfigError: there is no such stream, or no iteration has begun.
         """
-        if stream == "real":
-            return self._real()
-        if stream != "train" or self.current is None:
-            raise ConfigError(f"this engine has no stream {stream!r}; it has train and real")
+        if stream != "train":
+            return self._side(stream)
+        if self.current is None:
+            raise ConfigError("there is no training batch before the first iteration")
         return self.current

@@ -38,7 +38,7 @@ __all__ = [
     "inexact",
 ]
 
-_VERSION = 1
+_VERSION = 2
 
 
 def inexact(loader: Any, epoch_length: int | None) -> list[str]:
@@ -93,10 +93,14 @@ class AutoAugState:
         if world_size() > 1:
             dist.all_gather_object(self._everyone, self._own())
 
+    def _loaders(self) -> list[Any]:
+        """Those whose transforms draw random numbers in this process."""
+        return [self.trainer.data_loader, *self.trainer.streams.loaders]
+
     def _own(self) -> dict[str, Any]:
         """What differs between ranks: all of the method's state but players and norms, and all random states."""
         method = {k: v for k, v in self.trainer.method.state_dict().items() if k not in ("players", "auxiliary")}
-        transforms = transform_states(self.trainer.data_loader)
+        transforms = transform_states(*self._loaders())
         return {"method": method, "random": random_states(), "transforms": transforms}
 
     def state_dict(self) -> dict[str, Any]:
@@ -108,7 +112,7 @@ class AutoAugState:
             "version": _VERSION,
             "method": trainer.method.state_dict(),
             "ranks": ranks,
-            "real": trainer.real_stream.state_dict() if "real" in trainer.method.needs else {},
+            "streams": trainer.streams.state_dict(),
             "best": {"metric": float(trainer.state.best_metric), "epoch": int(trainer.state.best_metric_epoch)},
         }
 
@@ -118,8 +122,10 @@ class AutoAugState:
         Raises:
             CheckpointError: it is of another version or of another number of ranks.
         """
-        if state.get("version") != _VERSION:
-            raise CheckpointError(f"the checkpoint has version {state.get('version')}; this package reads {_VERSION}")
+        if state.get("version") not in (1, _VERSION):
+            raise CheckpointError(
+                f"the checkpoint has version {state.get('version')}; this package reads 1 to {_VERSION}"
+            )
         if len(state["ranks"]) != world_size():
             raise CheckpointError(
                 f"the checkpoint was written by {len(state['ranks'])} processes, this run has {world_size()};"
@@ -127,8 +133,8 @@ class AutoAugState:
             )
         own = state["ranks"][rank()]
         self.trainer.method.load_state_dict(state["method"] if own is None else {**state["method"], **own["method"]})
-        if state["real"]:
-            self.trainer.real_stream.load_state_dict(state["real"])
+        # before version 2 there was one stream besides the training one
+        self.trainer.streams.load_state_dict(state["streams"] if "streams" in state else {"real": state["real"]})
         self.trainer.state.best_metric = state["best"]["metric"]
         self.trainer.state.best_metric_epoch = state["best"]["epoch"]
         self._pending = own
@@ -142,9 +148,11 @@ class AutoAugState:
         if self._pending is None:
             return
         own, self._pending = self._pending, None
-        for reason in inexact(self.trainer.data_loader, self.trainer.state.epoch_length):
+        first, *others = self._loaders()
+        reasons = inexact(first, self.trainer.state.epoch_length)
+        for reason in dict.fromkeys([*reasons, *(r for loader in others for r in inexact(loader, None))]):
             self.trainer.logger.warning(f"the resumed run will differ from an uninterrupted one: {reason}")
-        numbers = random_numbers(self.trainer.data_loader)
+        numbers = random_numbers(*self._loaders())
         if len(numbers) != len(own["transforms"]):
             raise CheckpointError(
                 f"the checkpoint was written with {len(own['transforms'])} random transforms, this run has"

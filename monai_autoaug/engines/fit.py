@@ -6,16 +6,16 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from ignite.engine import Events
 from monai.metrics import DiceMetric
 from torch import Tensor, nn
 
-from monai_autoaug import methods
-from monai_autoaug.data import PatchBatches, loader
+from monai_autoaug import methods, policies
+from monai_autoaug.data import EpochCases, PatchBatches, loader
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
@@ -45,6 +45,9 @@ def make_trainer(
     batches: PatchBatches,
     device: torch.device,
     dtype: torch.dtype,
+    *,
+    meta: PatchBatches | None = None,
+    label_names: Sequence[str] = (),
 ) -> AutoAugTrainer:
     """The engine of a run.
 
@@ -55,12 +58,18 @@ def make_trainer(
         batches: training patches; they say what the labels are.
         device: where training runs.
         dtype: that the networks run in.
+        meta: meta-validation patches, where the method needs them.
+        label_names: see `AutoAugTrainer`.
     """
     regions, ignore = batches.regions is not None, batches.ignore_label is not None
+    pin, meta_loader = device.type == "cuda", None
+    if meta is not None:  # fewer batches, of which one process makes enough
+        meta_loader = loader(meta, num_workers=min(options.workers, 1), pin_memory=pin)
     trainer = AutoAugTrainer(
-        device, options.epochs, loader(batches, num_workers=options.workers, pin_memory=device.type == "cuda"),
+        device, options.epochs, loader(batches, num_workers=options.workers, pin_memory=pin),
         network, optimizer, SegmentationLoss(regions=regions, ignore=ignore),
         method=options.method, method_options=options.method_options, seed=options.seed, margin=batches.margin,
+        meta_data_loader=meta_loader, label_names=label_names,
         num_classes=batches.num_classes if batches.regions is None else len(batches.regions), regions=regions,
         clip=_CLIP, amp=dtype is not DTYPES["float32"], amp_kwargs={"dtype": dtype},
         epoch_length=options.iterations, decollate=False,
@@ -117,21 +126,30 @@ class Fit:
         """The method, once `run` has begun."""
         return self.trainer.method
 
-    def run(self, items: Items, validation: Items, checkpoint: Mapping[str, Any] | None) -> None:
+    def run(
+        self,
+        items: Items,
+        validation: Items,
+        checkpoint: Mapping[str, Any] | None,
+        *,
+        meta: Items | None = None,
+        resampled: int = 0,
+    ) -> None:
         """Train to the end.
 
         Args:
             items: preprocessed training cases.
             validation: preprocessed validation cases.
             checkpoint: what `Run.save_checkpoint` wrote, to go on from there; None: from the beginning.
+            meta: preprocessed meta-validation cases, if there are any.
+            resampled: instead of ``meta``, how many of the training cases are meta-validation cases in each epoch.
         """
         self.validation = validation
-        batches = PatchBatches(
-            items, patch_size=self.patch_size, batch_size=self.options.batch_size, seed=self.options.seed,
-            length=self.steps, margin=self.margin, **self.preprocessing.patch_options,
+        batches = self._batches(items, resampled)
+        self.trainer = make_trainer(
+            self.options, self.network, self.optimizer, batches, self.device, self.precision.dtype,
+            meta=self._meta_batches(items if resampled else meta, resampled), label_names=self._label_names(),
         )  # fmt: skip
-        dtype = self.precision.dtype
-        self.trainer = make_trainer(self.options, self.network, self.optimizer, batches, self.device, dtype)
         if checkpoint is not None:
             self._restore(checkpoint)
         log.cut(self.folder.log, self.trainer.state.iteration // self.options.iterations)
@@ -141,6 +159,38 @@ class Fit:
         if self.trainer.state.iteration < self.steps:
             self.trainer.run()
         self._read_clock()
+
+    def _batches(self, items: Items, resampled: int, **changes: Any) -> PatchBatches:
+        """A stream of patches, long enough for all iterations."""
+        options = self.options
+        part: Literal["train", "meta"] = "meta" if changes.get("stream") == "meta" else "train"
+        cases = EpochCases(len(items), resampled, options.seed, options.iterations, part) if resampled else None
+        given: dict[str, Any] = {"batch_size": options.batch_size, "cases": cases} | changes
+        return PatchBatches(
+            items, patch_size=self.patch_size, seed=options.seed, length=self.steps, margin=self.margin, **given,
+            **self.preprocessing.patch_options,
+        )  # fmt: skip
+
+    def _meta_batches(self, items: Items | None, resampled: int) -> PatchBatches | None:
+        """Meta-validation patches, half of them centred on foreground; None where the method doesn't ask for any."""
+        if items is None or not self.options.learns_from_meta:
+            return None
+        size = self.options.meta_batch
+        return self._batches(items, resampled, batch_size=size, stream="meta", foreground=0.5)
+
+    def _label_names(self) -> tuple[str, ...]:
+        """Of the label values from 0 on, or of the background and the regions."""
+        names = self.preprocessing.label_names
+        return names if self.preprocessing.regions is None else ("background", *names)
+
+    def save_policies(self) -> None:
+        """Write what the method has learned so far to ``policy.json``, if it learns policies."""
+        learned: dict[str, Any] = self.method.policies()
+        if not learned:
+            return
+        origin = {"method": self.method.name, "seed": self.options.seed, "epoch": self.trainer.state.epoch,
+                  "dataset": self.options.data.resolve().name}  # fmt: skip
+        policies.save(self.folder.policy, **learned, provenance=origin)
 
     def _parts(self) -> dict[str, Any]:
         """What a checkpoint holds, by name."""
@@ -176,6 +226,7 @@ class Fit:
         if state.epoch % options.validation_interval == 0 or state.epoch == options.epochs:
             self._dice = self.validate()
             row |= self._dice
+            self.save_policies()
             self._tell()
         self._losses.clear()
         self._read_clock()

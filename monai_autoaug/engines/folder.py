@@ -50,9 +50,9 @@ class Run:
 
     ``config.json`` the options, the split and the versions; ``audit.json``; ``preprocessing.json``; ``log.jsonl`` one
     line an epoch (`engines.log` says what its keys mean); ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the
-    plain segmentation network; ``augmenters.pt`` what was learned; ``summary.json``; ``validation/`` the predictions of
-    the validation cases, and ``validation.json`` their Dice, which `commands.finish` writes, as it does the pictures.
-    While a process works in it, ``.lock`` names that process (`engines.claims`).
+    plain segmentation network; ``augmenters.pt`` and ``policy.json`` what was learned; ``summary.json``;
+    ``validation/`` the predictions of the validation cases, and ``validation.json`` their Dice, which `commands.finish`
+    writes, as it does the pictures. While a process works in it, ``.lock`` names that process (`engines.claims`).
 
     Args:
         folder: where it is.
@@ -97,6 +97,11 @@ class Run:
     def augmenters(self) -> Path:
         """The learned augmenters; missing where the method learns none."""
         return self.folder / "augmenters.pt"
+
+    @property
+    def policy(self) -> Path:
+        """The learned policies, as of the last validation; missing where the method learns none."""
+        return self.folder / "policy.json"
 
     @property
     def summary(self) -> Path:

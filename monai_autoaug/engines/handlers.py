@@ -4,19 +4,24 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from ignite.engine import Engine, Events
+from monai.handlers import TensorBoardHandler
 from monai.utils import is_scalar
 
-from monai_autoaug import augmenters
+from monai_autoaug import augmenters, policies
+from monai_autoaug.engines import log
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.policies import TestTimePolicy, TrainingPolicy
 from monai_autoaug.precision import rank
 
-__all__ = ["AugmenterSaver", "figures"]
+__all__ = ["AugmenterSaver", "PolicyLogger", "PolicySaver", "figures"]
 
 
 def figures() -> Callable[[Any], dict[str, float]]:
@@ -31,6 +36,16 @@ def figures() -> Callable[[Any], dict[str, float]]:
         return {str(name): float(value) for name, value in first.items() if is_scalar(value)}
 
     return pick
+
+
+def _attach(handler: Any, engine: Engine, interval: int) -> None:
+    """Call a handler at the end of training, and every ``interval`` epochs if that is not 0."""
+    if not hasattr(engine, "method"):
+        name = type(handler).__name__
+        raise ConfigError(f"{name} belongs to an AutoAugTrainer, not to a {type(engine).__name__}")
+    if interval:
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=interval), handler)
+    engine.add_event_handler(Events.COMPLETED, handler)
 
 
 class AugmenterSaver:
@@ -54,14 +69,159 @@ class AugmenterSaver:
 
     def attach(self, engine: Engine) -> None:
         """Save at the end of training and every ``interval`` epochs of ``engine``, an `AutoAugTrainer`."""
-        if not hasattr(engine, "method"):
-            raise ConfigError(f"AugmenterSaver belongs to an AutoAugTrainer, not to a {type(engine).__name__}")
-        if self.interval:
-            engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
-        engine.add_event_handler(Events.COMPLETED, self)
+        _attach(self, engine, self.interval)
 
     def __call__(self, engine: Any) -> None:
         """Save now."""
         learned = engine.method.augmenters()
         if learned and rank() == 0:
             augmenters.save(self.path, learned)
+
+
+class PolicySaver:
+    """Writes the learned policies, in a file that `monai_autoaug.policies.load` and `TestTimePolicyInferer` read.
+
+    Args:
+        path: the file, usually ``policy.json``; nothing is written by a method without policies.
+        interval: epochs between writes; it is always written when training ends. 0: only then.
+        provenance: what else the file shall say of its origin, besides method, seed, epoch and versions: no paths, and
+            no names of patients.
+
+    Raises:
+        ConfigError: the interval is negative, or it is attached to an engine that has no method.
+
+    >>> PolicySaver("policy.json", provenance={"dataset": "hippocampus"}).interval
+    0
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        interval: int = 0,
+        *,
+        provenance: Mapping[str, str | float | bool | None] | None = None,
+    ) -> None:
+        if interval < 0:
+            raise ConfigError(f"interval must be a number of epochs, or 0, got {interval}")
+        self.path, self.interval, self.provenance = Path(path), interval, dict(provenance or {})
+
+    def attach(self, engine: Engine) -> None:
+        """Save at the end of training and every ``interval`` epochs of ``engine``, an `AutoAugTrainer`."""
+        _attach(self, engine, self.interval)
+
+    def __call__(self, engine: Any) -> None:
+        """Save now."""
+        learned: dict[str, Any] = engine.method.policies()
+        if learned and rank() == 0:
+            known = {"method": engine.method.name, "seed": engine.seed, "epoch": engine.state.epoch}
+            policies.save(self.path, **learned, provenance=known | self.provenance)
+
+
+class PolicyLogger:
+    """Writes what has become of the policies, one JSON object an epoch, and to TensorBoard if asked to.
+
+    A line holds, exactly: ``epoch``; ``training``: by class and cascade the ``entropy`` (a share of the largest: 1
+    where nothing is decided) and the ``probabilities`` by operation; ``test_time``: the ``entropy``, the
+    ``probabilities`` by view, and ``top``: the views that would be averaged with their ``weights``. TensorBoard gets
+    the same as scalars named ``policy/CLASS/CASCADE/OPERATION``, ``policy_entropy/CLASS/CASCADE`` and
+    ``policy/views/VIEW``. A resumed run goes on in the file; lines of epochs that it trains again are removed.
+
+    Args:
+        path: the file, for example ``policy.jsonl``.
+        interval: epochs between lines.
+        summary_writer: TensorBoard's, as MONAI's handlers take it.
+        log_dir: instead of it, the folder of one that is made here.
+
+    Raises:
+        ConfigError: the interval is below 1, both a writer and a folder are given, or it is attached to an engine that
+            has no method.
+
+    >>> PolicyLogger("policy.jsonl", interval=5).interval
+    5
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        interval: int = 1,
+        *,
+        summary_writer: Any = None,
+        log_dir: str | os.PathLike[str] | None = None,
+    ) -> None:
+        if interval < 1:
+            raise ConfigError(f"interval must be a number of epochs, at least 1, got {interval}")
+        if summary_writer is not None and log_dir is not None:
+            raise ConfigError("PolicyLogger: give summary_writer or log_dir, not both")
+        self.path, self.interval = Path(path), interval
+        self.summary_writer, self.log_dir = summary_writer, log_dir
+        self._begun = False
+
+    def attach(self, engine: Engine) -> None:
+        """Write every ``interval`` epochs of ``engine``, an `AutoAugTrainer`."""
+        if not hasattr(engine, "method"):
+            raise ConfigError(f"PolicyLogger belongs to an AutoAugTrainer, not to a {type(engine).__name__}")
+        if self.log_dir is not None and rank() == 0:
+            made = TensorBoardHandler(log_dir=os.fspath(self.log_dir))  # closes what it has made itself
+            self.summary_writer = made._writer
+            engine.add_event_handler(Events.COMPLETED, lambda: made.close())
+        engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+
+    def __call__(self, engine: Any) -> None:
+        """Write now."""
+        learned = engine.method.policies()
+        if not learned or rank() != 0:
+            return
+        epoch = int(engine.state.epoch)
+        if not self._begun:  # a resumed run trains some epochs again
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            log.cut(self.path, epoch - 1)
+            self._begun = True
+        row: dict[str, Any] = {"epoch": epoch}
+        if "training" in learned:
+            row["training"] = _training_row(learned["training"])
+        if "test_time" in learned:
+            row["test_time"] = _test_time_row(learned["test_time"])
+        log.append(self.path, row)
+        if self.summary_writer is not None:
+            for name, value in _scalars(row):
+                self.summary_writer.add_scalar(name, value, epoch)
+
+
+@torch.no_grad()
+def _training_row(policy: TrainingPolicy) -> dict[str, Any]:
+    """By class and cascade: entropy, and probabilities by operation."""
+    rows: dict[str, Any] = {}
+    for name, entropy in zip(policy.classes, policy.entropy().tolist(), strict=True):
+        rows[name] = {
+            cascade.name: {
+                "entropy": e,
+                "probabilities": dict(zip((o.name for o in cascade.operations), p.tolist(), strict=True)),
+            }
+            for cascade, e, p in zip(policy.cascades, entropy, policy.probabilities(name), strict=True)
+        }
+    return rows
+
+
+@torch.no_grad()
+def _test_time_row(policy: TestTimePolicy) -> dict[str, Any]:
+    """Entropy, probabilities by view, and the views that would be averaged."""
+    p = policy.probabilities()
+    entropy = -float(torch.special.xlogy(p, p).sum()) / math.log(len(p)) if len(p) > 1 else 0.0
+    views, weights = policy.top(policy.z)
+    return {
+        "entropy": entropy,
+        "probabilities": dict(zip((o.name for o in policy.operations), p.tolist(), strict=True)),
+        "top": [o.name for o in views],
+        "weights": weights.tolist(),
+    }
+
+
+def _scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
+    """What TensorBoard draws of a line."""
+    for kind, cascades in row.get("training", {}).items():
+        for cascade, content in cascades.items():
+            yield f"policy_entropy/{kind}/{cascade}", content["entropy"]
+            yield from ((f"policy/{kind}/{cascade}/{o}", p) for o, p in content["probabilities"].items())
+    if "test_time" in row:
+        yield "policy_entropy/views", row["test_time"]["entropy"]
+        yield from ((f"policy/views/{o}", p) for o, p in row["test_time"]["probabilities"].items())

@@ -3,9 +3,10 @@
 """A run's ``log.jsonl``: one JSON object an epoch, and what each of its keys means.
 
 ``PLAYER`` is ``network`` (that segments), ``generators`` or ``discriminator``; ``KIND`` is ``affine``,
-``deformation`` or ``appearance``; ``STRUCTURE`` is a name of a label. A key is there where there is such a thing:
-``loss_KIND`` not without augmentation, ``dice`` only in epochs that validate. A number that is not finite is null.
-Where nothing else is said, a figure is the mean over the epoch's iterations.
+``deformation`` or ``appearance``; ``STRUCTURE`` is a name of a label; ``CLASS`` is a class of patches (``background``,
+``foreground``) and ``CASCADE`` a family of operations of which a patch gets one (``gamma``). A key is there where there
+is such a thing: ``loss_KIND`` not without augmentation, ``dice`` only in epochs that validate. A number that is not
+finite is null. Where nothing else is said, a figure is the mean over the epoch's iterations.
 
 Training:
 
@@ -20,8 +21,9 @@ Training:
 - ``cpu_seconds``: the same in seconds of CPU time of this process.
 - ``warnings``: sentences about what has gone wrong, such as a collapse of an augmenter; only where there are any.
 
-Validation, on the preprocessed grid (voxels resampled to the run's spacing, windows that overlap by a quarter). The
-final Dice in ``validation.json`` is another one: on the voxels of the label files, with windows that overlap by half.
+Validation, on the preprocessed grid (voxels resampled to the run's spacing, windows that overlap by a quarter, no
+views). The final Dice in ``validation.json`` is another one: on the voxels of the label files, with windows that
+overlap by half, and averaged over the views at test time if any were learned.
 
 - ``dice``: mean of the structures below.
 - ``dice_STRUCTURE``: mean Dice over the validation cases whose label has the structure (a structure predicted in a case
@@ -54,7 +56,20 @@ but where something else is said):
 - ``KIND_translation_share``: share of the field that is a uniform translation, 0 to 1; a collapse above 0.8.
 - ``KIND_additive_mean``: mean absolute change of intensity, in standard deviations.
 
-nnU-Net's trainers write the last two groups into ``autoaug.jsonl`` too, with these keys of their own besides ``epoch``
+Policies; figures of updates are means over the epoch's updates of the policies, and missing where there were none:
+
+- ``meta_loss``: on meta-validation patches, of the network as the next update will leave it.
+- ``identity_loss``: soft Dice loss of a meta-validation patch predicted as it is.
+- ``view_loss``: the same of the views that were drawn, each by itself.
+- ``views_gain``: by how much averaging the drawn views lowers ``identity_loss``; below 0 they do harm.
+- ``entropy_CLASS``: how undecided the training policy is, 1 for a uniform choice, 0 for certainty; mean of its
+  cascades.
+- ``entropy_CLASS_CASCADE``: the same of one cascade.
+- ``entropy_views``: the same of the test-time policy.
+- ``policy_moved``: mean absolute change of the training policy's logits since the start.
+- ``policy_updates``: updates of the policies so far.
+
+nnU-Net's trainers write the last three groups into ``autoaug.jsonl`` too, with keys of their own besides ``epoch``
 (counted from 0, as nnU-Net does) and the losses:
 
 - ``train_loss``: nnU-Net's own figure of the epoch.

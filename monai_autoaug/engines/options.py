@@ -79,6 +79,11 @@ class TrainOptions:
         weight_decay: of AdamW.
         train_cases: cases to learn from; None: all but the validation cases.
         validation_cases: a number of cases, or their share of all.
+        meta_cases: training cases that are set apart for meta-validation, from which policies are learned, or their
+            share; None: a quarter for a method that needs them ("joint_policy"), none for others.
+        meta_split: "fixed": the same all the time; "resampled": others in each epoch, so that every case is trained on.
+        meta_list: instead of ``meta_cases``: a file with the names of training cases (a JSON list, or one a line), or
+            the folder of another labelled data set, for example of another site.
         validation_interval: epochs between validations; the last epoch is always validated.
         spacing: voxel size in mm that volumes are resampled to; None: the training cases' median.
         normalisation: of intensities, for all channels or one a channel: "ct" (clipped and scaled by the foreground of
@@ -111,6 +116,9 @@ class TrainOptions:
     weight_decay: float = 1e-4
     train_cases: int | None = None
     validation_cases: int | float = 0.2
+    meta_cases: int | float | None = None
+    meta_split: str = "fixed"
+    meta_list: Path | None = None
     validation_interval: int = 5
     spacing: tuple[float, float, float] | None = None
     normalisation: str | tuple[str, ...] = "auto"
@@ -122,7 +130,7 @@ class TrainOptions:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "output", "cache"):
+        for name in ("data", "output", "meta_list", "cache"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         for name, kind in (("patch_size", int), ("spacing", float)):
@@ -140,12 +148,51 @@ class TrainOptions:
         _number(self, "weight_decay", float, lambda v: v >= 0, "0 or more")
         if self.train_cases is not None:
             _number(self, "train_cases", int, lambda v: v >= 1, "at least 1")
-        if isinstance(self.validation_cases, int):
-            _number(self, "validation_cases", int, lambda v: v >= 1, "at least 1")
-        else:
-            _number(self, "validation_cases", float, lambda v: 0 < v < 1, "a number of cases, or a share below 1")
+        _cases(self, "validation_cases")
         methods.check(self.method, self.method_options)
+        self._check_meta()
         check_network(self.network, self.network_options)
+
+    def _check_meta(self) -> None:
+        """Refuse a choice of meta-validation cases that can't be, or that nothing would come of."""
+        if self.meta_split not in ("fixed", "resampled"):
+            raise ConfigError(f"meta_split must be fixed or resampled, got {self.meta_split!r}")
+        if self.meta_cases not in (None, 0):
+            _cases(self, "meta_cases")
+        if self.meta_list is not None and self.meta_cases is not None:
+            raise ConfigError("meta_cases and meta_list both choose the meta-validation cases; give one of them")
+        if self.meta_list is not None and self.meta_split == "resampled":
+            raise ConfigError("meta_split resampled draws other cases each epoch, but meta_list names them; give one")
+        if self.learns_from_meta and self.meta_cases == 0:
+            raise ConfigError(f"method {self.method!r} learns from meta-validation cases; meta_cases can't be 0")
+        if not self.learns_from_meta and self.meta_cases is None and self.meta_split == "resampled":
+            raise ConfigError(
+                f"method {self.method!r} has no meta-validation cases that could be resampled; give meta_cases too to"
+                " set some apart all the same"
+            )
+
+    @property
+    def learns_from_meta(self) -> bool:
+        """Whether the method needs meta-validation cases."""
+        return "meta" in methods.find(self.method).needs
+
+    @property
+    def meta_share(self) -> int | float:
+        """How many of the training cases are set apart for meta-validation, or their share, without ``meta_list``.
+
+        >>> TrainOptions("data", "run", method="joint_policy").meta_share, TrainOptions("data", "run").meta_share
+        (0.25, 0)
+        """
+        if self.meta_cases is None:
+            return 0.25 if self.learns_from_meta and self.meta_list is None else 0
+        return self.meta_cases
+
+    @property
+    def meta_batch(self) -> int:
+        """Patches of a meta-validation batch, as the method wants it."""
+        known = methods.options(self.method).get("meta_batch")
+        default = methods.find(self.method).meta_batch if known is None else known.default
+        return int(self.method_options.get("meta_batch", default))
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any]) -> TrainOptions:
@@ -177,6 +224,14 @@ def _number(options: TrainOptions, name: str, kind: type, good: Callable[[Any], 
     fits = isinstance(value, int if kind is int else (int, float)) and not isinstance(value, bool)
     if not fits or not good(value):
         raise ConfigError(f"{name} must be {expected}, got {value!r}")
+
+
+def _cases(options: TrainOptions, name: str) -> None:
+    """Check a number of cases, or a share of them."""
+    if isinstance(getattr(options, name), int):
+        _number(options, name, int, lambda v: v >= 1, "at least 1")
+    else:
+        _number(options, name, float, lambda v: 0 < v < 1, "a number of cases, or a share below 1")
 
 
 def _words(options: TrainOptions, name: str, known: Sequence[str]) -> None:

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Literal
 
 import torch
+from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
 from monai_autoaug.data import Case, DataList, read_images
@@ -19,10 +21,15 @@ from monai_autoaug.engines.folder import Run, read_json
 from monai_autoaug.engines.options import find_device, find_precision
 from monai_autoaug.engines.progress import Listener, Progress, unheard
 from monai_autoaug.engines.segmentation import infer
+from monai_autoaug.engines.test_time import TestTimePolicyInferer
 from monai_autoaug.errors import ConfigError, DataError
+from monai_autoaug.policies import load
 from monai_autoaug.precision import Precision
 
-__all__ = ["PredictionError", "predict", "predict_cases", "probabilities_of"]
+__all__ = ["PredictionError", "learned_views", "predict", "predict_cases", "probabilities_of"]
+
+Average = Literal["logits", "probabilities"]
+Around = Callable[[Inferer], Inferer]
 
 # endings of files that someone may take for an output; a folder's name may hold other dots
 _FILES = frozenset(".png .jpg .jpeg .tif .tiff .gz .zip .mha .mhd .nrrd .mgz .img .hdr .dcm .npy .npz .json".split())
@@ -56,9 +63,11 @@ def predict(
     precision: str = "auto",
     overlap: float = 0.5,
     overwrite: bool = False,
+    z: int | None = None,
+    average: Average | None = None,
     listener: Listener = unheard,
 ) -> list[Path]:
-    """Segment images with a trained run.
+    """Segment images with a trained run, and with the views at test time if it has learned any.
 
     Args:
         run: the folder of a run that has ended.
@@ -68,6 +77,9 @@ def predict(
         precision: "auto", "float32", "bfloat16" or "float16".
         overlap: of neighbouring windows, in [0, 1).
         overwrite: whether predictions that are there already are replaced.
+        z: how many views of each image are predicted and averaged; None: as many as the run's policy says (usually 8);
+            0: the image alone.
+        average: "logits" or "probabilities" of the views; None: as the policy says.
         listener: hears of each case.
 
     Returns:
@@ -83,6 +95,7 @@ def predict(
     if not 0 <= overlap < 1:
         raise ConfigError(f"overlap must be in [0, 1), got {overlap}")
     preprocessing, network, patch_size = _trained(folder)
+    views = learned_views(folder, z, average)
     where = find_device(device)
     chosen = Precision(where, find_precision(precision, where))
     cases = read_images(images, channels=len(preprocessing.channels))
@@ -95,8 +108,9 @@ def predict(
             continue
         try:
             written += predict_cases(
-                network, preprocessing, [case], [files[case]], patch_size=patch_size, precision=chosen, overlap=overlap
-            )
+                network, preprocessing, [case], [files[case]], patch_size=patch_size, precision=chosen, overlap=overlap,
+                views=views,
+            )  # fmt: skip
         except DataError as error:
             failed[case.name] = str(error)
         listener(Progress("predicting", len(written) + len(failed), len(cases)))
@@ -111,6 +125,34 @@ def _trained(run: Run) -> tuple[Preprocessing, nn.Module, list[int]]:
         what = "there is no such folder" if not run.folder.is_dir() else "it holds no config.json"
         raise ConfigError(f"{run.folder}: is no training run ({what}); give the folder that monai-autoaug train wrote")
     return run.load_preprocessing(), run.load_model(), read_json(run.config)["patch_size"]
+
+
+def learned_views(run: Run, z: int | None = None, average: Average | None = None) -> Around | None:
+    """What makes the inferer with a run's views at test time of the one without; None: there are to be none.
+
+    Args:
+        run: perhaps with a policy.
+        z: as in `predict`.
+        average: as in `predict`.
+
+    Raises:
+        ConfigError: views are asked for, but the run has learned none, or fewer.
+        PolicyError: its policy can't be read.
+    """
+    policy = load(run.policy).test_time if run.policy.exists() else None
+    if policy is None:
+        if z or average is not None:
+            raise ConfigError(
+                f"{run.folder}: this run has learned no views at test time; leave out z and average, or train with"
+                " method joint_policy"
+            )
+        return None
+    if z == 0:
+        if average is not None:
+            raise ConfigError(f"z is 0, so there are no views whose {average} could be averaged; leave out one of them")
+        return None
+    made = TestTimePolicyInferer(SimpleInferer(), policy, z, average=average)  # refuses what can't be, before any work
+    return lambda inferer: TestTimePolicyInferer(inferer, made.policy, made.z)
 
 
 def _outputs(cases: Sequence[Case], output: Path, *, overwrite: bool) -> list[Path]:
@@ -158,6 +200,7 @@ def predict_cases(
     patch_size: Sequence[int],
     precision: Precision,
     overlap: float = 0.5,
+    views: Around | None = None,
     listener: Listener = unheard,
 ) -> list[Path]:
     """Segment cases and write one file each.
@@ -170,6 +213,7 @@ def predict_cases(
         patch_size: of the windows.
         precision: where and how the network runs.
         overlap: of neighbouring windows.
+        views: see `learned_views`.
         listener: hears of each case.
     """
     transform = preprocessing.transforms(("image",))
@@ -177,7 +221,7 @@ def predict_cases(
     for i, (case, file) in enumerate(zip(cases, files, strict=True)):
         row = DataList.of_images([case], channels=preprocessing.channels).to_monai([case])[0]
         image = transform(row)["image"]
-        logits = infer(network, image.as_tensor(), patch_size, precision, overlap=overlap)
+        logits = infer(network, image.as_tensor(), patch_size, precision, overlap=overlap, around=views)
         probabilities = probabilities_of(logits, preprocessing)
         written.append(preprocessing.restore(probabilities, case=case, path=file, affine=image.affine))
         listener(Progress("predicting", i + 1, len(cases)))

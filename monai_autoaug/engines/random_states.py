@@ -63,17 +63,17 @@ def restore_random_states(states: Mapping[str, Any]) -> None:
             torch.cuda.set_rng_state(state.cpu(), device)
 
 
-def transform_states(loader: Any) -> list[dict[str, Any]]:
-    """The random states of a loader's transforms, which live on in the main process when it has no workers.
+def transform_states(*loaders: Any) -> list[dict[str, Any]]:
+    """The random states of the loaders' transforms, which live on in the main process when they have no workers.
 
     >>> transform_states([])
     []
     """
-    return [pack(r.get_state()) for r in random_numbers(loader)]
+    return [pack(r.get_state()) for r in random_numbers(*loaders)]
 
 
-def random_numbers(loader: Any) -> list[np.random.RandomState]:
-    """The random numbers of a loader's transforms, each once."""
-    dataset = loader.dataset if isinstance(loader, DataLoader) else loader
-    unique = {id(t.R): t.R for t in random_transforms(dataset)}
+def random_numbers(*loaders: Any) -> list[np.random.RandomState]:
+    """The random numbers of the loaders' transforms, each once."""
+    datasets = (loader.dataset if isinstance(loader, DataLoader) else loader for loader in loaders)
+    unique = {id(t.R): t.R for dataset in datasets for t in random_transforms(dataset)}
     return list(unique.values())

@@ -98,15 +98,24 @@ def _patch_size(options: TrainOptions) -> tuple[int, ...]:
 
 
 def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: tuple[int, ...]) -> None:
-    """One step of the run's own trainer, with all that a method does at the end of an epoch."""
+    """One or two steps of the run's own trainer, with all that a method does at the end of an epoch."""
     labels = patch_options(datalist.label_values, datalist.regions, datalist.ignore_label)
     values = labels["num_classes"] + (datalist.ignore_label is not None)
     item = {"image": torch.randn(len(datalist.channels), *size), "label": torch.randint(values, (1, *size))}
-    short = replace(options, epochs=1, iterations=1, workers=0)
-    batches = PatchBatches([item], patch_size=size, batch_size=_PATCHES, seed=0, length=1, **labels)
+    learns = options.learns_from_meta
+    given: dict[str, Any] = {"patch_size": size, "seed": 0, "length": 2, **labels}
+    batches = PatchBatches([item], batch_size=_PATCHES, **given)
+    meta = PatchBatches([item], batch_size=options.meta_batch, stream="meta", **given) if learns else None
+    names = ("background", *datalist.foreground) if datalist.has_regions else tuple(map(str, datalist.label_values))
     device = torch.device("cpu")
-    trainer = make_trainer(short, network, make_optimizer(options, network), batches, device, torch.float32)
-    trainer.method.steps = 1_000_000  # past any warm-up, so that every player plays
+    # with all its epochs, from which a method makes its schedule
+    trainer = make_trainer(
+        replace(options, workers=0), network, make_optimizer(options, network), batches, device, torch.float32,
+        meta=meta, label_names=names,
+    )  # fmt: skip
+    # policies look ahead at the step of an optimiser that has made one; all others play from the first one on
+    trainer.state.max_epochs, trainer.state.epoch_length = 1, 1 + learns
+    trainer.method.steps = trainer.method.settled - learns
     trainer.run()
     loss = float(trainer.state.output["loss"].detach())
     wrong = [f"the gradient of {name}" for name in trainer.task.precision.skipped]

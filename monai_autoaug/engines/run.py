@@ -5,9 +5,10 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,7 +17,7 @@ from torch.utils.data import Subset
 
 import monai_autoaug
 from monai_autoaug import augmenters
-from monai_autoaug.data import Case, DataList, Split, read_datalist, split
+from monai_autoaug.data import DataList, Split, read_datalist
 from monai_autoaug.data.audit import Finding, findings_to_json
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.data.schemes import choose_schemes
@@ -24,7 +25,8 @@ from monai_autoaug.engines.claims import check_writable, claimed
 from monai_autoaug.engines.fit import Fit
 from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
-from monai_autoaug.engines.prediction import predict_cases
+from monai_autoaug.engines.parts import known_cases, resampled, split_cases
+from monai_autoaug.engines.prediction import learned_views, predict_cases
 from monai_autoaug.engines.progress import Listener, unheard
 from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.engines.segmentation import choose_margin, choose_patch_size, downsampling
@@ -39,16 +41,28 @@ _PACKAGES = ("torch", "monai", "numpy", "nibabel")
 
 @dataclass(frozen=True)
 class _Plan:
-    """What was decided before training: written into config.json, and the same again when a run is resumed."""
+    """What was decided before training: written into config.json, and the same again when a run is resumed.
+
+    Args:
+        options: of the run.
+        split: of the cases; where meta-validation cases are drawn anew each epoch, all of them are training cases.
+        patch_size: voxels.
+        margin: by which training patches are enlarged.
+    """
 
     options: TrainOptions
     split: Split
     patch_size: tuple[int, ...]
     margin: tuple[int, ...]
 
+    @property
+    def resampled(self) -> int:
+        """How many training cases are meta-validation cases in each epoch; 0 where these don't change."""
+        return resampled(self.options, self.split)
+
     def _options(self) -> dict[str, Any]:
         """The options with whole paths, so that the run can be resumed from any folder."""
-        paths = {name: getattr(self.options, name) for name in ("data", "cache")}
+        paths = {name: getattr(self.options, name) for name in ("data", "meta_list", "cache")}
         return self.options.to_dict() | {name: str(p.resolve()) for name, p in paths.items() if p is not None}
 
     def to_dict(self) -> dict[str, Any]:
@@ -57,7 +71,8 @@ class _Plan:
             "options": self._options(),
             "patch_size": list(self.patch_size),
             "margin": list(self.margin),
-            "split": {"train": _names(self.split.train), "validation": _names(self.split.validation)},
+            "split": _named(self.split),
+            "meta_cases_of_an_epoch": self.resampled or len(self.split.meta),
             "versions": {"monai_autoaug": monai_autoaug.__version__, "python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
         }
@@ -101,7 +116,7 @@ def _train(run: Run, options: TrainOptions, listener: Listener) -> Run:
     rehearse(options, datalist)
     parts, findings = _examine(options, datalist, listener)
     preprocessing = Preprocessing.fit(
-        datalist, parts.train, spacing=options.spacing, normalisation=options.normalisation
+        datalist, known_cases(options, parts), spacing=options.spacing, normalisation=options.normalisation
     )
     plan = _plan(options, parts, preprocessing)
     _begin(run, plan, preprocessing, findings)
@@ -149,7 +164,7 @@ def _resume(run: Run, device: str | None, workers: int | None, listener: Listene
     find_precision(options.precision, find_device(options.device))
     datalist = read_datalist(options.data)
     parts, _ = _examine(options, datalist, listener)
-    if {"train": _names(parts.train), "validation": _names(parts.validation)} != config["split"]:
+    if _named(parts) != {"meta": []} | config["split"]:  # older runs know of no meta-validation
         raise CheckpointError(f"{run.folder}: the data set no longer splits into the cases that this run began with")
     preprocessing = run.load_preprocessing()
     plan = _Plan(options, parts, tuple(config["patch_size"]), tuple(config["margin"]))
@@ -169,8 +184,9 @@ def _begin(run: Run, plan: _Plan, preprocessing: Preprocessing, findings: list[F
         raise
 
 
-def _names(cases: Sequence[Case]) -> list[str]:
-    return [c.name for c in cases]
+def _named(parts: Split) -> dict[str, list[str]]:
+    """Names of the cases of each part."""
+    return {part: [c.name for c in cases] for part, cases in parts._asdict().items()}
 
 
 def _check_folders(options: TrainOptions) -> None:
@@ -182,10 +198,8 @@ def _check_folders(options: TrainOptions) -> None:
 
 def _examine(options: TrainOptions, datalist: DataList, listener: Listener) -> tuple[Split, list[Finding]]:
     """Split and audit; only the cases that are used are looked at."""
-    parts = split(
-        datalist.training, seed=options.split_seed, validation=options.validation_cases, train=options.train_cases
-    )
-    used = replace(datalist, training=(*parts.train, *parts.validation), test=())
+    parts = split_cases(options, datalist)
+    used = replace(datalist, training=(*parts.train, *parts.meta, *parts.validation), test=())
     return parts, sound(used, parts=parts, listener=listener)
 
 
@@ -206,14 +220,17 @@ def _carry_out(
     listener: Listener,
 ) -> Run:
     """Preprocess, train, predict the validation cases, and write what remains."""
-    options = plan.options
-    items = volumes(
-        datalist, (*plan.split.train, *plan.split.validation), preprocessing, cache=options.cache, listener=listener
-    )
+    options, parts = plan.options, plan.split
+    cases = (*parts.train, *parts.meta, *parts.validation)
+    items = cast(Any, volumes(datalist, cases, preprocessing, cache=options.cache, listener=listener))
     set_determinism(seed=options.seed)
     fit = Fit(run, options, preprocessing, plan.patch_size, plan.margin, listener)
-    count, everything = len(plan.split.train), cast(Any, items)
-    fit.run(Subset(everything, range(count)), Subset(everything, range(count, len(items))), checkpoint)
+    learned_from = len(parts.train) + len(parts.meta)
+    train, meta, validation = (
+        Subset(items, range(start, stop))
+        for start, stop in pairwise([0, len(parts.train), learned_from, len(items)])
+    )
+    fit.run(train, validation, checkpoint, meta=meta if len(meta) else None, resampled=plan.resampled)
     run.save_model(
         fit.network, name=options.network, inputs=len(preprocessing.channels), outputs=preprocessing.num_outputs,
         options=options.network_options,
@@ -221,10 +238,19 @@ def _carry_out(
     learned = fit.method.augmenters()
     if learned:
         augmenters.save(run.augmenters, learned)
-    cases = plan.split.validation
-    files = [run.validation / f"{c.name}.nii.gz" for c in cases]
+    fit.save_policies()
+    files = [run.validation / f"{c.name}.nii.gz" for c in parts.validation]
     predict_cases(
-        fit.network, preprocessing, cases, files, patch_size=plan.patch_size, precision=fit.precision, listener=listener
-    )
-    write_json(run.summary, fit.summary() | {"cases": {"train": count, "validation": len(cases)}})
+        fit.network, preprocessing, parts.validation, files, patch_size=plan.patch_size, precision=fit.precision,
+        views=learned_views(run), listener=listener,
+    )  # fmt: skip
+    write_json(run.summary, fit.summary() | {"cases": _counts(plan)})
     return run
+
+
+def _counts(plan: _Plan) -> dict[str, int]:
+    """How many cases there are of each part, in an epoch; meta-validation is told where there is any."""
+    counts = {part: len(cases) for part, cases in plan.split._asdict().items()}
+    counts["train"] -= plan.resampled
+    counts["meta"] += plan.resampled
+    return counts if counts["meta"] else {part: n for part, n in counts.items() if part != "meta"}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
-from monai.inferers import sliding_window_inference
+from monai.inferers import Inferer, SlidingWindowInferer
 from monai.losses import DiceLoss
 from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import Tensor, nn
@@ -202,7 +202,13 @@ class SegmentationLoss(nn.Module):
 
 @torch.no_grad()
 def infer(
-    network: nn.Module, image: Tensor, patch_size: Sequence[int], precision: Precision, *, overlap: float = 0.5
+    network: nn.Module,
+    image: Tensor,
+    patch_size: Sequence[int],
+    precision: Precision,
+    *,
+    overlap: float = 0.5,
+    around: Callable[[Inferer], Inferer] | None = None,
 ) -> Tensor:
     """Logits of a whole volume by sliding windows with Gaussian weights, on the CPU.
 
@@ -214,6 +220,7 @@ def infer(
         patch_size: of the windows.
         precision: where and how the network runs.
         overlap: of neighbouring windows, in [0, 1).
+        around: makes the inferer that predicts of the one that slides windows, such as a `TestTimePolicyInferer`.
 
     Returns:
         (K, D, H, W) float32.
@@ -229,10 +236,11 @@ def infer(
             output = network(x)
         return (output[0] if isinstance(output, list | tuple) else output).float()
 
-    logits = sliding_window_inference(
-        image[None], tuple(patch_size), 2, run, overlap=overlap, mode="gaussian", padding_mode="replicate",
-        sw_device=precision.device, device=torch.device("cpu"),
+    windows = SlidingWindowInferer(
+        tuple(patch_size), 2, overlap, mode="gaussian", padding_mode="replicate", sw_device=precision.device,
+        device=torch.device("cpu"),
     )  # fmt: skip
+    logits = (windows if around is None else around(windows))(image[None], run)
     network.train(training)
     assert isinstance(logits, Tensor)  # noqa: S101  # for the type checker: one output, not several
     return logits[0]

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -18,10 +19,11 @@ from torch import Tensor, nn
 
 from monai_autoaug import methods
 from monai_autoaug.data.batch import Batch
+from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.engines.batches import Converter, EngineBatches, Prepared
 from monai_autoaug.engines.checkpoints import AutoAugState
 from monai_autoaug.engines.losses import PerSampleLoss, hard_target, preferred_form
-from monai_autoaug.engines.streams import RealStream, second_loader, starting_at
+from monai_autoaug.engines.streams import SideStreams, starting_at
 from monai_autoaug.engines.task import (
     AmpPrecision,
     EngineTask,
@@ -72,11 +74,16 @@ class AutoAugTrainer(SupervisedTrainer):
         seed: of the method and of the second stream.
         real_data_loader: a second, independent loader of training batches for methods that compare with real ones;
             None: one over the same data set in another order, made when it's needed.
+        meta_data_loader: meta-validation batches for methods that learn from these ("joint_policy"), which other
+            methods leave alone: of cases that are neither in ``train_data_loader`` nor in any validation or test set,
+            with the same ``margin`` and ``prepare_batch``.
         margin: voxels by which the loader's patches are larger than what the network sees, at each end of each axis, so
             that a warped patch shows real surroundings rather than continued borders.
         spatial_dims: 2 or 3; None: as the network's first convolution has it.
         num_classes: classes or regions, the background included; None: as many channels as the network gives.
         regions: whether the label's channels overlap; None: yes if the loss has a sigmoid and no ``to_onehot_y``.
+        patch_size: voxels of a patch without margin, if all are alike; None: as a loader of `PatchBatches` says.
+        label_names: names of the label values from 0 on (of regions "background" and theirs), for policies by label.
         clip: largest norm of the network's gradient, or None.
         prepare_batch: as in MONAI; with a learned augmentation it gives the network no further tensors.
         inferer: as in MONAI; with a learned augmentation none that cuts samples into windows.
@@ -116,10 +123,13 @@ class AutoAugTrainer(SupervisedTrainer):
         method_options: Mapping[str, Any] | None = None,
         seed: int = 0,
         real_data_loader: Iterable[Any] | None = None,
+        meta_data_loader: Iterable[Any] | None = None,
         margin: int | Sequence[int] = 0,
         spatial_dims: int | None = None,
         num_classes: int | None = None,
         regions: bool | None = None,
+        patch_size: Sequence[int] | None = None,
+        label_names: Sequence[str] = (),
         clip: float | None = None,
         prepare_batch: Callable[..., Any] = default_prepare_batch,
         inferer: Inferer | None = None,
@@ -146,13 +156,13 @@ class AutoAugTrainer(SupervisedTrainer):
         if compile and self.plain_network is not network:
             compiled: Any = torch.compile(self.plain_network, **(compile_kwargs or {}))
             self.network = compiled
-        self.seed, self._real_data_loader = seed, real_data_loader
+        self.seed = seed
         found = first_convolution(self.plain_network)
         dims = spatial_dims if spatial_dims is not None else 3 if found is None else found[0]
         sizes = (margin,) * dims if isinstance(margin, int) else tuple(margin)
         if len(sizes) != dims or min(sizes) < 0:
             raise ConfigError(f"margin must be {dims} numbers of voxels, not negative, got {margin}")
-        self.task = self._make_task(dims, regions, clip)
+        self.task = self._make_task(dims, regions, clip, patch_size, tuple(label_names))
         self.method = self._make_method(method, dict(method_options or {}), None if found is None else found[1])
         self.converter = Converter(
             self._prepare, self.plain_network, self.task.device, spatial_dims=dims, margin=sizes,
@@ -160,28 +170,49 @@ class AutoAugTrainer(SupervisedTrainer):
             num_classes=num_classes, loss_function=loss_function,
         )  # fmt: skip
         self._check()
-        self._real: RealStream | None = None
+        self.streams = SideStreams(
+            self.method.needs, self.data_loader, {"real": real_data_loader, "meta": meta_data_loader},
+            lambda data: self.converter(data).batch, seed=seed, method=self.method.name,
+        )  # fmt: skip
         self._figures: tuple[str, ...] = ()
         self._entered = False  # between the start of a run and its first epoch
-        self.batches = EngineBatches(self._next_real)
+        self.batches = EngineBatches(self._next_side)
         self.autoaug_state = AutoAugState(self)
         self._register()
         if train_handlers is not None:
             self._register_handlers(train_handlers)
 
-    def _make_task(self, dims: int, regions: bool | None, clip: float | None) -> EngineTask:
+    def _make_task(
+        self,
+        dims: int,
+        regions: bool | None,
+        clip: float | None,
+        patch_size: Sequence[int] | None,
+        label_names: tuple[str, ...],
+    ) -> EngineTask:
         """The engine as a task; its precision is the engine's scaler from now on."""
         precision = AmpPrecision(self.state.device, self.amp, self.amp_kwargs)
         self.scaler: Any = precision.scaler
         if regions is None:
             regions = has_sigmoid(self.loss_function) and preferred_form(self.loss_function) == "channels"
         self.losses = PerSampleLoss(self.loss_function, preferred_form(self.loss_function))
+        patches = getattr(self.data_loader, "dataset", None)
+        if patch_size is None and isinstance(patches, PatchBatches):
+            patch_size = patches.patch_size
         return EngineTask(
             self.plain_network, self.optimizer, self.loss_function, precision=precision, losses=self.losses,
             inferer=self.inferer,
             runs=self.network if self.compile else self.plain_network, spatial_dims=dims, regions=regions, clip=clip,
-            accumulation_steps=self.accumulation_steps, listener=self._listen,
+            accumulation_steps=self.accumulation_steps, steps=self._planned_updates(), label_names=label_names,
+            patch_size=None if patch_size is None else tuple(patch_size), listener=self._listen,
         )  # fmt: skip
+
+    def _planned_updates(self) -> int | None:
+        """How many updates the run has, if it knows how long an epoch is; the last micro-batch of each updates."""
+        length, epochs = self.state.epoch_length, self.state.max_epochs
+        if length is None or epochs is None:
+            return None
+        return int(epochs * math.ceil(length / self.accumulation_steps))
 
     def _make_method(
         self, method: str | Callable[[Task], Method], given: dict[str, Any], channels: int | None
@@ -203,7 +234,8 @@ class AutoAugTrainer(SupervisedTrainer):
                 given["image_channels"] = channels
             self._image_channels = given.get("image_channels")
             built = methods.build(method, self.task, **({"seed": self.seed} | given))
-        for module in [self.plain_network, *(player.module for player in built.players.values())]:
+        players = (player.module for player in built.players.values())
+        for module in [self.plain_network, *players, *built.policies().values()]:
             broadcast([*module.parameters(), *module.buffers()])
         return built
 
@@ -218,25 +250,25 @@ class AutoAugTrainer(SupervisedTrainer):
                 f"PrepareBatchExtraInput gives the network further inputs, which method {self.method.name!r} can't"
                 " transform with the image; append them to the image as channels, or use method 'none'"
             )
-        if "real" in self.method.needs and self._real_data_loader is None:
-            second_loader(self.data_loader, self.seed)  # fails here rather than in the first iteration
 
     def _prepare(self, data: Any) -> Any:
         return self.prepare_batch(data, self.state.device, self.non_blocking, **self.to_kwargs)
 
-    @property
-    def real_stream(self) -> RealStream:
-        """The second stream of training batches; its loader is made at the first use."""
-        if self._real is None:
-            own = self._real_data_loader is None
-            loader = second_loader(self.data_loader, self.seed) if own else self._real_data_loader
-            assert loader is not None  # noqa: S101  # for the type checker
-            self._real = RealStream(loader, lambda data: self.converter(data).batch, seed=self.seed, own=own)
-            self._real.start_epoch(self.state.epoch)
-        return self._real
+    def _next_side(self, stream: str) -> Batch:
+        """The next batch of another stream; views of meta-validation patches must keep their size.
 
-    def _next_real(self) -> Batch:
-        return self.real_stream.next()
+        Raises:
+            ConfigError: meta-validation patches are of another size than the method was told.
+        """
+        batch = self.streams.next(stream)
+        size, told = tuple(batch.cropped().image.shape[2:]), self.task.patch_size
+        if stream == "meta" and size != told and (told is not None or len(set(size)) > 1):
+            raise ConfigError(
+                f"meta-validation patches are of {size} voxels, but training patches of {told}: make them alike"
+                if told is not None
+                else f"meta-validation patches are of {size} voxels, which quarter turns change: give patch_size={size}"
+            )
+        return batch
 
     def _register(self) -> None:
         """Attach what the engine itself does at events, before any handler of the user's."""
@@ -248,8 +280,7 @@ class AutoAugTrainer(SupervisedTrainer):
         if self._entered:
             self.state.dataloader = starting_at(self.data_loader, self.state.iteration)
             self._entered = False
-        if "real" in self.method.needs:
-            self.real_stream.start_epoch(self.state.epoch)
+        self.streams.start_epoch(self.state.epoch)
 
     def _end_epoch(self) -> None:
         """Put the method's figures where handlers look for them and its warnings into the log."""

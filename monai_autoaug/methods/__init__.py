@@ -21,6 +21,7 @@ METHODS = {
     "none": "monai_autoaug.methods.none:NoAugmentation",
     "random": "monai_autoaug.methods.random:RandomAugmentation",
     "adversarial": "monai_autoaug.methods.adversarial:Adversarial",
+    "joint_policy": "monai_autoaug.methods.joint_policy:JointPolicy",
 }
 
 

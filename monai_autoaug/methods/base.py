@@ -195,6 +195,8 @@ class Method(ABC):
     name: ClassVar[str]
     needs: ClassVar[tuple[str, ...]] = ("train",)
     meta_batch: int = 8  # patches of a batch of the stream "meta"; a host that makes this stream reads it
+    settled: int = 1_000_000  # updates after which everything learns that does; a host tries a step out there
+    replaces_augmentation: ClassVar[bool] = False  # its augmentation is meant instead of the host's own, not over it
 
     def __init__(self, task: Task, *, seed: int = 0) -> None:
         self.task = task

@@ -76,6 +76,7 @@ class JointPolicy(Method):
 
     name: ClassVar[str] = "joint_policy"
     needs: ClassVar[tuple[str, ...]] = ("train", "meta")
+    replaces_augmentation: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -118,6 +119,7 @@ class JointPolicy(Method):
         self.training = policy.to(task.device)
         self.test_time = self._views(test_time_preset or preset, laterality) if test_time else None
         self.schedule = PolicySchedule(task.steps, update_every=update_every, warm_up=warm_up, freeze=freeze)
+        self.settled = warm_up  # its first update
         # not among `players`: these are updated by gradients of their own, not by the one backward
         self.learners = {"training": self._learner(self.training, learning_rate)}
         if self.test_time is not None:

@@ -29,6 +29,7 @@ from monai_autoaug.data import read_datalist, write_phantom
 from monai_autoaug.engines import TrainOptions
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.evaluation import Evaluation
+from monai_autoaug.methods import METHODS
 from monai_autoaug.report import augmentation_picture, prediction_picture, training_curves
 
 
@@ -226,6 +227,40 @@ def test_resuming_makes_what_is_missing(run: tuple[Path, Result], tmp_path: Path
     again = call("train", "--resume", "--output", folder)
     assert again.exit_code == 2
     assert "has ended and lacks nothing" in again.output
+
+
+def test_joint_policies_from_data_to_predictions(data: Path, tmp_path: Path) -> None:
+    """Trained, kept, told, and applied by predict unless it is told not to."""
+    folder, image = tmp_path / "run", sorted((data / "imagesTs").iterdir())[0]
+    (tmp_path / "options.yaml").write_text("meta-split: resampled\nmethod-option: [views=3, meta_batch=4]\n")
+    words = ["--method", "joint_policy", "--method-option", "warm_up=0", "--method-option", "update_every=1"]
+    meta = ["--meta-cases", "0.4", "--config", tmp_path / "options.yaml"]
+    result = call("train", data, "--output", folder, *SMALL, "--method", "joint_policy", *meta)
+    assert result.exit_code == 2  # the usual warm-up is longer than this training
+    assert "the policy would never be updated: training has 4 steps" in " ".join(result.output.split())
+    assert not folder.exists()
+    result = call("train", data, "--output", folder, *SMALL, *words, *meta)
+    assert result.exit_code == 0, result.output
+    assert "2 training cases and 1 for meta-validation" in result.output
+    assert "the policy is updated 4 times only" in " ".join(result.output.split())
+    assert json.loads((folder / "config.json").read_text())["options"]["meta_cases"] == 0.4
+    for name, more in (("learned", []), ("alone", ["--z", "0"]), ("three", ["--z", "3", "--average", "probabilities"])):
+        result = call("predict", folder, image, tmp_path / f"{name}.nii.gz", "--device", "cpu", *more)
+        assert result.exit_code == 0, result.output
+    learned, alone = (np.asarray(nib.load(tmp_path / f"{n}.nii.gz").dataobj) for n in ("learned", "alone"))
+    assert (learned != alone).any()
+    (folder / "policy.json").unlink()
+    assert call("predict", folder, image, tmp_path / "without.nii.gz", "--device", "cpu").exit_code == 0
+    np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "without.nii.gz").dataobj), alone)
+    result = call("predict", folder, image, tmp_path / "x.nii.gz", "--z", "8")
+    assert result.exit_code == 2
+    assert "has learned no views at test time" in " ".join(result.output.split())
+
+
+def test_the_help_knows_every_method() -> None:
+    for command in ("train", "demo"):
+        told = " ".join(call(command, "--help").output.split())
+        assert all(name in told for name in METHODS), command
 
 
 @pytest.mark.parametrize("method", ["adversarial", "none"])

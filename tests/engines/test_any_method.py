@@ -93,7 +93,7 @@ def test_another_prepare_batch_is_honoured_by_learned_augmentation(method: str) 
     engine.run()
     assert torch.equal(seen[0], given[0] * 0.5)
     if method == "adversarial":
-        real = engine.real_stream.next().image
+        real = engine.streams["real"].next().image
         assert float(real.std()) < 0.7 < float(given[0].std())
 
 

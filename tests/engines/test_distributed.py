@@ -23,6 +23,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.data import DistributedSampler
 
 from monai_autoaug import methods
+from monai_autoaug.data import PatchBatches, loader
 from monai_autoaug.engines import AtomicCheckpointSaver, AutoAugTrainer, TrainingCheckpoint
 
 pytestmark = pytest.mark.skipif(not dist.is_gloo_available(), reason="gloo is not part of this build of torch")
@@ -78,6 +79,69 @@ def test_two_ranks_stay_together_and_resume(tmp_path: Path) -> None:
     for rank in (zero, one):
         assert rank["second"]["rows"] == rank["whole"]["rows"][-len(rank["second"]["rows"]) :]
         assert all(torch.equal(v, rank["whole"]["network"][k]) for k, v in rank["second"]["network"].items())
+
+
+def learn_policies(folder: Path, epochs: int, *, stop: int | None = None, resume: bool = False) -> dict[str, Any]:
+    """What each rank does with a stream of meta-validation patches of its own."""
+    torch.manual_seed(100 * dist.get_rank() + resume)
+    net = DistributedDataParallel(network())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.05, momentum=0.9, nesterov=True)
+    given: dict[str, Any] = {"patch_size": (8, 8, 8), "seed": 1, "num_classes": 3, "length": 9}
+    given |= {"batch_size": 4, "rank": dist.get_rank()}
+    train, meta = (PatchBatches(items(), stream=stream, **given) for stream in ("train", "meta"))
+    handler = TrainingCheckpoint(folder / "checkpoint.pt", {"model": net, "optimizer": optimizer}, resume=resume)
+    engine = AutoAugTrainer(
+        "cpu", epochs, loader(train), net, optimizer, loss(), method="joint_policy", meta_data_loader=loader(meta),
+        method_options={"warm_up": 0, "update_every": 1, "views": 3, "pool": 4}, epoch_length=3,
+        train_handlers=[handler],
+    )  # fmt: skip
+    if stop is not None:
+        engine.add_event_handler(Events.EPOCH_COMPLETED(once=stop), lambda: engine.terminate())
+    history: list[list[torch.Tensor]] = []
+
+    def keep() -> None:
+        learned = [p for module in engine.method.policies().values() for p in module.parameters()]
+        history.append([p.detach().clone() for p in (*learned, *net.module.parameters())])
+
+    engine.add_event_handler(Events.ITERATION_COMPLETED, keep)
+    images: list[torch.Tensor] = []
+    draw = engine.batches._side
+
+    def note(name: str) -> Any:
+        batch = draw(name)
+        images.append(batch.image)
+        return batch
+
+    engine.batches._side = note  # type: ignore[method-assign]
+    engine.run()
+    return {"history": history, "images": images}
+
+
+def learning_worker(rank: int, folder: Path, port: int) -> None:
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    dist.init_process_group("gloo", rank=rank, world_size=2)
+    torch.set_num_threads(1)
+    whole = learn_policies(folder / "whole", 3)
+    learn_policies(folder / "parts", 3, stop=1)
+    dist.barrier()  # rank 0 has written
+    torch.save([whole, learn_policies(folder / "parts", 3, resume=True)], folder / f"rank{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_policies_are_the_same_on_all_ranks_after_every_update(tmp_path: Path) -> None:
+    """Each rank has meta-validation patches of its own; what is learned from them is learned together, and resumed."""
+    multiprocessing.spawn(learning_worker, args=(tmp_path, free_port()), nprocs=2)
+    zero, one = (torch.load(tmp_path / f"rank{r}.pt", weights_only=False) for r in (0, 1))
+    history = zero[0]["history"]
+    assert len(history) == len(zero[0]["images"]) == 9
+    assert not torch.equal(history[0][0], history[-1][0])  # the training policy has learned
+    assert not torch.equal(history[0][1], history[-1][1])  # and the test-time policy
+    for a, b in zip(history, one[0]["history"], strict=True):
+        assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+    assert not torch.equal(zero[0]["images"][0], one[0]["images"][0])
+    for rank in (zero, one):
+        for a, b in zip(rank[1]["history"], rank[0]["history"][3:], strict=True):
+            assert all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def shuffled(path: Path, epochs: int, resume: bool) -> list[float]:

@@ -13,8 +13,14 @@ from run_helpers import options
 
 from monai_autoaug.data import read_datalist, write_phantom
 from monai_autoaug.engines import log, train
+from monai_autoaug.transforms import training_cascades
 
-NAMES = {"KIND": "(affine|deformation|appearance)", "PLAYER": "(network|generators|discriminator)"}
+NAMES = {
+    "KIND": "(affine|deformation|appearance)",
+    "PLAYER": "(network|generators|discriminator)",
+    "CLASS": "(background|foreground)",
+    "CASCADE": "(" + "|".join(cascade.name for cascade in training_cascades()) + ")",
+}
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +43,7 @@ def documented(data: Path) -> list[str]:
         ("adversarial", {"warm_up": 0}),
         ("adversarial", {"warm_up": 0, "mode": "deformation"}),
         ("adversarial", {"warm_up": 0, "fidelity": "paper"}),
+        ("joint_policy", {"warm_up": 0, "update_every": 1, "views": 3}),
     ],
 )
 def test_every_key_of_a_log_is_documented(
@@ -48,6 +55,8 @@ def test_every_key_of_a_log_is_documented(
     assert {key for key in found if not any(re.fullmatch(p, key) for p in patterns)} == set()
     if method == "adversarial":
         assert {"discriminator_accuracy", "deformation_noise_share"} <= found
+    if method == "joint_policy":
+        assert {"meta_loss", "views_gain", "entropy_background_gamma", "entropy_views"} <= found
 
 
 def test_a_log_on_a_full_disk_is_named(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from monai_autoaug.engines.random_states import random_states
 from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.engines.run import train
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.joint_policy import JointPolicy
 
 CLASSES = DataList(Path("."), "decathlon", ("MRI",), {"background": 0, "left": 1, "right": 2})
 REGIONS = DataList(Path("."), "nnunet", ("T1", "T2"), {"background": 0, "all": (1, 2), "core": (2,)}, (1, 2))
@@ -35,6 +36,8 @@ REGIONS = DataList(Path("."), "nnunet", ("T1", "T2"), {"background": 0, "all": (
         {"network_options": {"channels": [2, 2, 2, 2, 2, 2]}},
         {"patch_size": (8, 8, 4)},
         {"batch_size": 1},
+        {"method": "joint_policy", "epochs": 20},
+        {"method": "joint_policy", "epochs": 20, "method_options": {"classes": "labels", "warm_up": 0}},
     ],
     ids=str,
 )
@@ -58,6 +61,11 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"patch_size": (4, 4, 4)}, r"patch_size \[4, 4, 4\] is too small for network 'unet' .*\[16, 16, 16\] works"),
     ({"patch_size": (8, 8, 8), "network_options": {}}, r"patch_size \[8, 8, 8\] is too small for network 'unet' with"),
     ({"patch_size": (4, 4, 4), "method_options": {"width": 0}}, r"width(=0| must be at least 1, got 0)"),
+    (
+        {"method": "joint_policy", "method_options": {"derivative": "guess", "warm_up": 0}},
+        "method 'joint_policy' can't work with derivative='guess'|derivative|mode must be",
+    ),
+    ({"method": "joint_policy"}, "the policy would never be updated: training has 9 steps, updates begin after 20"),
     ({"patch_size": (16, 18, 16)}, r"divisible by 4 with network 'unet', got \[16, 18, 16\]"),
 ]
 
@@ -66,6 +74,22 @@ BAD: list[tuple[dict[str, Any], str]] = [
 def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         rehearse(options(Path("nowhere"), Path("nowhere"), **changes), CLASSES)
+
+
+def test_policies_are_tried_out_at_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at a step that only warms up, and with the schedule of the whole run."""
+    found: list[tuple[int, int | None]] = []
+    original = JointPolicy._learn_training
+
+    def note(self: JointPolicy, *args: Any) -> Any:
+        result = original(self, *args)
+        found.append((self.steps, self.task.steps))
+        assert {"meta_loss"} <= set(result)
+        return result
+
+    monkeypatch.setattr(JointPolicy, "_learn_training", note)
+    rehearse(options(Path("nowhere"), Path("nowhere"), method="joint_policy", epochs=20, iterations=10), CLASSES)
+    assert found == [(20, 200)]
 
 
 def test_a_fault_of_ours_is_not_blamed_on_an_option(monkeypatch: pytest.MonkeyPatch) -> None:

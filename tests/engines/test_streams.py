@@ -16,7 +16,7 @@ from torch.utils.data import DistributedSampler, TensorDataset, WeightedRandomSa
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.data.loading import loader as patch_loader
 from monai_autoaug.data.patches import PatchBatches
-from monai_autoaug.engines.streams import RealStream, second_loader, starting_at
+from monai_autoaug.engines.streams import SideStream, second_loader, starting_at
 from monai_autoaug.errors import DataError
 
 
@@ -49,16 +49,21 @@ def test_own_loader_goes_on_where_a_run_stopped() -> None:
     assert numbers == list(range(9))
 
 
-def test_starting_within_a_range_that_is_repeated() -> None:
-    again = starting_at(patch_loader(patches(5)), 7)
-    assert [len(list(again)), len(list(again))] == [3, 5]
+@pytest.mark.parametrize("workers", [0, 1])
+def test_starting_within_a_range_that_is_repeated(workers: int) -> None:
+    batches = patches(5)
+    again = starting_at(patch_loader(batches, num_workers=workers), 7)
+    for numbers in ([2, 3, 4], [0, 1, 2, 3, 4]):
+        found = list(again)
+        assert len(found) == len(numbers)
+        assert all(torch.equal(f.image, batches[n].image) for f, n in zip(found, numbers, strict=True))
 
 
 def test_second_stream_is_independent_and_seeded() -> None:
     data = DataLoader(TensorDataset(torch.arange(40)), batch_size=4, shuffle=True)
 
     def orders(seed: int, epoch: int) -> list[list[int]]:
-        stream = RealStream(second_loader(data, seed), lambda x: x[0].tolist(), seed=seed)
+        stream = SideStream(second_loader(data, seed), lambda x: x[0].tolist(), seed=seed)
         stream.start_epoch(epoch)
         return [stream.next() for _ in range(12)]
 
@@ -78,7 +83,7 @@ def test_second_stream_copies_the_sampler(sampler: str) -> None:
         "weighted": WeightedRandomSampler([0.0] * 4 + [1.0] * 4, 8),
         "distributed": DistributedSampler(dataset, num_replicas=2, rank=1, shuffle=False),
     }[sampler]
-    stream = RealStream(second_loader(DataLoader(dataset, 2, sampler=made), 0), lambda x: x[0].tolist(), seed=0)
+    stream = SideStream(second_loader(DataLoader(dataset, 2, sampler=made), 0), lambda x: x[0].tolist(), seed=0)
     taken = sum((stream.next() for _ in range(8)), [])
     assert len(set(taken)) <= 8
     assert set(taken) <= {4, 5, 6, 7} if sampler == "weighted" else True
@@ -87,12 +92,12 @@ def test_second_stream_copies_the_sampler(sampler: str) -> None:
 
 def test_second_stream_of_patches_has_a_stream_of_its_own() -> None:
     batches = patches()
-    stream = RealStream(second_loader(patch_loader(batches), 0), lambda b: b, seed=0)
+    stream = SideStream(second_loader(patch_loader(batches), 0), lambda b: b, seed=0)
     one = stream.next()
     assert not torch.equal(one.image, batches[0].image)
     stream.start_epoch(2)
     two = stream.next()
-    again = RealStream(second_loader(patch_loader(batches), 0), lambda b: b, seed=0)
+    again = SideStream(second_loader(patch_loader(batches), 0), lambda b: b, seed=0)
     again.load_state_dict({"taken": 1})
     assert torch.equal(again.next().image, two.image)
     assert again.state_dict() == {"taken": 2}
@@ -105,15 +110,15 @@ def test_second_loader_of_a_tiny_data_set_still_gives_batches() -> None:
 
 def test_empty_real_loader_is_an_error() -> None:
     with pytest.raises(DataError, match="empty"):
-        RealStream([], lambda x: x, seed=0).next()
+        SideStream([], lambda x: x, seed=0).next()
 
 
 def test_users_own_real_loader_is_used() -> None:
     marked = [{"image": torch.full((4, 1, *SIZE), 7.0), "label": torch.zeros(4, 1, *SIZE)}]
     engine = trainer(real_data_loader=marked)
     seen: list[Batch] = []
-    draw = engine.batches._real
-    engine.batches._real = lambda: seen.append(draw()) or seen[-1]
+    draw = engine.batches._side
+    engine.batches._side = lambda name: seen.append(draw(name)) or seen[-1]
     engine.run()
     assert seen
     assert all(bool((b.image == 7).all()) for b in seen)
@@ -122,7 +127,7 @@ def test_users_own_real_loader_is_used() -> None:
 def test_plain_method_never_draws_the_second_stream() -> None:
     engine = trainer("none")
     drawn: list[str] = []
-    engine.batches._real = lambda: drawn.append("real")
+    engine.batches._side = drawn.append
     engine.run()
     assert engine.state.iteration > 0
     assert not drawn

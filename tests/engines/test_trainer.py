@@ -258,7 +258,7 @@ def test_spawned_workers() -> None:
     rows = record(engine)
     engine.run()
     assert "discriminator_accuracy" in rows[0]
-    assert engine.real_stream.loader.multiprocessing_context is data.multiprocessing_context
+    assert engine.streams["real"].loader.multiprocessing_context is data.multiprocessing_context
 
 
 def test_augmenters_are_saved(tmp_path: Path) -> None:

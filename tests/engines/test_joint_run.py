@@ -1,0 +1,241 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Policies learned in a whole run: from which cases, the same after a resume, and applied to images."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+import nibabel as nib
+import numpy as np
+import pytest
+import torch
+from run_helpers import options, rows, stop_at, weights
+
+from monai_autoaug import policies
+from monai_autoaug.data import PatchBatches, write_phantom
+from monai_autoaug.engines import TrainOptions, predict, resume, train
+from monai_autoaug.engines.folder import Run
+from monai_autoaug.errors import CheckpointError, ConfigError, DataError
+
+METHOD: dict[str, Any] = {"warm_up": 0, "update_every": 2, "meta_batch": 4, "views": 3, "pool": 2}
+JOINT: dict[str, Any] = {"method": "joint_policy", "method_options": METHOD, "epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_phantom(tmp_path_factory.mktemp("data"), cases=7, size=20)
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return train(options(data, tmp_path_factory.mktemp("run") / "run", **JOINT, meta_cases=2))
+
+
+def logits(run: Run) -> list[torch.Tensor]:
+    found = policies.load(run.policy)
+    assert found.training is not None
+    assert found.test_time is not None
+    return [found.training.logits, found.test_time.logits]
+
+
+def split_of(run: Run) -> dict[str, set[str]]:
+    return {part: set(names) for part, names in json.loads(run.config.read_text())["split"].items()}
+
+
+def test_a_run_leaves_its_policies(run: Run, data: Path) -> None:
+    found = policies.load(run.policy)
+    expected = {"method": "joint_policy", "seed": 0, "epoch": 2, "dataset": data.name}
+    assert expected.items() <= found.provenance.items()
+    assert str(data.parent) not in run.policy.read_text()
+    start = policies.TrainingPolicy.preset("nnunet").logits
+    assert not torch.equal(logits(run)[0], start)
+    parts = split_of(run)
+    assert [len(parts[p]) for p in ("train", "meta", "validation")] == [3, 2, 2]
+    assert len(set().union(*parts.values())) == 7
+    summary = json.loads(run.summary.read_text())
+    assert summary["cases"] == {"train": 3, "meta": 2, "validation": 2}
+    assert any("updated 3 times only" in w for w in summary["warnings"])
+    last = rows(run)[-1]
+    assert last["policy_updates"] == 3
+    assert {"meta_loss", "view_loss", "entropy_views", "entropy_foreground_gamma"} <= set(last)
+
+
+@pytest.mark.parametrize("meta_split", ["fixed", "resampled"])
+@pytest.mark.parametrize("step", [1, 4])  # before the first checkpoint, and after it
+def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(data: Path, tmp_path: Path, meta_split: str, step: int) -> None:
+    given = JOINT | {"meta_cases": 2, "meta_split": meta_split, "validation_interval": 1}
+    whole = train(options(data, tmp_path / "whole", **given))
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "stopped", **given), listener=stop_at(step))
+    stopped = Run(tmp_path / "stopped")
+    assert stopped.policy.exists() == stopped.checkpoint.exists() == (step == 4)
+    resume(stopped.folder)
+    assert rows(stopped) == rows(whole)
+    assert stopped.policy.read_bytes() == whole.policy.read_bytes()
+    assert all(torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True))
+
+
+def test_workers_change_nothing(data: Path, tmp_path: Path) -> None:
+    one, two = (
+        train(options(data, tmp_path / str(n), **JOINT | {"iterations": 2}, meta_split="resampled", workers=n))
+        for n in (0, 2)
+    )
+    assert rows(one) == rows(two)
+
+
+def test_who_is_drawn_from(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Meta-validation patches come from their cases alone, training patches from none of these; none validate."""
+    seen: dict[tuple[str, int], set[str]] = {}
+    cut = PatchBatches.__getitem__
+
+    def note(self: PatchBatches, number: int) -> Any:
+        batch = cut(self, number)
+        if batch.case[0].startswith("phantom"):  # not the rehearsal
+            seen.setdefault((self.stream, number // 6), set()).update(batch.case)
+        return batch
+
+    monkeypatch.setattr(PatchBatches, "__getitem__", note)
+    many = JOINT | {"iterations": 6, "epochs": 3, "method_options": METHOD | {"update_every": 1}}
+    parts = split_of(train(options(data, tmp_path / "fixed", **many)))
+    assert seen["meta", 0] <= parts["meta"]
+    assert seen["train", 0] <= parts["train"]
+    seen.clear()
+    parts = split_of(train(options(data, tmp_path / "resampled", **many, meta_split="resampled", meta_cases=2)))
+    assert parts["meta"] == set()
+    assert len(parts["train"]) == 5
+    for epoch in range(3):
+        assert len(seen["meta", epoch]) <= 2
+        assert not seen["meta", epoch] & seen["train", epoch]
+    assert len({frozenset(seen["meta", e]) for e in range(3)}) > 1
+    assert not set().union(*seen.values()) & parts["validation"]
+
+
+def test_other_parts_stay_whatever_is_set_apart(data: Path, tmp_path: Path, run: Run) -> None:
+    """Validation cases and preprocessing are those of a run without meta-validation, so that runs can be compared."""
+    plain = train(options(data, tmp_path / "plain", method="none", epochs=1))
+    assert split_of(plain)["validation"] == split_of(run)["validation"]
+    assert plain.preprocessing.read_text() == run.preprocessing.read_text()
+    apart = train(options(data, tmp_path / "apart", method="none", epochs=1, meta_cases=2))
+    assert split_of(apart) == split_of(run)  # another method on the same cases
+    assert not apart.policy.exists()
+
+
+def test_listed_cases_and_another_site(data: Path, tmp_path: Path, run: Run) -> None:
+    parts = split_of(run)
+    chosen = sorted(parts["train"])[:1]
+    (tmp_path / "meta.txt").write_text("\n".join(chosen))
+    listed = train(options(data, tmp_path / "listed", **JOINT, meta_list=tmp_path / "meta.txt"))
+    assert split_of(listed)["meta"] == set(chosen)
+    (tmp_path / "meta.json").write_text(json.dumps(sorted(parts["validation"])))
+    with pytest.raises(ConfigError, match="validate in this split"):
+        train(options(data, tmp_path / "bad", **JOINT, meta_list=tmp_path / "meta.json"))
+    site = write_phantom(tmp_path / "site_b", cases=3, size=20, seed=5)
+    other = train(options(data, tmp_path / "other", **JOINT, meta_list=site))
+    assert split_of(other)["meta"] == {f"site_b/phantom_{i:03d}" for i in range(3)}
+    assert len(split_of(other)["train"]) == 5
+    assert json.loads(other.config.read_text())["options"]["meta_list"] == str(site)
+    with pytest.raises(ConfigError, match="learns nothing from meta-validation"):
+        train(options(data, tmp_path / "bad", method="none", meta_list=site))
+    # an image of a validation case at the other site
+    held = sorted(parts["validation"])[0]
+    for kind in ("imagesTr", "labelsTr"):
+        (site / kind / "phantom_001.nii.gz").write_bytes((data / kind / f"{held}.nii.gz").read_bytes())
+    with pytest.raises(DataError, match="holds the same image as the"):
+        train(options(data, tmp_path / "bad", **JOINT, meta_list=site))
+    assert not (tmp_path / "bad").exists()
+
+
+def test_a_run_is_not_resumed_with_other_meta_validation_cases(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "run", **JOINT), listener=stop_at(1))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    config["split"]["meta"] = config["split"]["meta"][1:]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    with pytest.raises(CheckpointError, match="no longer splits"):
+        resume(tmp_path / "run")
+
+
+def test_a_run_of_the_time_before_meta_validation_is_resumed(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "run", method="none", epochs=1), listener=stop_at(1))
+    config = json.loads((tmp_path / "run" / "config.json").read_text())
+    del config["split"]["meta"], config["meta_cases_of_an_epoch"]
+    for name in ("meta_cases", "meta_split", "meta_list"):
+        del config["options"][name]
+    (tmp_path / "run" / "config.json").write_text(json.dumps(config))
+    assert resume(tmp_path / "run").summary.exists()
+
+
+def test_predictions_average_the_learned_views(run: Run, data: Path, tmp_path: Path) -> None:
+    image = data / "imagesTr" / "phantom_000.nii.gz"
+
+    def voxels(name: str, **given: Any) -> Any:
+        (file,) = predict(run.folder, image, tmp_path / f"{name}.nii.gz", device="cpu", **given)
+        return np.asarray(nib.load(file).dataobj)
+
+    learned, alone = voxels("learned"), voxels("alone", z=0)
+    np.testing.assert_array_equal(learned, voxels("eight", z=8, average="logits"))
+    assert (learned != alone).any()
+    assert (voxels("probabilities", average="probabilities", z=3) != alone).any()
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    for file in (run.model, run.config, run.preprocessing):
+        (plain / file.name).write_bytes(file.read_bytes())
+    (file,) = predict(plain, image, tmp_path / "without.nii.gz", device="cpu")
+    np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), alone)
+    for given, message in (({"z": 4}, "has learned no views"), ({"average": "logits"}, "has learned no views")):
+        with pytest.raises(ConfigError, match=message):
+            predict(plain, image, tmp_path / "x", **given)  # type: ignore[arg-type]
+    for given, message in (({"z": 0, "average": "logits"}, "z is 0"), ({"z": 1000}, "z must be a number of views")):
+        with pytest.raises(ConfigError, match=message):
+            predict(run.folder, image, tmp_path / "x", **given)  # type: ignore[arg-type]
+    for name in split_of(run)["validation"]:  # the run's own predictions are those that predict makes
+        (file,) = predict(run.folder, data / "imagesTr" / f"{name}.nii.gz", tmp_path / f"v_{name}.nii.gz", device="cpu")
+        written = nib.load(run.validation / f"{name}.nii.gz")
+        np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), np.asarray(written.dataobj))
+
+
+@pytest.mark.parametrize("regions", [False, True])
+def test_policies_by_label_regions_and_an_ignore_label(tmp_path: Path, regions: bool) -> None:
+    data = write_phantom(tmp_path / "data", cases=5, size=20, layout="nnunet", regions=regions, ignore=True)
+    given = JOINT | {"method_options": METHOD | {"classes": "labels"}, "epochs": 1}
+    run = train(options(data, tmp_path / "run", **given))
+    found = policies.load(run.policy)
+    assert found.training is not None
+    assert found.test_time is not None
+    assert found.training.classes[0] == "background"
+    assert len(found.training.classes) == 4
+    assert found.test_time.regions == regions
+    assert np.isfinite([r["loss"] for r in rows(run)]).all()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"meta_cases": 0, "method": "joint_policy"}, "meta_cases can't be 0"),
+        ({"meta_cases": 1.5}, "meta_cases must be a number of cases, or a share below 1"),
+        ({"meta_cases": -1}, "meta_cases must be at least 1"),
+        ({"meta_split": "random"}, "meta_split must be fixed or resampled"),
+        ({"meta_split": "resampled"}, "has no meta-validation cases that could be resampled"),
+        ({"meta_cases": 2, "meta_list": "x"}, "give one of them"),
+        ({"meta_list": "x", "meta_split": "resampled", "method": "joint_policy"}, "meta_list names them"),
+    ],
+)
+def test_options_that_cannot_be_are_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainOptions("nowhere", "run", **changes)
+    assert TrainOptions("nowhere", "run", method="joint_policy").meta_share == 0.25
+
+
+def test_too_many_or_too_few_are_refused_before_training(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="no training case is left: 7 cases, 2 of them for validation, 5 for meta"):
+        train(options(data, tmp_path / "run", **JOINT, meta_cases=5))
+    with pytest.raises(ConfigError, match=re.escape("the policy would never be updated: training has 6 steps")):
+        train(options(data, tmp_path / "run", **JOINT | {"method_options": {"warm_up": 6}}))
+    with pytest.raises(ConfigError, match="no cascade or operation is called blurr"):
+        train(options(data, tmp_path / "run", **JOINT | {"method_options": METHOD | {"without": ["blurr"]}}))
+    assert not (tmp_path / "run").exists()
