@@ -24,7 +24,7 @@ from monai_autoaug.nnunet import ranks
 from monai_autoaug.nnunet.course import course
 from monai_autoaug.nnunet.losses import soft_losses
 from monai_autoaug.nnunet.options import Options
-from monai_autoaug.nnunet.patches import PatchLayout
+from monai_autoaug.nnunet.patches import PatchLayout, label_names
 from monai_autoaug.nnunet.task import TrainingTask
 from monai_autoaug.precision import Precision, rank, world_size
 
@@ -46,6 +46,7 @@ class BuildingMixin(_Host):
     layout: PatchLayout
     run_seed: int
     _course: dict[str, Any]
+    _prepare_views: Any
     is_ddp: bool
     network: torch.nn.Module
 
@@ -87,6 +88,7 @@ class BuildingMixin(_Host):
                     " SyncBatchNorm has no CPU form and no auxiliary groups"
                 )
         self._build_method()
+        self._prepare_views()
 
     def _check_features(self) -> None:
         network = ranks.unwrapped(self.network)
@@ -117,6 +119,8 @@ class BuildingMixin(_Host):
             ranks.unwrapped(self.network), self.optimizer, self.loss, self._losses(),
             Precision(self.device, dtype, scaler=self.grad_scaler), spatial_dims=len(patch_size),
             regions=self.label_manager.has_regions, call=ranks.called(self.network),
+            steps=self.num_epochs * self.num_iterations_per_epoch, patch_size=tuple(int(n) for n in patch_size),
+            label_names=label_names(self.dataset_json),
         )  # fmt: skip
         self.method = methods.build(self.autoaug.method, self.task, **self._method_options())
         self.layout = PatchLayout(

@@ -64,6 +64,7 @@ def course(options: Options, trainer: Any, margin: tuple[int, ...]) -> dict[str,
         "base_augmentation": options.base_augmentation,
         "margin": margin,
         "save_every": trainer.save_every,
+        **({n: getattr(options, n) for n in ("meta_cases", "meta_split")} if "meta" in trainer.method.needs else {}),
         "plans": _plans(configuration.configuration),
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples become lists, as in the plans

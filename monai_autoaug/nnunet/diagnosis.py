@@ -7,6 +7,7 @@ from __future__ import annotations
 import importlib
 import os
 import pkgutil
+import re
 import site
 import sysconfig
 from collections.abc import Callable
@@ -129,9 +130,8 @@ def _check_shadow() -> Diagnosis:
         folder = Path(importlib.import_module("nnunetv2.training.nnUNetTrainer").__path__[0])
     except ImportError as error:
         return Diagnosis("copies of our trainers in nnunetv2", _WARNING, str(error), "see nnunetv2 above")
-    copies = [
-        str(p) for p in folder.rglob("*.py") if DEFAULT_TRAINER in p.read_text(encoding="utf-8", errors="replace")
-    ]
+    ours = re.compile(r"class nnUNetTrainerAutoAug(Adversarial|Random|None)?\b")
+    copies = [str(p) for p in folder.rglob("*.py") if ours.search(p.read_text(encoding="utf-8", errors="replace"))]
     if copies:
         return Diagnosis(
             "copies of our trainers in nnunetv2",
@@ -181,6 +181,17 @@ def _check_options() -> Diagnosis:
     return Diagnosis(CONFIG_VARIABLE, _OK, f"{os.environ[CONFIG_VARIABLE]}: method {options.method}")
 
 
+def _check_views() -> Diagnosis:
+    from monai_autoaug.nnunet.test_time import VARIABLE, views_wanted
+
+    try:
+        wanted = views_wanted()
+    except AutoAugError as error:
+        return Diagnosis(VARIABLE, _ERROR, str(error), f"unset {VARIABLE}")
+    found = "not set: predictions average as many views as were learned" if wanted is None else f"{wanted} views"
+    return Diagnosis(VARIABLE, _OK, found)
+
+
 def _rehearse(options: Options) -> None:
     """Options may be meant for a 3D configuration or for the 2D one."""
     try:
@@ -213,6 +224,7 @@ CHECKS: tuple[Callable[[], Diagnosis], ...] = (
     _check_folder("nnUNet_preprocessed"),
     _check_folder("nnUNet_results"),
     _check_options,
+    _check_views,
 )
 
 

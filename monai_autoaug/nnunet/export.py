@@ -2,9 +2,9 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
 """A trained model without any trace of this package, for an nnU-Net that doesn't have it.
 
-The deployed network is the plain one (its auxiliary norm groups never enter its state), so nothing about the
-prediction changes: the checkpoint gets the plain trainer's name and loses what was added to it, the plans lose the key
-``autoaug``.
+The deployed network is the plain one (its auxiliary norm groups never enter its state): the checkpoint gets the plain
+trainer's name and loses what was added to it, the plans lose the key ``autoaug``. Nothing about the prediction changes,
+but for learned test-time views, which plain nnU-Net doesn't know: it predicts as with ``MONAI_AUTOAUG_TEA=0``.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from batchgenerators.utilities.file_and_folder_operations import load_json, save
 
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet.checkpoint import KEY, read_checkpoint
+from monai_autoaug.nnunet.test_time import without_views
 from monai_autoaug.writing import write_tensors
 
 __all__ = ["export_plain", "plain_checkpoint"]
@@ -102,6 +103,7 @@ def plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
     """
     ours = checkpoint[KEY]
     plain = {key: value for key, value in checkpoint.items() if key != KEY}
+    plain["network_weights"] = without_views(checkpoint["network_weights"])
     plain["trainer_name"] = ours["plain_trainer"]
     plain["init_args"] = {**checkpoint["init_args"], "plans": _plain_plans(checkpoint["init_args"]["plans"])}
     plain["optimizer_state"] = _plain_optimizer(

@@ -44,8 +44,8 @@ def _read_file(path: str) -> dict[str, Any]:
 def read_options(defaults: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> Options:
     """Merge a trainer's defaults, the plans' key ``autoaug`` and the file of ``MONAI_AUTOAUG_CONFIG``.
 
-    A layer that chooses another method drops the ``method_options`` of the layers below it, which were not meant for
-    it.
+    A layer that chooses another method drops ``method_options`` and the choice of meta-validation cases of the layers
+    below it, which were not meant for it.
 
     Args:
         defaults: the trainer's defaults.
@@ -67,7 +67,8 @@ def read_options(defaults: Mapping[str, Any], plans: Mapping[str, Any], configur
     merged: dict[str, Any] = {}
     for source, layer in layers:
         if layer.get("method", merged.get("method")) != merged.get("method"):
-            merged.pop("method_options", None)
+            for name in ("method_options", "meta_cases", "meta_split"):
+                merged.pop(name, None)
         for alternative in ("features", "width"):
             if layer.get(alternative) is not None:
                 merged.pop("width", None)

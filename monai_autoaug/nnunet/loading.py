@@ -16,7 +16,7 @@ import multiprocessing
 import os
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -33,7 +33,7 @@ __all__ = [
     "take_loader",
 ]  # fmt: skip
 
-STREAMS = ("train", "val", "real")
+STREAMS = ("train", "val", "real", "meta")  # a stream's seeds follow from its place: add at the end
 
 
 @contextlib.contextmanager
@@ -110,6 +110,10 @@ class RecordingLoader:
         batch.update(self.loader.transforms.take())
         return batch
 
+    def restrict(self, cases: Sequence[str]) -> None:
+        """Draw from these cases only."""
+        self.loader.indices = list(cases)
+
     def set_thread_id(self, thread_id: int) -> None:
         """Called by a worker before its first batch."""
         _end_with_parent()
@@ -139,12 +143,14 @@ class SeededLoader:
         stream: one of `STREAMS`.
         start: number of the first batch of the stream.
         workers: how many workers share the stream.
+        cases: names of the cases that a batch is drawn from, by its number; None: those of the loader.
     """
 
     def __init__(
-        self, loader: RecordingLoader, *, seed: int, rank: int, stream: str, start: int = 0, workers: int = 1
-    ) -> None:
-        self.loader = loader
+        self, loader: RecordingLoader, *, seed: int, rank: int, stream: str, start: int = 0, workers: int = 1,
+        cases: Callable[[int], Sequence[str]] | None = None,
+    ) -> None:  # fmt: skip
+        self.loader, self.cases = loader, cases
         self.key = (seed, rank, STREAMS.index(stream))
         self.start, self.workers = start, max(1, workers)
         self.number = start
@@ -165,6 +171,8 @@ class SeededLoader:
 
     def batch(self, number: int) -> dict[str, Any]:
         """Batch ``number`` of the stream."""
+        if self.cases is not None:
+            self.loader.restrict(self.cases(number))
         with seeded(*self.key, number), _one_thread():
             return next(self.loader)
 
@@ -191,6 +199,7 @@ class Stream:
         workers: worker processes; 0: the main process makes the batches.
         start: number of the first batch, for a resumed run.
         pin_memory: hand over pinned tensors, for a GPU.
+        cases: see `SeededLoader`.
     """
 
     def __init__(
@@ -203,9 +212,12 @@ class Stream:
         workers: int = 0,
         start: int = 0,
         pin_memory: bool = False,
+        cases: Callable[[int], Sequence[str]] | None = None,
     ) -> None:
         self.position = start
-        self.source = SeededLoader(loader, seed=seed, rank=rank, stream=stream, start=start, workers=workers)
+        self.source = SeededLoader(
+            loader, seed=seed, rank=rank, stream=stream, start=start, workers=workers, cases=cases
+        )
         self._augmenter: MultiThreadedAugmenter | None = None
         if workers > 0:
             self._augmenter = MultiThreadedAugmenter(

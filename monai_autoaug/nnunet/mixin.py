@@ -18,16 +18,19 @@ from monai_autoaug import augmenters
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import checkpoint, journal, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
+from monai_autoaug.nnunet.keeping import KeepingMixin
 from monai_autoaug.nnunet.layers import apply_to_plans, read_options
+from monai_autoaug.nnunet.patches import label_names
 from monai_autoaug.nnunet.rehearsal import rehearse
 from monai_autoaug.nnunet.resuming import ResumingMixin
 from monai_autoaug.nnunet.serving import ServingMixin
 from monai_autoaug.nnunet.task import TrainerBatches
+from monai_autoaug.nnunet.test_time import attaching
 
 __all__ = ["AutoAugMixin"]
 
 
-class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
+class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin, KeepingMixin):
     """Learned augmentation for the trainer class that follows in the method resolution order.
 
     Attributes:
@@ -37,6 +40,11 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
 
     autoaug_defaults: ClassVar[Mapping[str, Any]] = {}
     autoaug_base: ClassVar[type[Any]]
+
+    def __init_subclass__(cls, **given: Any) -> None:
+        """nnU-Net's predictor builds the network by the class alone, so the class says that views belong to it."""
+        super().__init_subclass__(**given)
+        cls.build_network_architecture = staticmethod(attaching(cls.build_network_architecture))
 
     def __init__(
         self,
@@ -51,13 +59,15 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
         wanted = read_options(self.autoaug_defaults, given, configuration)
         self.autoaug, given = apply_to_plans(wanted, given, configuration)
         patch_size = PlansManager(given).get_configuration(configuration).patch_size
-        rehearse(self.autoaug, spatial_dims=len(patch_size))  # before folders are made and data are prepared
+        # before folders are made and data are prepared
+        rehearse(self.autoaug, spatial_dims=len(patch_size), label_names=label_names(dataset_json))
         super().__init__(given, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type == "cpu":
             self.device, self.grad_scaler = device, None  # nnU-Net takes several ranks to be several GPUs
         self.batches: TrainerBatches
         self._streams = {}
         self._positions = {}
+        self._split = None
         self._resumed = None
         self._refusal = None
         self._apply_options()
@@ -101,7 +111,7 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin):
             raise CheckpointError(self._refusal)
         self._continues = False  # what is loaded from now on (--val_best) is validated only
         super().on_train_start()
-        self.batches = TrainerBatches(self.layout, self.device, self._streams.get("real"))
+        self.batches = TrainerBatches(self.layout, self.device, self._streams)
         if self._resumed is not None:
             checkpoint.restore_random_states(self._resumed)
         if self.local_rank == 0:

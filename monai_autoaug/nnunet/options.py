@@ -10,8 +10,9 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.methods import METHODS
+from monai_autoaug.methods import METHODS, find
 from monai_autoaug.methods import options as method_options
+from monai_autoaug.nnunet.split import META_SPLITS
 from monai_autoaug.precision import DTYPES
 
 __all__ = [
@@ -51,12 +52,18 @@ class Options:
         loader: "seeded" (batches in order, each one seeded) or "stock" (nnU-Net's own, neither ordered nor seeded).
         precision: "float32", "bfloat16" or "float16"; None: as nnU-Net, float16 on a GPU and float32 elsewhere.
         base_augmentation: nnU-Net's own augmentation under the learned one: "stock" (all of it, so that an augmenter
-            that has learned nothing leaves plain nnU-Net), "mirror" (mirroring only) or "none".
+            that has learned nothing leaves plain nnU-Net), "mirror" (mirroring only) or "none". None: "none" for a
+            method that is meant instead of it ("joint_policy"), "stock" for others.
         margin: voxels by which each end of each axis of a patch is enlarged, one number or one an axis, so that a
             learned deformation draws real voxels into the patch instead of its border; the step crops it off again.
-            None: an eighth of the patch as far as images are larger than it, nothing with method "none". nnU-Net's
-            workers augment the enlarged patches, which takes them up to twice the time.
+            None: an eighth of the patch as far as images are larger than it, a quarter where the method replaces
+            nnU-Net's augmentation (enough for a rotation by 30 degrees or a scaling by 1.5), nothing with method
+            "none". nnU-Net's workers augment the enlarged patches, which takes them up to twice the time.
         save_every: epochs between two checkpoints ``checkpoint_latest.pth``.
+        meta_cases: for methods that learn from meta-validation ("joint_policy"): how many of the fold's training cases
+            are set apart for it, or which share of them; default 0.25. Or names of cases, for example of another site,
+            that are not the fold's validation cases. Those never take part.
+        meta_split: "fixed" (default) or "resampled": set other cases apart in each epoch, so that all of them train.
 
     >>> Options(method="none", epochs=2).epochs
     2
@@ -80,17 +87,26 @@ class Options:
     seed: int | None = 0
     loader: str = "seeded"
     precision: str | None = None
-    base_augmentation: str = "stock"
+    base_augmentation: str | None = None
     margin: int | tuple[int, ...] | None = None
     save_every: int | None = None
+    meta_cases: int | float | tuple[str, ...] | None = None
+    meta_split: str | None = None
 
     def __post_init__(self) -> None:
-        for name in ("features", "margin"):
+        for name in ("features", "margin", "meta_cases"):
             value = getattr(self, name)
             if isinstance(value, Sequence) and not isinstance(value, str):
                 object.__setattr__(self, name, tuple(value))
         _check_types(self)
         _check_combinations(self)
+        method = find(self.method)
+        defaults: dict[str, Any] = {"base_augmentation": "none" if method.replaces_augmentation else "stock"}
+        if "meta" in method.needs:
+            defaults |= {"meta_cases": 0.25, "meta_split": "fixed"}
+        for name, value in defaults.items():
+            if getattr(self, name) is None:  # frozen: no plain assignment
+                object.__setattr__(self, name, value)
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any], source: str = "autoaug") -> Options:
@@ -133,7 +149,8 @@ class Options:
         """
         if self.margin is None:
             beyond = [math.ceil((n - p) / 2) for p, n in zip(patch_size, image_size, strict=True)]
-            wanted = [0 if self.method == "none" else math.ceil(p / 8) for p in patch_size]
+            share = 4 if find(self.method).replaces_augmentation else 8
+            wanted = [0 if self.method == "none" else math.ceil(p / share) for p in patch_size]
             return tuple(max(0, min(w, b)) for w, b in zip(wanted, beyond, strict=True))
         if isinstance(self.margin, int):
             return (self.margin,) * len(patch_size)
@@ -150,6 +167,12 @@ def _is_count(value: Any) -> bool:
 
 def _is_natural(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_meta(value: Any) -> bool:
+    if isinstance(value, tuple):
+        return bool(value) and all(isinstance(v, str) for v in value) and len(set(value)) == len(value)
+    return _is_count(value) or (isinstance(value, float) and 0 < value < 1)
 
 
 def _is_rate(value: Any) -> bool:
@@ -181,8 +204,10 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
         "a whole number of at least 0, or one an axis",
     ),
     "save_every": (_is_count, "a positive whole number"),
+    "meta_cases": (_is_meta, "a positive whole number, a share between 0 and 1, or a list of different names of cases"),
+    "meta_split": (lambda v: v in META_SPLITS, f"one of {', '.join(META_SPLITS)}"),
 }
-_REQUIRED = ("method", "method_options", "loader", "base_augmentation")
+_REQUIRED = ("method", "method_options", "loader")
 
 
 def _check_types(options: Options) -> None:
@@ -199,6 +224,16 @@ def _check_combinations(options: Options) -> None:
         raise ConfigError("autoaug options features and width both set the network's channels; give one of them")
     if options.momentum is not None and options.optimizer != "sgd":
         raise ConfigError("autoaug option momentum belongs to optimizer sgd; set optimizer: sgd beside it")
+    meta = {n: getattr(options, n) for n in ("meta_cases", "meta_split")}
+    if "meta" not in find(options.method).needs:
+        for name, value in meta.items():
+            if value is not None:
+                raise ConfigError(f"method {options.method!r} learns nothing from meta-validation; leave {name} out")
+    elif options.meta_split == "resampled":
+        if isinstance(options.meta_cases, tuple):
+            raise ConfigError("meta_split: resampled draws the cases that meta_cases names; give a number or a share")
+        if options.loader != "seeded":
+            raise ConfigError("meta_split: resampled needs loader: seeded, by which a batch knows its epoch")
     known = method_options(options.method) if options.method_options else {}
     for key in options.method_options:
         if key not in known:

@@ -4,7 +4,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,9 +29,10 @@ from torch import Tensor
 
 from monai_autoaug.data.batch import Batch, centre_crop
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.nnunet.loading import RecordingLoader
+from monai_autoaug.nnunet.loading import Recorder, RecordingLoader
+from monai_autoaug.policies import class_at_centre
 
-__all__ = ["PatchLayout", "RememberOutside", "prepare_loader", "steady_blur"]
+__all__ = ["PatchLayout", "RememberOutside", "label_names", "meta_loader", "prepare_loader", "steady_blur"]
 
 # what changes the form of a patch, not its content; the two random ones disturb a cascade's previous segmentation,
 # which no learned augmentation touches
@@ -119,6 +121,28 @@ def prepare_loader(loader: RecordingLoader, base_augmentation: str, margin: Sequ
         transforms.insert(first, RememberOutside())
 
 
+def meta_loader(
+    training: RecordingLoader, validation: RecordingLoader, batch_size: int, margin: Sequence[int], masked: bool
+) -> RecordingLoader:
+    """A loader of patches as validation has them, unaugmented, of training cases; half of them centred on foreground.
+
+    Args:
+        training: the loader whose cases these are; see `RecordingLoader.restrict`.
+        validation: the loader whose transforms bring patches into the network's form.
+        batch_size: patches a batch.
+        margin: see `prepare_loader`.
+        masked: see `prepare_loader`.
+    """
+    loader = copy.copy(validation.loader)
+    loader._data, loader.indices = training.loader._data, training.loader.indices
+    loader.batch_size, loader.oversample_foreground_percent = batch_size, 0.5
+    loader.get_do_oversample = loader._oversample_last_XX_percent  # of this object, not of the one it is copied from
+    loader.transforms = Recorder(copy.deepcopy(validation.loader.transforms.transforms))
+    recording = RecordingLoader(loader)
+    prepare_loader(recording, "none", margin, masked)
+    return recording
+
+
 def _enlarge(loader: RecordingLoader, transforms: list[Any], margin: tuple[int, ...], base_augmentation: str) -> None:
     """Patches of the final size plus the margin; what is read to make them grows alike, their centres stay."""
     stock = loader.loader
@@ -135,6 +159,19 @@ def _enlarge(loader: RecordingLoader, transforms: list[Any], margin: tuple[int, 
     stock.need_to_pad = stock.need_to_pad + [new - old for new, old in zip(stock.patch_size, before, strict=True)]
     if any(margin):
         transforms[:] = [t for t in transforms if not isinstance(t, DownsampleSegForDSTransform)]
+
+
+def label_names(dataset_json: Mapping[str, Any]) -> tuple[str, ...]:
+    """Names of the label values from 0 on, or "background" and those of the regions.
+
+    >>> label_names({"labels": {"background": 0, "core": 2, "shell": 1, "ignore": 3}})
+    ('background', 'shell', 'core')
+    """
+    labels = dataset_json["labels"]
+    names = [name for name, value in labels.items() if name != "ignore" and value not in (0, [0])]
+    if all(isinstance(labels[name], int) for name in names):
+        names.sort(key=lambda name: labels[name])
+    return ("background", *names)
 
 
 @dataclass(frozen=True)
@@ -182,7 +219,9 @@ class PatchLayout:
         full = target[0] if isinstance(target, list) else target
         label, valid = self.soft_label(full)
         classes = raw.get("center_class")
-        if classes is not None:
+        if self.regions:
+            classes = class_at_centre(label, regions=True, valid=valid).to(device)  # label values are no regions
+        elif classes is not None:
             known = (classes > 0) if self.ignore_label is None else (classes > 0) & (classes != self.ignore_label)
             classes = torch.where(known, classes, 0).to(device)
         return Batch(

@@ -17,10 +17,13 @@ from monai_autoaug.precision import Precision
 
 __all__ = ["rehearse"]
 
+_EPOCHS, _ITERATIONS = 1000, 250  # nnU-Net's
 _REMEDY = f"correct it in the plans' key autoaug, or in the file that {CONFIG_VARIABLE} names"
 
 
-def rehearse(options: Options, *, spatial_dims: int = 3) -> None:
+def rehearse(
+    options: Options, *, spatial_dims: int = 3, label_names: tuple[str, ...] = ("background", "foreground")
+) -> None:
     """Build the method with its options for a network of a few weights on the CPU, and throw it away.
 
     Global random numbers are left as they are.
@@ -28,6 +31,7 @@ def rehearse(options: Options, *, spatial_dims: int = 3) -> None:
     Args:
         options: of an nnU-Net trainer.
         spatial_dims: 2 or 3.
+        label_names: see `Task`.
 
     Raises:
         ConfigError: an option of the method has a value that it can't be built with.
@@ -45,7 +49,11 @@ def rehearse(options: Options, *, spatial_dims: int = 3) -> None:
         try:
             methods.prepare(options.method, network, **given)
             optimizer = torch.optim.SGD(network.parameters(), 0.1)
-            task = Task(network, optimizer, _losses, Precision("cpu"), spatial_dims=spatial_dims)
+            steps = (options.epochs or _EPOCHS) * (options.iterations_per_epoch or _ITERATIONS)
+            task = Task(
+                network, optimizer, _losses, Precision("cpu"), spatial_dims=spatial_dims, steps=steps,
+                patch_size=(32,) * spatial_dims, label_names=label_names,
+            )  # fmt: skip
             methods.build(options.method, task, **given)
         except AutoAugError as error:
             raise ConfigError(f"method {options.method!r} can't be built: {error}; {_REMEDY}") from error

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -18,6 +19,7 @@ from monai_autoaug.nnunet.loading import StockStream, Stream
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
 from monai_autoaug.nnunet.serving import environment
 from monai_autoaug.nnunet.task import TrainingTask
+from monai_autoaug.nnunet.test_time import without_views
 from monai_autoaug.precision import rank, world_size
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ class ResumingMixin(_Host):
     method: Method
     task: TrainingTask
     run_seed: int
+    _keep_views: Any
+    _keep_policies: Any
     _best_ema: Any
     _continues: bool
     _course: dict[str, Any]
@@ -50,15 +54,17 @@ class ResumingMixin(_Host):
             super().save_checkpoint(filename)
             return
         addition = self._state()
+        self._keep_views()
         if self.local_rank == 0:
             checkpoint.write_atomically(super().save_checkpoint, addition, filename)
+            self._keep_policies()
 
     def _state(self) -> dict[str, Any]:
         method = self.method.state_dict()
         # ranks share players and norm groups; noise, the order of the parts and counters are each rank's own
         own = {name: value for name, value in method.items() if name not in ("players", "auxiliary")}
         here = {"random": checkpoint.random_states(self.device), "method": own}
-        plain = type(self).build_network_architecture is nnUNetTrainer.build_network_architecture
+        plain = inspect.unwrap(type(self).build_network_architecture) is nnUNetTrainer.build_network_architecture
         return {
             "version": checkpoint.VERSION,
             "package": monai_autoaug.__version__,
@@ -148,7 +154,8 @@ class ResumingMixin(_Host):
         )
 
     def _check_network(self, filename: Any, content: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:
-        given, own = content["network_weights"], ranks.unwrapped(self.network).state_dict()
+        both = (content["network_weights"], ranks.unwrapped(self.network).state_dict())
+        given, own = (without_views(weights) for weights in both)
         shapes = [{name: tuple(tensor.shape) for name, tensor in weights.items()} for weights in (given, own)]
         different = differences(*shapes)
         if not different:

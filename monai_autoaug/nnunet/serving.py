@@ -6,15 +6,17 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Method
 from monai_autoaug.nnunet.loading import RecordingLoader, StockStream, Stream, second_loader, take_loader
 from monai_autoaug.nnunet.options import Options
-from monai_autoaug.nnunet.patches import PatchLayout, prepare_loader, steady_blur
+from monai_autoaug.nnunet.patches import PatchLayout, meta_loader, prepare_loader, steady_blur
+from monai_autoaug.nnunet.split import MetaSplit, TrainingCases, meta_split
 from monai_autoaug.precision import rank
 
 if TYPE_CHECKING:
@@ -48,10 +50,13 @@ class ServingMixin(_Host):
     run_seed: int
     _streams: dict[str, Stream | StockStream]
     _positions: dict[str, int]
+    _split: MetaSplit | None
+    _meta_loader: RecordingLoader
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """The base trainer's loaders, recorded, and served seeded and in order (or as nnU-Net serves them)."""
         options = self.autoaug
+        assert options.base_augmentation is not None  # noqa: S101  # for the type checker: options fill it in
         plain = options.base_augmentation == "stock" and not any(self.layout.margin)
         if options.loader == "stock" and options.method == "none" and plain:
             return super().get_dataloaders()
@@ -59,25 +64,73 @@ class ServingMixin(_Host):
         with environment("nnUNet_n_proc_DA", "0"):  # the loaders themselves, not yet in workers
             train, val = (take_loader(a, n) for a, n in zip(super().get_dataloaders(), ("train", "val"), strict=True))
         masked = options.method != "none" and any(self.configuration_manager.use_mask_for_norm)
+        cases = self._set_apart(train, val, masked) if "meta" in self.method.needs else None
         prepare_loader(train, options.base_augmentation, self.layout.margin, masked)
         if options.base_augmentation == "none":
             self.inference_allowed_mirroring_axes = None  # a network that saw no mirrored patch shan't predict on them
         fewer = max(1, workers // 2) if workers else 0
-        self._streams = {"train": self._stream("train", train, workers), "val": self._stream("val", val, fewer)}
+        self._streams["train"] = self._stream("train", train, workers, cases)
+        self._streams["val"] = self._stream("val", val, fewer)
         if "real" in self.method.needs:
-            self._streams["real"] = self._stream("real", second_loader(train), fewer)
+            self._streams["real"] = self._stream("real", second_loader(train), fewer, cases)
+        if self._split is not None:
+            self._serve_meta(self._split)
         return self._streams["train"], self._streams["val"]
 
-    def _stream(self, name: str, loader: RecordingLoader, workers: int) -> Stream | StockStream:
+    def _set_apart(self, train: RecordingLoader, val: RecordingLoader, masked: bool) -> TrainingCases | None:
+        """Take the meta-validation cases away from training; returns the rest by batch if it changes."""
+        options = self.autoaug
+        assert options.meta_cases is not None  # noqa: S101  # for the type checker: options fill it in
+        if train.loader.sampling_probabilities is not None:
+            raise ConfigError(
+                f"{type(self).__name__} draws some cases more often than others (sampling_probabilities), which can't"
+                " be divided into training and meta-validation; use another trainer"
+            )
+        known = self.dataset_class.get_identifiers(self.preprocessed_dataset_folder)
+        split = self._split = meta_split(
+            options.meta_cases, training=train.loader.indices, validation=set(val.loader.indices), known=set(known),
+            seed=self.run_seed, resampled=options.meta_split == "resampled",
+        )  # fmt: skip
+        self._meta_loader = meta_loader(train, val, self.method.meta_batch, self.layout.margin, masked)
+        train.restrict(split.training(self.current_epoch))
+        meta, rest = split.meta(self.current_epoch), split.training(self.current_epoch)
+        again = f", others in each epoch, in epoch {self.current_epoch}" if split.resampled else ""
+        self.print_to_log_file(f"Meta-validation on {len(meta)} cases{again}: {', '.join(meta)}; {len(rest)} train")
+        return TrainingCases(split, self.num_iterations_per_epoch) if split.resampled else None
+
+    def _serve_meta(self, split: MetaSplit) -> None:
+        """Serve meta-validation patches of this epoch's cases; what was prefetched of others is thrown away."""
+        before = self._streams.get("meta")
+        if before is not None:
+            before.close()
+            self._positions["meta"] = before.position
+        self._meta_loader.restrict(split.meta(self.current_epoch))
+        workers = min(2, get_allowed_n_proc_DA())  # no augmentation, and not in every iteration
+        self._streams["meta"] = self._stream("meta", self._meta_loader, workers)
+
+    def on_train_epoch_start(self) -> None:
+        """Meta-validation cases are drawn anew if so wished; the training stream knows its batches' cases itself."""
+        super().on_train_epoch_start()
+        if self._split is not None and self._split.resampled:
+            self._serve_meta(self._split)
+
+    def _stream(
+        self,
+        name: str,
+        loader: RecordingLoader,
+        workers: int,
+        cases: Callable[[int], Sequence[str]] | None = None,
+    ) -> Stream | StockStream:
         start, pinned = self._positions.get(name, 0), self.device.type == "cuda"
         if self.autoaug.loader == "stock":
             return StockStream(loader, workers=workers, cached=max(6, workers // 2), start=start, pin_memory=pinned)
         steady_blur(loader.loader.transforms.transforms)
         return Stream(
-            loader, seed=self.run_seed, rank=rank(), stream=name, workers=workers, start=start, pin_memory=pinned
-        )
+            loader, seed=self.run_seed, rank=rank(), stream=name, workers=workers, start=start, pin_memory=pinned,
+            cases=cases,
+        )  # fmt: skip
 
     def _close_streams(self) -> None:
         for stream in self._streams.values():
             stream.close()
-        self._streams = {}
+        self._streams.clear()

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,6 +32,9 @@ class TrainingTask(Task):
         spatial_dims: 2 or 3.
         regions: whether labels are regions.
         call: how the trainer runs its network (compiled), default the network.
+        steps: updates of the whole training.
+        patch_size: without margin.
+        label_names: see `Task`.
     """
 
     def __init__(
@@ -45,10 +48,14 @@ class TrainingTask(Task):
         spatial_dims: int,
         regions: bool,
         call: Callable[[Tensor], Any] | None = None,
+        steps: int | None = None,
+        patch_size: tuple[int, ...] | None = None,
+        label_names: tuple[str, ...] = (),
     ) -> None:
         super().__init__(
-            network, optimizer, losses, precision, spatial_dims=spatial_dims, regions=regions, clip=CLIP, call=call
-        )
+            network, optimizer, losses, precision, spatial_dims=spatial_dims, regions=regions, clip=CLIP, call=call,
+            steps=steps, patch_size=patch_size, label_names=label_names,
+        )  # fmt: skip
         self.host_loss = host_loss
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
@@ -57,16 +64,18 @@ class TrainingTask(Task):
 
 
 class TrainerBatches:
-    """The streams of a trainer: "train" is what nnU-Net's loop has drawn, "real" is drawn when it is asked for.
+    """The streams of a trainer: "train" is what nnU-Net's loop has drawn, others are drawn when they are asked for.
 
     Args:
         layout: how to read nnU-Net's batches.
         device: where training runs.
-        real: the second stream of training patches, or None if the method needs none.
+        streams: by name; looked up at each call, because a stream may be replaced by another.
     """
 
-    def __init__(self, layout: PatchLayout, device: torch.device, real: Iterator[dict[str, Any]] | None) -> None:
-        self.layout, self.device, self.real = layout, device, real
+    def __init__(
+        self, layout: PatchLayout, device: torch.device, streams: Mapping[str, Iterator[dict[str, Any]]]
+    ) -> None:
+        self.layout, self.device, self.streams = layout, device, streams
         self._drawn: dict[str, Any] | None = None
 
     def begin(self, raw: dict[str, Any]) -> TrainerBatches:
@@ -75,7 +84,7 @@ class TrainerBatches:
         return self
 
     def next(self, stream: str) -> Batch:
-        """The next batch of "train" or "real".
+        """The next batch of "train", "real" (a second training batch) or "meta" (meta-validation).
 
         Raises:
             LookupError: the stream isn't there, or "train" was asked for twice in one iteration.
@@ -83,6 +92,6 @@ class TrainerBatches:
         if stream == "train" and self._drawn is not None:
             raw, self._drawn = self._drawn, None
             return self.layout.batch(raw, self.device)
-        if stream == "real" and self.real is not None:
-            return self.layout.batch(next(self.real), self.device)
+        if stream in ("real", "meta") and stream in self.streams:
+            return self.layout.batch(next(self.streams[stream]), self.device)
         raise LookupError(f"this iteration has no (further) batch of stream {stream!r}")

@@ -34,6 +34,7 @@ from monai_autoaug.nnunet.options import Options
 
 __all__ = [
     "TRAINERS",
+    "nnUNetTrainerAutoAug",
     "nnUNetTrainerAutoAugAdversarial",
     "nnUNetTrainerAutoAugNone",
     "nnUNetTrainerAutoAugRandom",
@@ -79,10 +80,19 @@ def with_autoaug(
     return type(name or f"{Base.__name__}AutoAug{title}", (AutoAugMixin, Base), attributes)
 
 
-nnUNetTrainerAutoAugAdversarial = with_autoaug(nnUNetTrainer, "adversarial")  # noqa: N816  # a class
+nnUNetTrainerAutoAug = with_autoaug(  # noqa: N816  # a class
+    nnUNetTrainer, "joint_policy", name="nnUNetTrainerAutoAug"
+)
+nnUNetTrainerAutoAugAdversarial = with_autoaug(nnUNetTrainer, "adversarial")  # noqa: N816
 nnUNetTrainerAutoAugRandom = with_autoaug(nnUNetTrainer, "random")  # noqa: N816
 nnUNetTrainerAutoAugNone = with_autoaug(nnUNetTrainer, "none")  # noqa: N816
 
 TRAINERS: dict[str, type[nnUNetTrainer]] = {
-    c.__name__: c for c in (nnUNetTrainerAutoAugAdversarial, nnUNetTrainerAutoAugRandom, nnUNetTrainerAutoAugNone)
+    c.__name__: c
+    for c in (
+        nnUNetTrainerAutoAug,
+        nnUNetTrainerAutoAugAdversarial,
+        nnUNetTrainerAutoAugRandom,
+        nnUNetTrainerAutoAugNone,
+    )
 }

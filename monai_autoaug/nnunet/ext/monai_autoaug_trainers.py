@@ -9,9 +9,15 @@ is used nowhere else, and the classes live in the package.
 from __future__ import annotations
 
 from monai_autoaug.nnunet.trainers import (
+    nnUNetTrainerAutoAug,
     nnUNetTrainerAutoAugAdversarial,
     nnUNetTrainerAutoAugNone,
     nnUNetTrainerAutoAugRandom,
 )
 
-__all__ = ["nnUNetTrainerAutoAugAdversarial", "nnUNetTrainerAutoAugNone", "nnUNetTrainerAutoAugRandom"]
+__all__ = [
+    "nnUNetTrainerAutoAug",
+    "nnUNetTrainerAutoAugAdversarial",
+    "nnUNetTrainerAutoAugNone",
+    "nnUNetTrainerAutoAugRandom",
+]

@@ -1,0 +1,336 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Learned test-time views inside nnU-Net's network: plain commands predict their average, and nothing else changes."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+import sys
+from collections.abc import Callable
+from copy import deepcopy
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from nnunetv2.inference import predict_from_raw_data as predicting
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
+from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
+from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
+from test_joint_trainer import joint
+from torch import Tensor, nn
+
+from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.nnunet import launcher, test_time
+from monai_autoaug.nnunet.diagnosis import doctor
+from monai_autoaug.nnunet.export import export_plain
+from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAug as Joint
+from monai_autoaug.nnunet.trainers import with_autoaug
+from monai_autoaug.policies import TestTimePolicy
+
+SHAPE = (8, 12, 12)
+
+
+def views(*favourites: str, z: int = 3) -> TestTimePolicy:
+    """The most probable views are these, in this order."""
+    policy = TestTimePolicy.preset("uniform", level="patch", patch_size=SHAPE, z=z)
+    names = [o.name for o in policy.operations]
+    with torch.no_grad():
+        for place, name in enumerate(favourites):
+            policy.logits[names.index(name)] = 3.0 - 0.5 * place
+    return policy
+
+
+def network() -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Conv3d(1, 4, 3, padding=1), nn.LeakyReLU(), nn.Conv3d(4, 3, 3, padding=1)).eval()
+
+
+FLIPS = ("flip_h", "identity", "gamma_1.3")
+
+
+def by_hand(net: nn.Module, image: Tensor, weights: Tensor) -> Tensor:
+    """The average over FLIPS, written out."""
+    policy = views(*FLIPS)
+    gamma = next(o for o in policy.operations if o.name == "gamma_1.3")
+    parts = [net(image.flip(3)).flip(3), net(image), net(policy.view(gamma, image))]
+    return sum(w * p for w, p in zip(weights, parts, strict=True)) / weights.sum()  # type: ignore[return-value]
+
+
+def test_the_average_is_that_of_views_of_the_plain_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, net, image = network(), test_time.attach(network()), torch.randn(2, 1, *SHAPE)
+    test_time.learn(net, views(*FLIPS))
+    weights = torch.tensor([3.0, 2.5, 2.0]).softmax(0)
+    with torch.inference_mode():
+        torch.testing.assert_close(net(image), by_hand(plain, image, weights))
+        for value, count in (("1", 1), ("2", 2), ("3", 3)):
+            monkeypatch.setenv("MONAI_AUTOAUG_TEA", value)
+            only = torch.where(torch.arange(3) < count, weights, 0)
+            torch.testing.assert_close(net(image), by_hand(plain, image, only))
+        monkeypatch.setenv("MONAI_AUTOAUG_TEA", "0")
+        assert torch.equal(net(image), plain(image))
+        monkeypatch.delenv("MONAI_AUTOAUG_TEA")
+        net.train()
+        assert torch.equal(net(image), plain(image))
+        net.eval()
+        with test_time.activated(net):
+            pass
+        assert not torch.equal(net(image), plain(image))
+        test_time.views_of(net).active = False
+        test_time.learn(net, views(*FLIPS))
+        assert torch.equal(net(image), plain(image))
+        with test_time.activated(net):
+            assert not torch.equal(net(image), plain(image))
+        assert "forward" not in net.__dict__  # nothing is in between while it trains
+
+
+@pytest.mark.parametrize("value", ["-1", "many", "85", "1.5"])
+def test_the_variable_is_checked(value: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MONAI_AUTOAUG_TEA", value)
+    net = test_time.attach(network())
+    with pytest.raises(ConfigError, match=r"MONAI_AUTOAUG_TEA must be 0 \(no views\) or a number of views up to 80"):
+        test_time.learn(net, views(*FLIPS))
+    found = {d.check: d for d in doctor()}["MONAI_AUTOAUG_TEA"]
+    assert found.severity == ("ok" if value == "85" else "error")  # how many views there are, a checkpoint knows
+
+
+def test_deep_supervision_is_left_alone() -> None:
+    class Supervised(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.decoder = network(), nn.Module()
+            self.decoder.deep_supervision = True  # type: ignore[assignment]
+
+        def forward(self, x: Tensor) -> Any:
+            return [self.net(x), self.net(x)] if self.decoder.deep_supervision else self.net(x)
+
+    net, image = test_time.attach(Supervised().eval()), torch.randn(1, 1, *SHAPE)
+    test_time.learn(net, views(*FLIPS))
+    assert isinstance(net(image), list)
+    net.decoder.deep_supervision = False  # type: ignore[union-attr,assignment]
+    torch.testing.assert_close(net(image), by_hand(network(), image, torch.tensor([3.0, 2.5, 2.0]).softmax(0)))
+
+
+def test_a_state_has_one_more_key_and_brings_the_views_along() -> None:
+    image = torch.randn(1, 1, *SHAPE)
+    net = test_time.attach(test_time.attach(network()))  # twice is once
+    assert net.state_dict().keys() == network().state_dict().keys()
+    test_time.learn(net, views(*FLIPS, z=2), still=0)
+    state = net.state_dict()
+    assert [name for name in state if name not in network().state_dict()] == ["autoaug.test_time"]
+    assert all(isinstance(t, Tensor) for t in state.values())
+    other = test_time.attach(network())
+    other.load_state_dict(state)
+    assert "autoaug.test_time" in state  # loading leaves it where it was, for the next case
+    kept = test_time.views_of(other).policy
+    assert kept is not None
+    assert torch.equal(kept.logits, views(*FLIPS).logits)
+    assert kept.z == 2
+    assert torch.equal(other(image), net(image))
+    other.load_state_dict(network().state_dict())  # a fold without views
+    assert torch.equal(other(image), network()(image))
+    copied = copy.deepcopy(net)
+    test_time.learn(net, None)
+    assert not torch.equal(copied(image), net(image))
+    torch.testing.assert_close(copied(image), other.load_state_dict(state) and other(image))
+    spoiled = dict(state) | {"autoaug.test_time": state["autoaug.test_time"][:-5]}
+    with pytest.raises(CheckpointError, match="test-time views of this network"):
+        other.load_state_dict(spoiled)
+
+
+def test_probabilities_are_handed_over_as_logits() -> None:
+    image = torch.randn(1, 1, *SHAPE)
+    for regions in (False, True):
+        policy = TestTimePolicy.preset("nnunet", level="patch", average="probabilities", regions=regions)
+        net = test_time.attach(network())
+        test_time.learn(net, policy)
+        logits = net(image)
+        p = logits.sigmoid() if regions else logits.softmax(1)
+        torch.testing.assert_close(p, policy.apply(network(), image), atol=1e-3, rtol=0)
+
+
+def test_compiled_networks_average_too() -> None:
+    image = torch.randn(1, 1, *SHAPE)
+    net = test_time.attach(network())
+    test_time.views_of(net).active = False
+    compiled = torch.compile(net, backend="eager")
+    torch.testing.assert_close(compiled(image), network()(image))
+    test_time.learn(net, views(*FLIPS))
+    torch.testing.assert_close(compiled(image), network()(image))
+    with test_time.activated(net):
+        expected = by_hand(network(), image, torch.tensor([3.0, 2.5, 2.0]).softmax(0))
+        torch.testing.assert_close(compiled(image), expected)
+    torch.testing.assert_close(compiled(image), network()(image))
+
+
+@pytest.fixture(scope="module")
+def trained(make_dataset: Callable[..., Any]) -> tuple[Any, Path]:
+    """Two folds whose views differ; the model folder."""
+    dataset = make_dataset(labels={"background": 0, "shell": 1, "core": 2})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        for fold in (0, 1):
+            trainer = joint(dataset, fold=fold, seed=fold, iterations_per_epoch=4)
+            trainer.run_training()
+    return dataset, Path(trainer.output_folder_base)
+
+
+def logits(folder: Path, image: Tensor, folds: tuple[int, ...] = (0,)) -> Tensor:
+    # its Gaussian is too small in a patch's corners for the half precision in which nnU-Net adds up
+    predictor = nnUNetPredictor(use_gaussian=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(folder), folds, "checkpoint_final.pth")
+    return predictor.predict_logits_from_preprocessed_data(image).float()
+
+
+def content(folder: Path, fold: int) -> dict[str, Any]:
+    loaded: dict[str, Any] = torch.load(folder / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False)
+    return loaded
+
+
+@pytest.fixture
+def found(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(predicting, "recursive_find_trainer_class_by_name", launcher.find_trainer)
+
+
+def hand_made(dataset: Any, folder: Path, image: Tensor, fold: int, z: int) -> Tensor:
+    """Views of the patch through plain nnU-Net's network, averaged here; image and patch have the same size."""
+    kept = content(folder, fold)
+    plans = deepcopy(dataset.plans) | {"continue_training": False}
+    plain = nnUNetTrainer(plans, "3d_fullres", 0, deepcopy(dataset.json), torch.device("cpu"))
+    plain.initialize()
+    plain.set_deep_supervision_enabled(False)
+    plain.network.load_state_dict(test_time.without_views(kept["network_weights"]))
+    plain.network.eval()
+    policy = TestTimePolicy.preset("nnunet", level="patch", patch_size=tuple(image.shape[1:]))
+    policy.load_state_dict(kept["autoaug"]["method"]["learners"]["test_time"]["module"])
+    operations, weights = policy.top(z)
+    total, seen = torch.zeros(1, 1, *image.shape[1:]), torch.zeros(1, 1, *image.shape[1:])
+    with torch.no_grad():
+        for operation, weight in zip(operations, weights, strict=True):
+            output = plain.network(policy.view(operation, image[None]))
+            back, covered = policy.revert(operation, output, tuple(image.shape[1:]))
+            total, seen = total + weight * back, seen + weight * covered
+        alone = plain.network(image[None])
+    return torch.where(seen < 1e-3, alone, total / seen)[0]  # where no view has seen anything
+
+
+def test_nnunets_predictor_averages_the_learned_views(
+    trained: tuple[Any, Path], found: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    dataset, folder = trained
+    patch = dataset.plans["configurations"]["3d_fullres"]["patch_size"]
+    image = torch.randn(1, *patch, generator=torch.Generator().manual_seed(0))
+    kept = content(folder, 0)
+    assert kept["inference_allowed_mirroring_axes"] is None
+    assert "autoaug.test_time" in kept["network_weights"]
+    close = {"atol": 3e-3, "rtol": 2e-3}  # nnU-Net adds up in half precision
+    together = logits(folder, image)
+    torch.testing.assert_close(together, hand_made(dataset, folder, image, 0, 8), **close)
+    monkeypatch.setenv("MONAI_AUTOAUG_TEA", "2")
+    two = logits(folder, image)
+    torch.testing.assert_close(two, hand_made(dataset, folder, image, 0, 2), **close)
+    assert (two - together).abs().max() > 1e-2
+    # folds with views of their own
+    monkeypatch.delenv("MONAI_AUTOAUG_TEA")
+    texts = [bytes(content(folder, fold)["network_weights"]["autoaug.test_time"].tolist()) for fold in (0, 1)]
+    assert texts[0] != texts[1]
+    expected = (hand_made(dataset, folder, image, 0, 8) + hand_made(dataset, folder, image, 1, 8)) / 2
+    torch.testing.assert_close(logits(folder, image, (0, 1)), expected, **close)
+    # without views it is the plain network, as it is exported
+    monkeypatch.setenv("MONAI_AUTOAUG_TEA", "0")
+    off = logits(folder, image)
+    exported = export_plain(folder, tmp_path)
+    assert "autoaug.test_time" not in content(exported, 0)["network_weights"]
+    monkeypatch.delenv("MONAI_AUTOAUG_TEA")
+    assert torch.equal(off, logits(exported, image))
+    assert (off - together).abs().max() > 1e-2
+
+
+def test_plain_commands_predict_with_views(
+    trained: tuple[Any, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dataset, _ = trained
+    monkeypatch.setenv("nnUNet_extTrainer", str(launcher.ext_path()))
+    source = dataset.raw / dataset.name / "imagesTr"
+    arguments = ["-i", str(source), "-d", str(dataset.number), "-c", "3d_fullres", "-f", "0", "-device", "cpu"]
+    arguments += ["-npp", "0", "-nps", "0", "--disable_progress_bar", "--save_probabilities"]
+    arguments += ["-tr", "nnUNetTrainerAutoAug"]
+    made = {}
+    for name, value in (("on", None), ("off", "0")):
+        if value is not None:
+            monkeypatch.setenv("MONAI_AUTOAUG_TEA", value)
+        with monkeypatch.context() as patch:
+            patch.setattr(sys, "argv", ["nnUNetv2_predict", *arguments, "-o", str(tmp_path / name)])
+            predicting.predict_entry_point()
+        made[name] = np.load(sorted((tmp_path / name).glob("*.npz"))[0])["probabilities"]
+    assert np.abs(made["on"] - made["off"]).max() > 1e-3
+
+
+def test_pretrained_weights_both_ways(trained: tuple[Any, Path], tiny: Any, tmp_path: Path) -> None:
+    dataset, folder = trained
+    ours = str(folder / "fold_0" / "checkpoint_final.pth")
+    plans = deepcopy(tiny.plans) | {"continue_training": False}
+    plain = nnUNetTrainer(plans, "3d_fullres", 0, deepcopy(tiny.json), torch.device("cpu"))
+    plain.initialize()
+    load_pretrained_weights(plain.network, ours)
+    plain.save_checkpoint(str(tmp_path / "plain.pth"))
+    again = joint(tiny, fold=4)
+    again.initialize()
+    load_pretrained_weights(again.network, str(tmp_path / "plain.pth"))
+    load_pretrained_weights(again.network, ours)
+    assert test_time.views_of(again.network).policy is None
+    launcher.load_pretrained_weights(again.network, ours)
+    assert "autoaug.test_time" not in again.network.state_dict()
+    shutil.rmtree(again.output_folder)
+
+
+def test_views_take_no_part_in_training(trained: tuple[Any, Path]) -> None:
+    """A resumed trainer has the views in its network, but trains and validates patches without them."""
+    dataset, folder = trained
+    trainer = joint(dataset, resume=True, seed=0, iterations_per_epoch=4)
+    trainer.load_checkpoint(str(folder / "fold_0" / "checkpoint_final.pth"))
+    assert test_time.views_of(trainer.network).policy is not None
+    assert "forward" not in trainer.network.__dict__
+    seen = []
+
+    def validation(self: Any, save_probabilities: bool = False) -> None:
+        seen.append("forward" in trainer.network.__dict__)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nnUNetTrainer, "perform_actual_validation", validation)
+        trainer.perform_actual_validation()
+    assert seen == [True]
+    assert "forward" not in trainer.network.__dict__
+
+
+def test_nothing_learned_is_nothing_kept(tiny: Any) -> None:
+    trainer = joint(tiny, fold=2, method_options={"warm_up": 1}, iterations_per_epoch=2)
+    trainer.fold = 0
+    trainer.initialize()
+    path = Path(trainer.output_folder) / "checkpoint_final.pth"
+    trainer.save_checkpoint(str(path))
+    assert "autoaug.test_time" not in torch.load(path, weights_only=False)["network_weights"]
+    shutil.rmtree(trainer.output_folder)
+
+
+def test_a_trainer_of_ones_own_keeps_its_network_and_gets_views() -> None:
+    class Base(nnUNetTrainer):
+        @staticmethod
+        def build_network_architecture(
+            plans_manager: Any,
+            configuration_manager: Any,
+            number: int,
+            heads: int,
+            enable_deep_supervision: bool = True,
+        ) -> nn.Module:
+            return network()
+
+    class Over(with_autoaug(nnUNetTrainer, "joint_policy")):  # type: ignore[misc]
+        build_network_architecture = staticmethod(Base.build_network_architecture)
+
+    for cls in (with_autoaug(Base, "joint_policy"), Over, Joint):
+        assert cls.build_network_architecture.attaches_views
+        built = cls.build_network_architecture(None, None, 1, 3) if cls is not Joint else test_time.attach(network())
+        assert test_time.views_of(built).policy is None
