@@ -23,7 +23,8 @@ from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.engines.batches import Converter, EngineBatches, Prepared
 from monai_autoaug.engines.checkpoints import AutoAugState
 from monai_autoaug.engines.losses import PerSampleLoss, hard_target, preferred_form
-from monai_autoaug.engines.streams import SideStreams, starting_at
+from monai_autoaug.engines.side_streams import SideStreams, check_meta_size
+from monai_autoaug.engines.streams import starting_at
 from monai_autoaug.engines.task import (
     AmpPrecision,
     EngineTask,
@@ -255,19 +256,9 @@ class AutoAugTrainer(SupervisedTrainer):
         return self.prepare_batch(data, self.state.device, self.non_blocking, **self.to_kwargs)
 
     def _next_side(self, stream: str) -> Batch:
-        """The next batch of another stream; views of meta-validation patches must keep their size.
-
-        Raises:
-            ConfigError: meta-validation patches are of another size than the method was told.
-        """
         batch = self.streams.next(stream)
-        size, told = tuple(batch.cropped().image.shape[2:]), self.task.patch_size
-        if stream == "meta" and size != told and (told is not None or len(set(size)) > 1):
-            raise ConfigError(
-                f"meta-validation patches are of {size} voxels, but training patches of {told}: make them alike"
-                if told is not None
-                else f"meta-validation patches are of {size} voxels, which quarter turns change: give patch_size={size}"
-            )
+        if stream == "meta":
+            check_meta_size(batch, self.task.patch_size)
         return batch
 
     def _register(self) -> None:

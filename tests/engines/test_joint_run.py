@@ -16,7 +16,7 @@ import torch
 from run_helpers import options, rows, stop_at, weights
 
 from monai_autoaug import policies
-from monai_autoaug.data import PatchBatches, write_phantom
+from monai_autoaug.data import PatchBatches, loader, write_phantom
 from monai_autoaug.engines import TrainOptions, predict, resume, train
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.errors import CheckpointError, ConfigError, DataError
@@ -112,6 +112,22 @@ def test_who_is_drawn_from(data: Path, tmp_path: Path, monkeypatch: pytest.Monke
         assert not seen["meta", epoch] & seen["train", epoch]
     assert len({frozenset(seen["meta", e]) for e in range(3)}) > 1
     assert not set().union(*seen.values()) & parts["validation"]
+
+
+def test_meta_patches_are_as_the_method_wants_them(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as it says, half of them about foreground, with the margin of training patches."""
+    made: dict[str, PatchBatches] = {}
+    monkeypatch.setattr("monai_autoaug.engines.fit.loader", lambda b, **o: made.update({b.stream: b}) or loader(b, **o))
+    given = {"patch_size": (8, 8, 8), "meta_cases": 2, "batch_size": 2}
+    for method, wanted in ((METHOD | {"meta_batch": 6}, 6), ({k: METHOD[k] for k in ("warm_up", "views")}, 8)):
+        train(options(data, tmp_path / str(wanted), **JOINT | given | {"method_options": method}))
+        train_stream, meta = made["train"], made["meta"]
+        assert (meta.batch_size, meta.foreground, len(meta.items)) == (wanted, 0.5, 2)
+        assert meta.margin == train_stream.margin == (1, 1, 1)
+        assert meta.patch_size == train_stream.patch_size
+        assert [meta._forced(0, slot) for slot in range(wanted)] == [False] * (wanted // 2) + [True] * (wanted // 2)
 
 
 def test_other_parts_stay_whatever_is_set_apart(data: Path, tmp_path: Path, run: Run) -> None:

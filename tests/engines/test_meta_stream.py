@@ -18,7 +18,7 @@ from torch.utils.data import DistributedSampler
 from monai_autoaug.data import EpochCases, PatchBatches
 from monai_autoaug.data.loading import loader as patch_loader
 from monai_autoaug.engines import AutoAugTrainer, TrainingCheckpoint
-from monai_autoaug.engines.streams import SideStream
+from monai_autoaug.engines.side_streams import SideStream
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.joint_policy import JointPolicy
 from monai_autoaug.methods.none import NoAugmentation

@@ -16,7 +16,8 @@ from torch.utils.data import DistributedSampler, TensorDataset, WeightedRandomSa
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.data.loading import loader as patch_loader
 from monai_autoaug.data.patches import PatchBatches
-from monai_autoaug.engines.streams import SideStream, second_loader, starting_at
+from monai_autoaug.engines.side_streams import SideStream
+from monai_autoaug.engines.streams import second_loader, starting_at
 from monai_autoaug.errors import DataError
 
 
