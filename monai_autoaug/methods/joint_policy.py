@@ -25,7 +25,16 @@ from monai_autoaug.methods.means import Means
 from monai_autoaug.methods.meta_losses import MetaLoss, meta_loss, view_losses
 from monai_autoaug.methods.policy_schedule import PolicySchedule
 from monai_autoaug.optim import LazyAdam, look_ahead, next_parameters, per_sample_hypergradient
-from monai_autoaug.policies import Pool, Sampled, TestTimePolicy, TrainingPolicy, augment, class_at_centre, policy_index
+from monai_autoaug.policies import (
+    Laterality,
+    Pool,
+    Sampled,
+    TestTimePolicy,
+    TrainingPolicy,
+    augment,
+    class_at_centre,
+    policy_index,
+)
 from monai_autoaug.policies.evidence import Evidence
 from monai_autoaug.policies.updates import training_gradient, view_gradient
 from monai_autoaug.policies.viewing import predict_views, view_batch
@@ -47,7 +56,8 @@ class JointPolicy(Method):
             paper; "labels": one for each label; "all": one for all patches.
         extra: cascades beyond the paper's that are switched on: "elastic", "bias_field", "gibbs", "channel_scale".
         without: cascades or operations that are left out.
-        laterality: pairs of labels that are each other's mirror image, such as [[1, 2]].
+        laterality: pairs of labels that are each other's mirror image, such as [[1, 2]]; a host that knows which axis
+            runs between left and right gives it with them.
         floor: smallest probability of an operation, so that none is lost for good.
         policy: a training policy of one's own, in place of the options so far.
         learn_training: whether the training policy learns; False keeps its start.
@@ -87,7 +97,7 @@ class JointPolicy(Method):
         classes: Classes = "foreground",
         extra: Sequence[str] = (),
         without: Sequence[str] = (),
-        laterality: Sequence[Sequence[int]] | None = None,
+        laterality: Laterality | Sequence[Sequence[int]] | None = None,
         floor: float = 0.0,
         policy: TrainingPolicy | None = None,
         learn_training: bool = True,
@@ -147,7 +157,7 @@ class JointPolicy(Method):
             raise ConfigError(f"classes must be one of foreground, labels, all, got {classes!r}")
         return known[classes]
 
-    def _views(self, preset: str, laterality: Sequence[Sequence[int]] | None) -> TestTimePolicy:
+    def _views(self, preset: str, laterality: Laterality | Sequence[Sequence[int]] | None) -> TestTimePolicy:
         """Views that keep a patch's size: others can't be learned from patches."""
         task = self.task
         policy = TestTimePolicy.preset(

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import random
 from collections.abc import Iterator
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -24,8 +25,10 @@ from monai_autoaug.nnunet import ranks
 from monai_autoaug.nnunet.course import course
 from monai_autoaug.nnunet.losses import soft_losses
 from monai_autoaug.nnunet.options import Options
+from monai_autoaug.nnunet.orientation import laterality_of
 from monai_autoaug.nnunet.patches import PatchLayout, label_names
 from monai_autoaug.nnunet.task import TrainingTask
+from monai_autoaug.policies import Laterality, lateral_pairs
 from monai_autoaug.precision import Precision, rank, world_size
 
 if TYPE_CHECKING:
@@ -47,6 +50,7 @@ class BuildingMixin(_Host):
     run_seed: int
     _course: dict[str, Any]
     _prepare_views: Any
+    _laterality: tuple[Laterality | None] | None = None
     is_ddp: bool
     network: torch.nn.Module
 
@@ -88,6 +92,7 @@ class BuildingMixin(_Host):
                     " SyncBatchNorm has no CPU form and no auxiliary groups"
                 )
         self._build_method()
+        self._warn_of_sides()
         self._prepare_views()
 
     def _check_features(self) -> None:
@@ -108,7 +113,27 @@ class BuildingMixin(_Host):
         given = {**self.autoaug.method_options, "seed": self.run_seed}
         if "image_channels" in methods.options(self.autoaug.method):
             given["image_channels"] = self._image_channels()
+        if given.get("laterality"):
+            if self._laterality is None:
+                folder, plans = Path(self.preprocessed_dataset_folder), self.plans_manager
+                dims = len(self.configuration_manager.patch_size)
+                self._laterality = (laterality_of(given["laterality"], folder, plans.transpose_forward, dims),)
+            (given["laterality"],) = self._laterality
         return given
+
+    def _warn_of_sides(self) -> None:
+        """Say that labels look lateral, where mirroring may teach the network to confuse them."""
+        known = methods.options(self.autoaug.method)
+        if "laterality" not in known or self.autoaug.method_options.get("laterality"):
+            return
+        values = {name: value for name, value in self.dataset_json["labels"].items() if isinstance(value, int)}
+        pairs = lateral_pairs(values)
+        if pairs:
+            listed = ", ".join(str(list(pair)) for pair in pairs)
+            self.print_to_log_file(
+                f"WARNING: the labels {listed} look like left and right of one structure, and mirroring exchanges them;"
+                f" set method_options: {{laterality: [{listed}]}}"
+            )
 
     def _build_method(self) -> None:
         dtype = self.autoaug.precision or ("float16" if self.device.type == "cuda" else "float32")

@@ -133,15 +133,63 @@ dist.destroy_process_group()
 """
 
 
+JOINT = """
+import json, sys
+from pathlib import Path
+import torch, torch.distributed as dist
+from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAug
+
+dist.init_process_group("gloo")
+rank = dist.get_rank()
+
+
+def everywhere(value):
+    both = [None, None]
+    dist.all_gather_object(both, value)
+    return both
+
+
+plans, dataset_json, output = json.loads(Path(sys.argv[1]).read_text())
+options = {"warm_up": 0, "update_every": 1, "pool": 2, "views": 2, "meta_batch": 2}
+plans["configurations"]["3d_fullres"]["autoaug"] |= {
+    "batch_size": 4, "epochs": 2, "iterations_per_epoch": 3, "method_options": options, "meta_split": "resampled",
+}
+plans["continue_training"] = False
+trainer = nnUNetTrainerAutoAug(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
+trainer.initialize()
+start = {n: p.logits.detach().clone() for n, p in trainer.method.policies().items()}
+served, draw = [], trainer.layout.batch
+object.__setattr__(trainer.layout, "batch", lambda raw, device: served.append(raw["data"].sum()) or draw(raw, device))
+trainer.run_training()
+for epoch in range(2):
+    a, b = everywhere(trainer._split.meta(epoch))
+    assert a == b
+a, b = everywhere([float(s) for s in served])
+assert len(a) == len(b) == 12  # training and meta-validation
+assert a != b  # each rank draws patches of its own
+for name, policy in trainer.method.policies().items():
+    a, b = everywhere(policy.logits.detach())
+    assert torch.equal(a, b), name
+    assert not torch.equal(a, start[name]), name
+a, b = everywhere({n: t for n, t in trainer.task.network.state_dict().items()})
+assert a.keys() == b.keys() and all(torch.equal(a[n], b[n]) for n in a)
+assert "autoaug.test_time" in a
+dist.barrier()
+Path(output, f"rank_{rank}").write_text("passed")
+dist.destroy_process_group()
+"""
+
+
 def free_port() -> str:
     with socket.socket() as s:
         s.bind(("localhost", 0))
         return str(s.getsockname()[1])
 
 
-def test_two_ranks(tiny: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("content", [SCRIPT, JOINT], ids=["adversarial", "joint_policy"])
+def test_two_ranks(tiny: Any, tmp_path: Path, content: str) -> None:
     script, given = tmp_path / "ranks.py", tmp_path / "given.json"
-    script.write_text(SCRIPT)
+    script.write_text(content)
     given.write_text(json.dumps([tiny.plans, tiny.json, str(tmp_path)]))
     environment = os.environ | {
         "MASTER_ADDR": "localhost", "MASTER_PORT": free_port(), "WORLD_SIZE": "2", "nnUNet_n_proc_DA": "0",
