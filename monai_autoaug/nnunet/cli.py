@@ -49,7 +49,8 @@ def doctor(context: click.Context) -> None:
 def train(arguments: tuple[str, ...]) -> None:
     """nnUNetv2_train with the trainers of this package; the arguments are nnU-Net's (-h shows them).
 
-    -tr defaults to nnUNetTrainerAutoAugAdversarial; -num_gpus 2 -device cpu trains on two CPU ranks.
+    -tr defaults to nnUNetTrainerAutoAugAdversarial; nnUNetTrainerAutoAug learns which operations to augment each class
+    with, and which views to average at test time. -num_gpus 2 -device cpu trains on two CPU ranks.
     """
     from monai_autoaug.nnunet.launcher import to_continue
     from monai_autoaug.nnunet.launcher import train as run
@@ -61,7 +62,10 @@ def train(arguments: tuple[str, ...]) -> None:
 @nnunet_commands.command("predict", context_settings=_PASS_ON)
 @click.argument("arguments", nargs=-1, type=click.UNPROCESSED)
 def predict(arguments: tuple[str, ...]) -> None:
-    """nnUNetv2_predict with the trainers of this package; the arguments are nnU-Net's (-h shows them)."""
+    """nnUNetv2_predict with the trainers of this package; the arguments are nnU-Net's (-h shows them).
+
+    Of a model of nnUNetTrainerAutoAug the learned views are averaged; with --tea volume those of whole volumes.
+    """
     from monai_autoaug.nnunet.launcher import predict as run
 
     run(arguments)

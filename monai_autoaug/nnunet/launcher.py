@@ -86,6 +86,14 @@ def _replaced(module: Any, **values: Any) -> Iterator[None]:
             setattr(module, name, value)
 
 
+def _add_tea(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--tea", choices=("patch", "volume"), default="patch",
+        help="Learned test-time views are of patches, inside the network, or as in the paper of the whole volume, which"
+        " takes more memory. Default: patch. How many: the environment variable MONAI_AUTOAUG_TEA, 0 for none.",
+    )  # fmt: skip
+
+
 @contextmanager
 def _as_command(name: str, arguments: Sequence[str]) -> Iterator[None]:
     """Let an entry point of nnU-Net see these arguments, with our default trainer, which its help names too."""
@@ -95,6 +103,8 @@ def _as_command(name: str, arguments: Sequence[str]) -> Iterator[None]:
         if "-tr" in flags:
             text = str(given.get("help", "")).split("Default:")[0].strip()
             given |= {"default": DEFAULT_TRAINER, "required": False, "help": f"{text} Default: {DEFAULT_TRAINER}"}
+            if name == "predict":
+                _add_tea(parser)
         return plain(parser, *flags, **given)
 
     with (
@@ -150,13 +160,23 @@ def predict(arguments: Sequence[str]) -> None:
     """Run ``nnUNetv2_predict`` with these arguments.
 
     Args:
-        arguments: as for ``nnUNetv2_predict``; ``-tr`` defaults to nnUNetTrainerAutoAugAdversarial.
+        arguments: as for ``nnUNetv2_predict``; ``-tr`` defaults to nnUNetTrainerAutoAugAdversarial, and
+            ``--tea volume`` averages views of whole volumes, not of patches.
     """
     from nnunetv2.inference import predict_from_raw_data as host
 
+    from monai_autoaug.nnunet.volume_views import VolumePredictor
+
+    parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    _add_tea(parser)
+    volume = parser.parse_known_args(arguments)[0].tea == "volume"
     _name_ext_path()
     with (
-        _replaced(host, recursive_find_trainer_class_by_name=find_trainer),
+        _replaced(
+            host,
+            recursive_find_trainer_class_by_name=find_trainer,
+            nnUNetPredictor=VolumePredictor if volume else host.nnUNetPredictor,
+        ),
         _as_command("predict", arguments),
     ):
         host.predict_entry_point()

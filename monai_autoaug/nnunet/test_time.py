@@ -26,8 +26,8 @@ from monai_autoaug.policies import TestTimePolicy
 from monai_autoaug.policies.description import build_test_time, describe_test_time
 
 __all__ = [
-    "STATE", "VARIABLE", "Views", "activated", "attach", "attaching", "learn", "views_of", "views_wanted",
-    "without_views",
+    "STATE", "VARIABLE", "Views", "activated", "as_logits", "attach", "attaching", "learn", "views_of",
+    "views_wanted", "without_views",
 ]  # fmt: skip
 
 STATE = "autoaug.test_time"
@@ -109,10 +109,10 @@ def learn(network: nn.Module, policy: TestTimePolicy | None, still: int = 0) -> 
 
 
 @contextlib.contextmanager
-def activated(network: nn.Module) -> Iterator[None]:
-    """Within the block the network predicts with its views; outside it is as it was."""
+def activated(network: nn.Module, active: bool = True) -> Iterator[None]:
+    """Within the block the network predicts with its views (or without them); outside it is as it was."""
     views = views_of(network)
-    before, views.active = views.active, True
+    before, views.active = views.active, active
     _wire(network)
     try:
         yield
@@ -169,10 +169,14 @@ def _predict(network: nn.Module, image: Tensor) -> Any:
     supervised = getattr(getattr(network, "decoder", None), "deep_supervision", False)
     if policy is None or network.training or supervised or z == 0:
         return own(image)
-    averaged = policy.apply(own, image, z, still=views.still)
+    return as_logits(policy, policy.apply(own, image, z, still=views.still))
+
+
+def as_logits(policy: TestTimePolicy, averaged: Tensor) -> Tensor:
+    """What nnU-Net averages on, over windows and folds, of what a policy has averaged over its views."""
     if policy.average == "logits":
         return averaged
-    p = averaged.clamp(_TINY, 1 - _TINY)  # nnU-Net averages on: over windows, folds, and in half precision
+    p = averaged.clamp(_TINY, 1 - _TINY)
     return p.logit() if policy.regions else p.log()
 
 

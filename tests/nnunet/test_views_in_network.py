@@ -28,6 +28,7 @@ from monai_autoaug.nnunet.diagnosis import doctor
 from monai_autoaug.nnunet.export import export_plain
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAug as Joint
 from monai_autoaug.nnunet.trainers import with_autoaug
+from monai_autoaug.nnunet.volume_views import VolumePredictor
 from monai_autoaug.policies import TestTimePolicy
 
 SHAPE = (8, 12, 12)
@@ -266,6 +267,71 @@ def test_plain_commands_predict_with_views(
             predicting.predict_entry_point()
         made[name] = np.load(sorted((tmp_path / name).glob("*.npz"))[0])["probabilities"]
     assert np.abs(made["on"] - made["off"]).max() > 1e-3
+
+
+@pytest.fixture(scope="module")
+def flat(make_dataset: Callable[..., Any]) -> tuple[Any, Path]:
+    """A 2D configuration; the model folder."""
+    dataset = make_dataset("2d", labels={"background": 0, "shell": 1, "core": 2}, shape=(5, 24, 20))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("nnUNet_n_proc_DA", "0")
+        trainer = joint(dataset, "2d", iterations_per_epoch=3)
+        trainer.run_training()
+    return dataset, Path(trainer.output_folder_base)
+
+
+@pytest.mark.parametrize("dims", [2, 3])
+def test_views_of_whole_volumes(
+    dims: int, trained: tuple[Any, Path], found: None, monkeypatch: pytest.MonkeyPatch, request: Any
+) -> None:
+    """Each view of the volume goes through nnU-Net's sliding window; slices of a 2D configuration turn in-plane."""
+    folder = (request.getfixturevalue("flat") if dims == 2 else trained)[1]
+    image = torch.randn(1, 6, 30, 33, generator=torch.Generator().manual_seed(0))
+    predictor = VolumePredictor(use_gaussian=False, device=torch.device("cpu"), allow_tqdm=False)
+    predictor.initialize_from_trained_model_folder(str(folder), (0,), "checkpoint_final.pth")
+    kept = test_time.views_of(predictor.network)
+    plane = "hw" if dims == 3 else "dh"  # of the last two axes, by the names of the first ones
+    favourites = (f"flip_{plane[1]}", f"rotate_{plane}_+90", "identity", f"rotate_{plane}_+15")
+    policy = TestTimePolicy.preset("uniform", level="patch", spatial_dims=dims, z=4)
+    names = [o.name for o in policy.operations]
+    with torch.no_grad():
+        for name in favourites:
+            policy.logits[names.index(name)] = 2.0
+    test_time.learn(predictor.network, policy)
+    monkeypatch.setenv("MONAI_AUTOAUG_TEA", "0")
+    window = predictor.predict_sliding_window_return_logits
+    off = window(image).float()
+    parts = [off, window(image.flip(3)).flip(3), window(image.rot90(1, (2, 3))).rot90(-1, (2, 3))]
+    monkeypatch.setenv("MONAI_AUTOAUG_TEA", "3")
+    expected = sum(p.float() for p in parts) / 3
+    # equally probable views come in the order of the catalogue, small rotations first
+    with torch.no_grad():
+        policy.logits[names.index(favourites[-1])] = 1.9
+    test_time.learn(predictor.network, policy)
+    averaged = window(image)
+    torch.testing.assert_close(averaged.float(), expected, atol=3e-3, rtol=2e-3)
+    assert averaged.shape == off.shape == (3, 6, 30, 33)
+    monkeypatch.delenv("MONAI_AUTOAUG_TEA")
+    assert (window(image) - averaged).abs().max() > 1e-3
+    assert kept.active  # as before
+    test_time.learn(predictor.network, None)
+    with pytest.raises(ConfigError, match="holds no learned views"):
+        window(image)
+
+
+def test_the_launcher_views_volumes(trained: tuple[Any, Path], tmp_path: Path) -> None:
+    dataset, _ = trained
+    source = dataset.raw / dataset.name / "imagesTr"
+    arguments = ["-i", str(source), "-d", str(dataset.number), "-c", "3d_fullres", "-f", "0", "1", "-device", "cpu"]
+    arguments += ["-npp", "0", "-nps", "0", "--disable_progress_bar", "--save_probabilities"]
+    arguments += ["-tr", "nnUNetTrainerAutoAug"]
+    made = {}
+    for level in ("patch", "volume"):
+        launcher.predict([*arguments, "-o", str(tmp_path / level), "--tea", level])
+        made[level] = np.load(sorted((tmp_path / level).glob("*.npz"))[0])["probabilities"]
+    assert made["patch"].shape == made["volume"].shape
+    assert np.isfinite(made["volume"]).all()
+    assert predicting.nnUNetPredictor is nnUNetPredictor
 
 
 def test_pretrained_weights_both_ways(trained: tuple[Any, Path], tiny: Any, tmp_path: Path) -> None:
