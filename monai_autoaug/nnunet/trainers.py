@@ -6,6 +6,7 @@ Plain nnU-Net finds these classes through the folder that ``monai-autoaug nnunet
 
     export nnUNet_extTrainer=$(monai-autoaug nnunet path)
     nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerAutoAugAdversarial
+    nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerAutoAug  # policies; nnUNetv2_predict averages the learned views
 
 A trainer of one's own, in a folder of one's own that is named in ``nnUNet_extTrainer`` too::
 

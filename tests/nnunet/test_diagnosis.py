@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 from pathlib import Path
@@ -104,6 +105,17 @@ def test_the_doctor_fails_where_plain_nnunet_finds_no_trainer(monkeypatch: pytes
         assert "Could not find requested nnunet trainer" in errors[0].found
         assert "with monai-autoaug nnunet" in errors[0].remedy
         assert CliRunner().invoke(nnunet_commands, ["doctor"]).exit_code == 1
+
+
+@pytest.mark.parametrize(("name", "ours"), [("nnUNetTrainerAutoAug", True), ("nnUNetTrainerAutoAugmented", False)])
+def test_the_doctor_finds_copies_of_our_trainers(
+    name: str, ours: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """nnU-Net would take them instead of ours; others of a similar name are none of our business."""
+    (tmp_path / "copied.py").write_text(f"class {name}(nnUNetTrainer):\n    pass\n")
+    monkeypatch.setattr(importlib.import_module("nnunetv2.training.nnUNetTrainer"), "__path__", [str(tmp_path)])
+    found = {d.check: d for d in doctor()}["copies of our trainers in nnunetv2"]
+    assert (found.severity == "error") == ours
 
 
 WRONG = [

@@ -4,7 +4,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import sys
 from collections.abc import Callable
 from copy import deepcopy
 from pathlib import Path
@@ -13,16 +15,19 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from nnunetv2.run import run_training as training
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.network_architecture.nnUNetTrainerNoDeepSupervision import (
     nnUNetTrainerNoDeepSupervision,
 )
 from test_configurations import LABELS, steps, validate
 from test_resume import final, same, stop_after
+from torch._dynamo import OptimizedModule
 
 from monai_autoaug import policies
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.methods.joint_policy import JointPolicy
+from monai_autoaug.nnunet import launcher, test_time
 from monai_autoaug.nnunet.layers import read_options
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.nnunet.split import MetaSplit, TrainingCases, meta_split
@@ -288,6 +293,29 @@ def test_over_another_trainer_and_over_nnunets_augmentation(tiny: Any) -> None:
     assert trainer.method.updates == 2
 
 
+def test_compiled_training_is_the_same(
+    tiny: Any, monkeypatch: pytest.MonkeyPatch, forked_pools: Callable[..., Any]
+) -> None:
+    """As on a GPU: training steps compiled, probes and views not."""
+
+    def weights(seen: type) -> dict[str, Any]:
+        trainer = joint(tiny, fold=2, iterations_per_epoch=3)
+        trainer.fold = 0
+        trainer.run_training()
+        assert type(trainer.network) is seen or seen is torch.nn.Module
+        with forked_pools():
+            trainer.perform_actual_validation()
+        return final(tiny, trainer)
+
+    plain = weights(torch.nn.Module)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    monkeypatch.setattr(nnUNetTrainer, "_do_i_compile", lambda self: True)
+    torch.compiler.reset()
+    compiled = weights(OptimizedModule)
+    same(compiled["network_weights"], plain["network_weights"])
+    same(compiled["autoaug"]["method"]["learners"], plain["autoaug"]["method"]["learners"])
+
+
 def test_2d(make_dataset: Callable[..., Any], forked_pools: Callable[..., Any]) -> None:
     dataset = make_dataset("2d", labels=LABELS, channels=2, spacing=(3.0, 1.0, 1.5))
     trainer = joint(dataset, "2d", margin=2, batch_size=4, iterations_per_epoch=2)
@@ -331,8 +359,32 @@ def test_a_cascades_second_stage(make_dataset: Callable[..., Any], forked_pools:
     validate(trainer, forked_pools)
 
 
-def test_the_trainer_is_found_by_name() -> None:
-    from monai_autoaug.nnunet import launcher
+def test_the_commands_train_validate_and_continue(
+    make_dataset: Callable[..., Any], forked_pools: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The launcher, then nnUNetv2_train itself with --val and --c, which finds the trainer in the one-file folder."""
 
+    def edit(plans: dict[str, Any]) -> None:
+        plans["configurations"]["3d_fullres"]["autoaug"] |= {"method_options": QUICK}
+
+    dataset = make_dataset(labels=LABELS, edit=edit)
+    arguments = [str(dataset.number), "3d_fullres", "0", "-tr", "nnUNetTrainerAutoAug", "-device", "cpu"]
     assert launcher.find_trainer("nnUNetTrainerAutoAug") is Joint
-    assert issubclass(Joint, nnUNetTrainer)
+    with forked_pools():
+        launcher.train(arguments)
+    fold = dataset.results / dataset.name / "nnUNetTrainerAutoAug__nnUNetPlans__3d_fullres" / "fold_0"
+    assert {p.name for p in fold.iterdir()} >= {"checkpoint_final.pth", "policy.json", "autoaug.jsonl"}
+    summary = fold / "validation" / "summary.json"
+    first = json.loads(summary.read_text())["foreground_mean"]
+    kept = torch.load(fold / "checkpoint_final.pth", weights_only=False)["network_weights"]
+    assert test_time.STATE in kept
+    monkeypatch.setenv("nnUNet_extTrainer", str(launcher.ext_path()))
+    for flag, views in (("--val", None), ("--c", None), ("--val", "0")):
+        summary.unlink()
+        if views is not None:
+            monkeypatch.setenv("MONAI_AUTOAUG_TEA", views)
+        with monkeypatch.context() as patch, forked_pools():
+            patch.setattr(sys, "argv", ["nnUNetv2_train", *arguments, flag])
+            training.run_training_entry()
+        again = json.loads(summary.read_text())["foreground_mean"]
+        assert (again == first) == (views is None)  # validation averages the views, as prediction does
