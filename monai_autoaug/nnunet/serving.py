@@ -111,8 +111,9 @@ class ServingMixin(_Host):
     def on_train_epoch_start(self) -> None:
         """Meta-validation cases are drawn anew if so wished; the training stream knows its batches' cases itself."""
         super().on_train_epoch_start()
-        if self._split is not None and self._split.resampled:
-            self._serve_meta(self._split)
+        split = self._split
+        if split is not None and list(split.meta(self.current_epoch)) != self._meta_loader.loader.indices:
+            self._serve_meta(split)
 
     def _stream(
         self,
