@@ -213,7 +213,6 @@ class EngineTask(Task):
             call=self._call, **options,
         )  # fmt: skip
         self.loss_function = loss_function
-        self.sigmoid = self.regions or has_sigmoid(loss_function)
         self.inferer = SimpleInferer() if inferer is None else inferer
         self.runs = network if runs is None else runs
         self.args: tuple[Any, ...] = ()
@@ -228,9 +227,10 @@ class EngineTask(Task):
         # DynUNet stacks its levels: (B, levels, K, ...)
         return super().logits(first[:, 0] if first.ndim == self.spatial_dims + 3 else first)
 
-    def activate(self, logits: Tensor) -> Tensor:
-        """Probabilities as the host's loss has them."""
-        return logits.sigmoid() if self.sigmoid else logits.softmax(dim=1)
+    @property
+    def sigmoid(self) -> bool:
+        """As the host's loss has it, also where channels are classes."""
+        return self.regions or has_sigmoid(self.loss_function)
 
     def loss(self, output: Any, batch: Batch) -> Tensor:
         """The host's own loss of an unaugmented batch, on its own target, as a MONAI trainer takes it."""

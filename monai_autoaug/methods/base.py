@@ -155,9 +155,14 @@ class Task:
         first: Tensor = output[0] if isinstance(output, list | tuple) else output
         return first if first.dtype == torch.float64 else first.float()
 
+    @property
+    def sigmoid(self) -> bool:
+        """Whether logits go through a sigmoid each, rather than a softmax."""
+        return self.regions
+
     def activate(self, logits: Tensor) -> Tensor:
-        """Class (softmax) or region (sigmoid) probabilities of logits (B, K, D, H, W)."""
-        return logits.sigmoid() if self.regions else logits.softmax(dim=1)
+        """Class or region probabilities of logits (B, K, D, H, W)."""
+        return logits.sigmoid() if self.sigmoid else logits.softmax(dim=1)
 
     def probabilities(self, output: Any) -> Tensor:
         """Class or region probabilities at full resolution, at least float32."""

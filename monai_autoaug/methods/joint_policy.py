@@ -13,18 +13,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.methods.base import Batches, Method, Player, Task
 from monai_autoaug.methods.means import Means
-from monai_autoaug.methods.meta_losses import MetaLoss, meta_loss, view_losses
+from monai_autoaug.methods.meta_gradient import meta_gradient, predict
+from monai_autoaug.methods.meta_losses import MetaLoss, check_meta_loss, view_losses
 from monai_autoaug.methods.policy_schedule import PolicySchedule
 from monai_autoaug.optim import LazyAdam, look_ahead, next_parameters, per_sample_hypergradient
+from monai_autoaug.optim.hypergradient import MODES
 from monai_autoaug.policies import (
     Laterality,
     Pool,
@@ -33,8 +36,9 @@ from monai_autoaug.policies import (
     TrainingPolicy,
     augment,
     class_at_centre,
-    policy_index,
+    load,
 )
+from monai_autoaug.policies.classes import patch_classes
 from monai_autoaug.policies.evidence import Evidence
 from monai_autoaug.policies.updates import training_gradient, view_gradient
 from monai_autoaug.policies.viewing import predict_views, view_batch
@@ -59,7 +63,8 @@ class JointPolicy(Method):
         laterality: pairs of labels that are each other's mirror image, such as [[1, 2]]; a host that knows which axis
             runs between left and right gives it with them.
         floor: smallest probability of an operation, so that none is lost for good.
-        policy: a training policy of one's own, in place of the options so far.
+        policy: a training policy of one's own, or the file of one, in place of the options so far.
+        class_of: the class of a patch is that of its "centre", or what it was "sampled" for.
         learn_training: whether the training policy learns; False keeps its start.
         test_time: whether there is a test-time policy.
         test_time_preset: where it starts; None: as ``preset``.
@@ -98,8 +103,9 @@ class JointPolicy(Method):
         extra: Sequence[str] = (),
         without: Sequence[str] = (),
         laterality: Laterality | Sequence[Sequence[int]] | None = None,
-        floor: float = 0.0,
-        policy: TrainingPolicy | None = None,
+        floor: float = 0.005,
+        policy: TrainingPolicy | str | Path | None = None,
+        class_of: Literal["centre", "sampled"] = "centre",
         learn_training: bool = True,
         test_time: bool = True,
         test_time_preset: str | None = None,
@@ -118,22 +124,35 @@ class JointPolicy(Method):
     ) -> None:
         super().__init__(task, seed=seed)
         self._check(views=views, pool=pool, meta_batch=meta_batch)
+        check_meta_loss(meta_loss)
+        choices = {"class_of": (class_of, ("centre", "sampled")), "look_ahead": (look_ahead, ("real", "virtual")),
+                   "derivative": (derivative, tuple(MODES))}  # fmt: skip
+        for name, (value, known) in choices.items():
+            if value not in known:
+                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
         self.learn_training, self.joint, self.views = learn_training, joint, views
         self.meta_batch, self.meta_loss = meta_batch, meta_loss
         self.look_ahead, self.derivative = look_ahead, derivative
+        self.class_of = class_of
         if policy is None:
             policy = TrainingPolicy.preset(
                 preset, self._classes(classes), spatial_dims=task.spatial_dims, extra=extra, without=without,
                 laterality=laterality, floor=floor,
             )  # fmt: skip
-        self.training = policy.to(task.device)
+        self.training = (policy if isinstance(policy, TrainingPolicy) else _loaded(policy)).to(task.device)
         self.test_time = self._views(test_time_preset or preset, laterality) if test_time else None
         self.schedule = PolicySchedule(task.steps, update_every=update_every, warm_up=warm_up, freeze=freeze)
         self.settled = warm_up  # its first update
         # not among `players`: these are updated by gradients of their own, not by the one backward
-        self.learners = {"training": self._learner(self.training, learning_rate)}
+        self.learners: dict[str, Player] = {}
+        self._rates = {"training": learning_rate, "test_time": learning_rate_test_time}
+        if learn_training:
+            self.learners["training"] = self._learner("training", self.training)
         if self.test_time is not None:
-            self.learners["test_time"] = self._learner(self.test_time, learning_rate_test_time)
+            self.learners["test_time"] = self._learner("test_time", self.test_time)
+        if not self.learners:
+            self.needs = ("train",)  # type: ignore[misc]  # this instance needs less than its class
+        self._share = 1.0  # of the updates for which there are enough samples
         # what is drawn for all ranks together
         self.shared = torch.Generator().manual_seed(seed * 1009 + 500_009)
         self.pool, self.evidence = Pool(pool), Evidence(self.training)
@@ -166,17 +185,21 @@ class JointPolicy(Method):
         )  # fmt: skip
         return policy.to(task.device)
 
-    def _learner(self, policy: nn.Module, rate: float | None) -> Player:
-        rate = self.schedule.learning_rate() if rate is None else rate
-        return Player(policy, LazyAdam(policy.parameters(), lr=rate))
+    def _learner(self, name: str, policy: nn.Module) -> Player:
+        return Player(policy, LazyAdam(policy.parameters(), lr=self._rate(name, 1.0)))
+
+    def _rate(self, name: str, share: float) -> float:
+        given = self._rates[name]
+        return self.schedule.learning_rate(share) if given is None else given
 
     def step(self, batches: Batches) -> dict[str, float]:
         """A training step on patches that are augmented by the policy of their class; now and then, the policies'."""
         source = batches.next("train")
-        classes = policy_index(self._values(source), self.training.classes)
+        regions = self.task.regions
+        classes = patch_classes(source, self.training.classes, class_of=self.class_of, regions=regions)
         with torch.no_grad():
             chosen, _ = self.training.sample(classes, self.generator)
-            batch = augment(self.training, source, chosen, self.generator, regions=self.task.regions)
+            batch = augment(self.training, source, chosen, self.generator, regions=regions)
         output = self.task.forward(batch.image, batch.extra)
         self.task.notify("forward", {"batch": batch, "output": output})
         losses = self.task.losses(output, batch.label, batch.valid)
@@ -184,16 +207,10 @@ class JointPolicy(Method):
         self.task.notify("loss", {"loss": figures["loss"]})
         del output
         self.backward(figures["loss"])
-        if self.task.last_micro_batch and self.schedule.due(self.steps):
+        if self.learners and self.task.last_micro_batch and self.schedule.due(self.steps):
             figures |= self._learn(batch, Sampled(losses.detach(), classes.to(chosen.device), chosen), batches)
         self.update()
         return self._means.add(figures)
-
-    def _values(self, batch: Batch) -> Tensor:
-        """The label value at the centre of every patch."""
-        if batch.classes is not None:
-            return batch.classes
-        return class_at_centre(batch.label, regions=self.task.regions, valid=batch.valid)
 
     def _learn(self, batch: Batch, drawn: Sampled, batches: Batches) -> dict[str, Tensor]:
         """One update of the policies, between the backward and the update of the network."""
@@ -202,8 +219,11 @@ class JointPolicy(Method):
             return {}  # the network's update will be skipped, too
         meta = batches.next("meta")
         figures: dict[str, Tensor] = {}
-        for player in self.learners.values():
-            player.optimizer.param_groups[0]["lr"] = player.optimizer.defaults["lr"] * self.schedule.decay(self.steps)
+        # samples of a class in an update, of those that it takes
+        self._share = min(1.0, len(drawn.values) * world_size() / len(self.training.classes) / self.pool.least)
+        for name, player in self.learners.items():
+            rate = self._rate(name, self._share if name == "training" else 1.0)
+            player.optimizer.param_groups[0]["lr"] = rate * self.schedule.decay(self.steps)
         if self.learn_training:
             figures |= self._learn_training(batch, drawn, gradients, meta)
         if self.test_time is not None:
@@ -219,11 +239,14 @@ class JointPolicy(Method):
         if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and not optimizer.state:
             return {}  # its first step is the gradient's sign, whose derivative says nothing
         if self.look_ahead == "virtual":
-            optimizer = torch.optim.SGD([p for g in optimizer.param_groups for p in g["params"]], _rate(optimizer))
+            groups = [{"params": g["params"], "lr": float(g["lr"])} for g in optimizer.param_groups]
+            optimizer = torch.optim.SGD(groups, lr=0.0)
         clip = task.clip if self.look_ahead == "real" else None
         names = self._names()
         ahead = next_parameters(optimizer, gradients, clip=clip)
-        loss, direction = self._validation_gradient(dict(zip(names, ahead, strict=True)), meta)
+        at_once = max(len(batch.image), 1)
+        seen, kind = self._seen(meta), self.meta_loss
+        loss, direction = meta_gradient(task, dict(zip(names, ahead, strict=True)), seen, kind, at_once=at_once)
         u = look_ahead(optimizer, gradients, direction, clip=clip)
 
         def losses(parameters: Mapping[str, Tensor]) -> Tensor:
@@ -248,21 +271,13 @@ class JointPolicy(Method):
             )
         return [names[id(p)] for p in parameters]
 
-    def _validation_gradient(self, ahead: dict[str, Tensor], meta: Batch) -> tuple[Tensor, list[Tensor]]:
-        """Loss on meta-validation patches of the parameters after the step, and its gradient there."""
-        seen = meta.cropped()
-        if self.test_time is not None and self.joint and self.views_help:
-            with torch.no_grad():
-                views, _ = self.test_time.sample(len(meta.image), self.generator)
-                seen = view_batch(self.test_time, meta, views, self.generator, regions=self.task.regions)
-        leaves = {name: p.detach().requires_grad_() for name, p in ahead.items()}
-        # Dice over the whole batch: it has to be one forward
-        output = self.task.forward(seen.image, seen.extra, parameters=leaves)
-        probabilities, regions = self.task.probabilities(output), self.task.regions
-        loss = meta_loss(probabilities, seen.label, seen.valid, self.meta_loss, regions=regions)
-        parts = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        gradient = [torch.zeros_like(p) if g is None else g for g, p in zip(parts, leaves.values(), strict=True)]
-        return loss.detach(), [average_over_ranks(g) for g in gradient] if world_size() > 1 else gradient
+    @torch.no_grad()
+    def _seen(self, meta: Batch) -> Batch:
+        """What the training policy is judged on: meta-validation patches, or views of them (Eq. 16)."""
+        if self.test_time is None or not self.joint or not self.views_help:
+            return meta.cropped()
+        views, _ = self.test_time.sample(len(meta.image), self.generator)
+        return view_batch(self.test_time, meta, views, self.generator, regions=self.task.regions)
 
     def _improve(self, drawn: Sampled) -> None:
         """Eqs. 9-11 over the samples of all ranks, as soon as a class has enough of them."""
@@ -301,19 +316,14 @@ class JointPolicy(Method):
 
     def _interesting(self, meta: Batch) -> Batch:
         """One patch, with foreground at its centre if there is one."""
-        values = self._values(meta).cpu()
+        values = class_at_centre(meta.label, regions=self.task.regions, valid=meta.valid).cpu()
         found = torch.nonzero(values)[:, 0] if bool(values.any()) else torch.arange(len(values))
         row = int(found[int(torch.randint(len(found), (1,), generator=self.shared))])
         return meta.rows(slice(row, row + 1))
 
     def _predict(self, image: Tensor, extra: Tensor | None) -> Tensor:
         """Full-resolution logits of the network as it is, as many samples at once as there are meta patches."""
-        parts = []
-        for start in range(0, len(image), self.meta_batch):
-            rows = slice(start, start + self.meta_batch)
-            output = self.task.forward(image[rows], None if extra is None else extra[rows], parameters={})
-            parts.append(self.task.logits(output))
-        return torch.cat(parts)
+        return predict(self.task, Batch(image, image, extra=extra), {}, at_once=self.meta_batch)
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Mean figures of the epoch, and what has become of the policies.
@@ -339,11 +349,12 @@ class JointPolicy(Method):
 
     def warnings(self) -> list[str]:
         """That there are too few updates to learn anything from."""
-        return self.schedule.warnings()
+        return self.schedule.warnings(self._share) if self.learners else []
 
     def policies(self) -> dict[str, nn.Module]:
         """What was learned: "training" and, if there is one, "test_time"."""
-        return {name: player.module for name, player in self.learners.items()}
+        both = {"training": self.training, "test_time": self.test_time}
+        return {name: policy for name, policy in both.items() if policy is not None}
 
     def state_dict(self) -> dict[str, Any]:
         """See `Method.state_dict`; adds policies, their optimisers, and the samples that wait."""
@@ -357,12 +368,24 @@ class JointPolicy(Method):
             "shared": self.shared.get_state(),
             "start": self._start.cpu(),
             "updates": self.updates,
+            "names": self._named(),
             "views_help": self.views_help,
         }
         return super().state_dict() | own
 
+    def _named(self) -> list[str]:
+        """Classes, operations and views, so that a checkpoint of others is known by them."""
+        operations = [f"{c.name}: {o.name}" for c in self.training.cascades for o in c.operations]
+        views = [] if self.test_time is None else [o.name for o in self.test_time.operations]
+        return [*self.training.classes, *operations, *views]
+
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Method.load_state_dict`."""
+        if set(state["learners"]) != set(self.learners) or state["names"] != self._named():
+            raise CheckpointError(
+                "this checkpoint is of other policies (classes, operations, or which of them learn); resume with the"
+                " options it was started with"
+            )
         super().load_state_dict(state)
         for name, player in self.learners.items():
             player.module.load_state_dict(state["learners"][name]["module"])
@@ -374,6 +397,9 @@ class JointPolicy(Method):
         self.updates, self.views_help = state["updates"], state["views_help"]
 
 
-def _rate(optimizer: torch.optim.Optimizer) -> float:
-    """The learning rate of a virtual step."""
-    return float(optimizer.param_groups[0]["lr"])
+def _loaded(path: str | Path) -> TrainingPolicy:
+    """The training policy of a file."""
+    policy = load(path).training
+    if policy is None:
+        raise ConfigError(f"policy: {path} holds no training policy; give another file")
+    return policy

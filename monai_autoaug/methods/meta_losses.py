@@ -15,7 +15,7 @@ from torch import Tensor
 
 from monai_autoaug.errors import ConfigError
 
-__all__ = ["META_LOSSES", "MetaLoss", "meta_loss", "view_losses"]
+__all__ = ["META_LOSSES", "MetaLoss", "check_meta_loss", "meta_loss", "view_losses"]
 
 MetaLoss = Literal["ce", "dice", "both"]
 META_LOSSES: tuple[str, ...] = ("ce", "dice", "both")
@@ -23,36 +23,53 @@ _SMOOTH = 1e-5
 
 
 def meta_loss(
-    probabilities: Tensor, label: Tensor, valid: Tensor | None, kind: str = "both", *, regions: bool = False
+    logits: Tensor,
+    label: Tensor,
+    valid: Tensor | None,
+    kind: str = "both",
+    *,
+    sigmoid: bool = False,
+    regions: bool = False,
 ) -> Tensor:
     """Cross-entropy, soft Dice over the whole batch, or their sum.
 
     Args:
-        probabilities: (B, K, D, H, W), in [0, 1].
+        logits: (B, K, D, H, W).
         label: (B, K, D, H, W), soft.
         valid: (B, 1, D, H, W), the weight of each voxel; None: all count.
         kind: "ce", "dice" or "both".
+        sigmoid: logits go through a sigmoid each, rather than a softmax.
         regions: channels are regions, all of which count for Dice; otherwise the first is the background.
 
     Returns:
-        A scalar in float32: Dice counts as 1 - Dice, averaged over the structures that the batch has.
+        A scalar in at least float32: Dice counts as 1 - Dice, averaged over the structures that the batch has.
 
     Raises:
         ConfigError: unknown kind.
 
-    >>> p = torch.tensor([0.1, 0.9]).view(1, 2, 1, 1)
-    >>> round(float(meta_loss(p, torch.tensor([0.0, 1.0]).view(1, 2, 1, 1), None, "dice")), 4)
-    0.0526
+    >>> x = torch.tensor([0.0, 2.2]).view(1, 2, 1, 1)  # 0.1 and 0.9
+    >>> round(float(meta_loss(x, torch.tensor([0.0, 1.0]).view(1, 2, 1, 1), None, "dice")), 3)
+    0.053
+    """
+    check_meta_loss(kind)
+    x = logits if logits.dtype == torch.float64 else logits.float()
+    y = label.to(x)
+    total = x.new_zeros(())
+    if kind in ("ce", "both"):
+        total = total + _cross_entropy(x, y, valid, sigmoid)
+    if kind in ("dice", "both"):
+        total = total + _dice(x.sigmoid() if sigmoid else x.softmax(1), y, valid, regions, batch=True)[0]
+    return total
+
+
+def check_meta_loss(kind: str) -> None:
+    """Refuse a loss that there is not.
+
+    Raises:
+        ConfigError: unknown kind.
     """
     if kind not in META_LOSSES:
         raise ConfigError(f"the loss on meta-validation patches must be one of {', '.join(META_LOSSES)}, got {kind!r}")
-    p, y = probabilities.float(), label.float()
-    total = p.new_zeros(())
-    if kind in ("ce", "both"):
-        total = total + _cross_entropy(p, y, valid, regions)
-    if kind in ("dice", "both"):
-        total = total + _dice(p, y, valid, regions, batch=True)[0]
-    return total
 
 
 def view_losses(probabilities: Tensor, label: Tensor, valid: Tensor | None, *, regions: bool = False) -> Tensor:
@@ -74,13 +91,12 @@ def view_losses(probabilities: Tensor, label: Tensor, valid: Tensor | None, *, r
     return _dice(probabilities.float(), label.float(), valid, regions, batch=False)
 
 
-def _cross_entropy(p: Tensor, y: Tensor, valid: Tensor | None, regions: bool) -> Tensor:
-    """Mean over the voxels that count."""
-    tiny = torch.finfo(torch.float32).tiny
-    loss = -y * p.clamp(min=tiny).log()
-    if regions:
-        loss = loss - (1 - y) * (1 - p).clamp(min=tiny).log()
-    voxels = loss.mean(1) if regions else loss.sum(1)
+def _cross_entropy(x: Tensor, y: Tensor, valid: Tensor | None, sigmoid: bool) -> Tensor:
+    """Mean over the voxels that count; from logits, so that a confident error keeps its gradient."""
+    if sigmoid:
+        voxels = torch.nn.functional.binary_cross_entropy_with_logits(x, y, reduction="none").mean(1)
+    else:
+        voxels = -(y * x.log_softmax(1)).sum(1)
     if valid is None:
         return voxels.mean()
     return (voxels * valid[:, 0]).sum() / valid.sum().clamp(min=1)

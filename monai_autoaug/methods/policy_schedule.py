@@ -58,8 +58,11 @@ class PolicySchedule:
             and (self.end is None or step < self.end)
         )
 
-    def learning_rate(self) -> float:
+    def learning_rate(self, share: float = 1.0) -> float:
         """Of Adam on the logits, at the start: about 10 over the number of updates.
+
+        Args:
+            share: of the updates for which there are enough samples.
 
         Raises:
             ConfigError: the host doesn't know how long it trains.
@@ -69,7 +72,7 @@ class PolicySchedule:
                 "how far a policy may move follows from the planned number of steps, which this host doesn't tell; set"
                 " learning_rate and learning_rate_test_time (about 10 over the number of the policy's updates)"
             )
-        return min(max(_MOVEMENT / self.updates, _SMALLEST), _LARGEST)
+        return min(max(_MOVEMENT / (self.updates * share), _SMALLEST), _LARGEST)
 
     def decay(self, step: int) -> float:
         """By what the learning rate has fallen; 1 where the end is unknown.
@@ -82,15 +85,18 @@ class PolicySchedule:
         done = (step - self.warm_up) / (self.end - self.warm_up)
         return float((1 - min(max(done, 0.0), 1.0)) ** _POWER)
 
-    def warnings(self) -> list[str]:
+    def warnings(self, share: float = 1.0) -> list[str]:
         """That there are too few updates.
+
+        Args:
+            share: see `learning_rate`.
 
         >>> PolicySchedule(100, update_every=10).warnings()[0][:47]
         'the policy is updated 10 times only, which says'
         """
-        if self.updates is None or self.updates >= _ENOUGH:
+        if self.updates is None or self.updates * share >= _ENOUGH:
             return []
         return [
-            f"the policy is updated {self.updates} times only, which says little: at least {_ENOUGH} are needed for a"
-            " few operations; train longer or lower update_every"
+            f"the policy is updated {round(self.updates * share)} times only, which says little: at least {_ENOUGH} are"
+            " needed for a few operations; train longer or lower update_every"
         ]

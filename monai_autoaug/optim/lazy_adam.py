@@ -71,12 +71,12 @@ class LazyAdam(torch.optim.Optimizer):
         state, g = self.state[p], p.grad
         assert g is not None  # noqa: S101  # for the type checker: the caller has asked
         if not state:
-            state.update({name: torch.zeros_like(p) for name in ("step", "exp_avg", "exp_avg_sq")})
+            state.update({name: torch.zeros_like(p) for name in ("updates", "exp_avg", "exp_avg_sq")})
         b1, b2 = group["betas"]
         known = g != 0
-        state["step"] += known
+        state["updates"] += known  # not "step", which torch leaves on the checkpoint's device
         state["exp_avg"].copy_(torch.where(known, torch.lerp(g, state["exp_avg"], b1), state["exp_avg"]))
         state["exp_avg_sq"].copy_(torch.where(known, torch.lerp(g * g, state["exp_avg_sq"], b2), state["exp_avg_sq"]))
-        steps = state["step"].clamp(min=1)
+        steps = state["updates"].clamp(min=1)
         mean, square = state["exp_avg"] / (1 - b1**steps), state["exp_avg_sq"] / (1 - b2**steps)
         p.sub_(torch.where(known, group["lr"] * mean / (square.sqrt() + group["eps"]), 0.0))

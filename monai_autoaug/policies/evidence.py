@@ -16,8 +16,8 @@ __all__ = ["Evidence"]
 class Evidence:
     """What was seen of every operation: by how much its samples were better than others of their class, and how often.
 
-    Hypergradients grow by orders of magnitude in the course of training, so those of one update are divided by their
-    standard deviation before they are added up.
+    Hypergradients grow by orders of magnitude in the course of training and differ as much between classes, so those of
+    one update and class are divided by their standard deviation before they are added up.
 
     Args:
         policy: whose operations are meant.
@@ -42,6 +42,11 @@ class Evidence:
         Args:
             centred: their values are those that Eq. 10 leaves; smaller is better.
         """
+        for k in centred.classes.unique().tolist():
+            self._add(centred.rows(centred.classes == k))
+
+    def _add(self, centred: Sampled) -> None:
+        """Add the samples of one class."""
         values = centred.values.double().cpu()
         spread = values.std() if len(values) > 1 else values.new_zeros(())
         if not bool(torch.isfinite(spread)) or float(spread) == 0:

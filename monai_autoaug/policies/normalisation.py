@@ -115,4 +115,4 @@ class Pool:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` gave."""
-        self._kept = [Sampled(**state)] if state else []
+        self._kept = [Sampled(**{name: tensor.cpu() for name, tensor in state.items()})] if state else []

@@ -142,13 +142,17 @@ def test_the_audit_of_a_run_is_written_whole(data: Path, tmp_path: Path, monkeyp
     assert call("train", data, "--output", tmp_path / "new", *SMALL, "--method", "none").exit_code == 0
 
 
+# a shell starts what is to run in the background with Ctrl-C ignored, and so all that the tests start there
+INTERRUPTIBLE = "import signal; signal.signal(signal.SIGINT, signal.default_int_handler)"
+
+
 def test_a_killed_run_is_resumed_from_the_command_line(data: Path, tmp_path: Path) -> None:
     """A real process, stopped by Ctrl-C after its first checkpoint."""
     folder = tmp_path / "run"
     words = ["train", str(data), "--output", str(folder), *SMALL, "--method", "random"]
     words[words.index("--epochs") + 1], words[words.index("--iterations") + 1] = "6", "40"
     process = subprocess.Popen(
-        [sys.executable, "-c", "from monai_autoaug.cli import main; main()", *words],
+        [sys.executable, "-c", f"{INTERRUPTIBLE}; from monai_autoaug.cli import main; main()", *words],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=os.environ | {"COLUMNS": "200"},
     )  # fmt: skip
     deadline = time.monotonic() + 120

@@ -38,11 +38,9 @@ def test_a_short_training_on_real_images(hippocampus: Path, tmp_path: Path) -> N
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("method", ["adversarial", "random", "none"])
-def test_the_default_training_on_real_images(hippocampus: Path, tmp_path: Path, method: str) -> None:
+def test_the_default_training_on_real_images(hippocampus: Path, tmp_path: Path) -> None:
     """100 training and 30 validation cases, a network of about 1 M parameters, less than 30 minutes of CPU."""
-    cases = ["--train-cases", 100, "--validation-cases", 30]
-    evaluation, summary = train(hippocampus, tmp_path / "run", *cases, "--method", method)
+    evaluation, summary = train(hippocampus, tmp_path / "run", "--train-cases", 100, "--validation-cases", 30)
     assert len(evaluation.cases) == 30
     assert evaluation.mean() >= 0.84
     assert float(str(summary["cpu_seconds"])) < 30 * 60

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -14,11 +15,14 @@ import torch
 from method_helpers import Fixed, losses, unet
 from torch import Tensor, nn
 
+from monai_autoaug import policies
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.methods import Task
 from monai_autoaug.methods.joint_policy import JointPolicy
-from monai_autoaug.policies import Sampled
+from monai_autoaug.methods.meta_gradient import meta_gradient
+from monai_autoaug.optim import LazyAdam
+from monai_autoaug.policies import Sampled, TrainingPolicy
 from monai_autoaug.precision import Precision
 
 
@@ -143,7 +147,7 @@ def test_two_samples_of_different_class_wait_for_others() -> None:
     """nnU-Net's batch of two: compared with itself, a sample says nothing; pooled it does."""
     streams = Streams(size=2, shape=(16, 16, 16))
     streams.batches["train"] = replace(streams.batches["train"], classes=torch.tensor([0, 1]))
-    method = build(pool=4, test_time=False)
+    method = build(pool=4, test_time=False, class_of="sampled")
     start = method.training.logits.detach().clone()
     for _ in range(3):
         method.step(streams)
@@ -193,6 +197,10 @@ def test_policies_by_label_and_for_all() -> None:
         ({"views": 1}, "views must be at least 2, got 1"),
         ({"classes": "organs"}, "classes must be one of"),
         ({"freeze": 0.0}, "freeze in"),
+        ({"look_ahead": "Real"}, "look_ahead must be one of real, virtual, got 'Real'"),
+        ({"derivative": "fd"}, "derivative must be one of"),
+        ({"meta_loss": "focal"}, "must be one of ce, dice, both"),
+        ({"class_of": "corner"}, "class_of must be one of"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
@@ -205,3 +213,50 @@ def test_an_optimiser_with_other_parameters_is_refused() -> None:
     method.task.optimizer.add_param_group({"params": [nn.Parameter(torch.zeros(1))]})
     with pytest.raises(ConfigError, match="parameters that are not the network's"):
         method.step(Streams(shape=(16, 16, 16)))
+
+
+def test_a_meta_batch_larger_than_memory_gives_the_same_gradient() -> None:
+    """Dice is over all samples, however many are predicted at once; regions and unknown labels too."""
+    streams = Streams(size=5, shape=(8, 8, 8), everything=True, dtype=torch.float64)
+    batch = streams.batches["meta"]
+    for regions in (False, True):
+        network = nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.InstanceNorm3d(4), nn.Tanh(), nn.Conv3d(4, 3, 1))
+        method = build(network.double(), test_time=False, task={"regions": regions})
+        own = dict(network.named_parameters())
+        found = [meta_gradient(method.task, own, batch, "both", at_once=k) for k in (5, 2)]
+        assert torch.allclose(found[0][0], found[1][0])
+        for a, b in zip(found[0][1], found[1][1], strict=True):
+            assert torch.allclose(a, b, atol=1e-12, rtol=0)
+
+
+def test_a_frozen_policy_of_a_file_needs_no_meta_validation(tmp_path: Path) -> None:
+    """What one training has learned is the augmentation of another."""
+    learned = TrainingPolicy.preset("deepmedic", ("all",))
+    policies.save(tmp_path / "policy.json", training=learned)
+    method = build(policy=str(tmp_path / "policy.json"), learn_training=False, test_time=False)
+    streams = Streams(shape=(16, 16, 16))
+    method.step(streams)
+    assert method.needs == ("train",)
+    assert streams.asked == ["train"]
+    assert torch.allclose(method.training.logits, learned.logits)
+    assert not method.warnings()
+
+
+def test_checkpoints_of_other_policies_are_refused() -> None:
+    """Other classes, operations or learners than those of the run."""
+    state = build().state_dict()
+    for options in ({"classes": "all"}, {"without": ["gamma"]}, {"test_time": False}, {"learn_training": False}):
+        with pytest.raises(CheckpointError, match="is of other policies"):
+            build(**options).load_state_dict(state)  # type: ignore[arg-type]
+
+
+def test_a_checkpoint_loads_onto_another_device() -> None:
+    """Moments and counts of the logits' optimiser go where its parameters are."""
+    source = torch.nn.Parameter(torch.zeros(3))
+    optimizer = LazyAdam([source], 0.1)
+    source.grad = torch.ones(3)
+    optimizer.step()
+    elsewhere = torch.nn.Parameter(torch.zeros(3, device="meta"))
+    resumed = LazyAdam([elsewhere], 0.1)
+    resumed.load_state_dict(optimizer.state_dict())
+    assert {t.device.type for t in resumed.state[elsewhere].values()} == {"meta"}

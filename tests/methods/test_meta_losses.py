@@ -28,10 +28,11 @@ def test_dice_and_cross_entropy_are_the_official_ones(official: dict[str, Tensor
     p = official["dice_logits"].softmax(1)
     label = torch.nn.functional.one_hot(official["dice_target"].long(), 3).movedim(-1, 1).float()
     assert float(view_losses(p, label, None).mean() - 1) == pytest.approx(float(official["dice_persample"]), abs=1e-6)
-    assert float(meta_loss(p, label, None, "dice") - 1) == pytest.approx(float(official["dice_batch"]), abs=1e-6)
-    entropy = meta_loss(p, label, None, "ce")
+    x = official["dice_logits"]
+    assert float(meta_loss(x, label, None, "dice") - 1) == pytest.approx(float(official["dice_batch"]), abs=1e-6)
+    entropy = meta_loss(x, label, None, "ce")
     assert float(entropy) == pytest.approx(float(official["ce"]), abs=1e-6)
-    assert torch.isclose(meta_loss(p, label, None, "both"), meta_loss(p, label, None, "dice") + entropy)
+    assert torch.isclose(meta_loss(x, label, None, "both"), meta_loss(x, label, None, "dice") + entropy)
 
 
 @pytest.mark.parametrize("regions", [False, True])
@@ -42,7 +43,7 @@ def test_unknown_voxels_do_not_count(regions: bool) -> None:
     one, other = torch.rand(2, 2, 3, 4, 4, 4)
     other = torch.where(valid > 0, one, other)
     for kind in ("ce", "dice"):
-        a, b = (meta_loss(p, label * valid, valid, kind, regions=regions) for p in (one, other))
+        a, b = (meta_loss(p, label * valid, valid, kind, sigmoid=regions, regions=regions) for p in (one, other))
         assert torch.allclose(a, b)
     a, b = (view_losses(p, label * valid, valid, regions=regions) for p in (one, other))
     assert torch.allclose(a, b)

@@ -110,7 +110,8 @@ def test_killed_at_random_and_resumed_is_the_uninterrupted_run(tiny: Any, tmp_pa
     options = {"epochs": 30, "save_every": 1, "iterations_per_epoch": 3, "batch_size": 2}
     plans["configurations"]["3d_fullres"]["autoaug"] |= options
     given.write_text(json.dumps([plans, tiny.json]))
-    environment = os.environ | {"PYTHONPATH": PACKAGE, "nnUNet_n_proc_DA": "1"}
+    results = tmp_path / "results"  # of its own: other tests leave folds in the shared one
+    environment = os.environ | {"PYTHONPATH": PACKAGE, "nnUNet_n_proc_DA": "1", "nnUNet_results": str(results)}
     generator = random.Random(0)  # noqa: S311
 
     def start(fold: int) -> subprocess.Popen[bytes]:
@@ -131,7 +132,7 @@ def test_killed_at_random_and_resumed_is_the_uninterrupted_run(tiny: Any, tmp_pa
             kills += 1
             time.sleep(0.1)
     assert kills > 0
-    folder = tiny.results / tiny.name / f"{TRAINER}__nnUNetPlans__3d_fullres"
+    folder = results / tiny.name / f"{TRAINER}__nnUNetPlans__3d_fullres"
     whole, resumed = (
         torch.load(folder / f"fold_{fold}" / "checkpoint_final.pth", weights_only=False) for fold in (3, 4)
     )
