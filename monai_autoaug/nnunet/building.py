@@ -29,7 +29,7 @@ from monai_autoaug.nnunet.orientation import laterality_of
 from monai_autoaug.nnunet.patches import PatchLayout, label_names
 from monai_autoaug.nnunet.task import TrainingTask
 from monai_autoaug.policies import Laterality, lateral_pairs
-from monai_autoaug.precision import Precision, rank, world_size
+from monai_autoaug.precision import Precision, gather_over_ranks, rank, world_size
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as _Host
@@ -64,7 +64,7 @@ class BuildingMixin(_Host):
             np.random.seed((seed + rank()) % 2**32)  # noqa: NPY002  # the generator that nnU-Net draws from
             torch.manual_seed(seed + rank())
         # without a seed the first rank's torch seed, so that all ranks make the same players
-        self.run_seed = ranks.gather(torch.initial_seed() % 2**31 if seed is None else seed)[0]
+        self.run_seed = gather_over_ranks(torch.initial_seed() % 2**31 if seed is None else seed)[0]
         build = self.build_network_architecture
 
         @functools.wraps(build)

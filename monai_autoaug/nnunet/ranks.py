@@ -9,19 +9,16 @@ code looks for ``network.module``, and because making it gives all ranks the wei
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-import torch.distributed as dist
 from torch import nn
 from torch._dynamo import OptimizedModule
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
 from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm
-from monai_autoaug.precision import average_over_ranks, world_size
+from monai_autoaug.precision import average_over_ranks, gather_over_ranks, world_size
 
-__all__ = ["average_statistics", "called", "gather", "mean_over_ranks", "unwrapped", "wrapped"]
+__all__ = ["average_statistics", "called", "mean_over_ranks", "unwrapped", "wrapped"]
 
 
 def wrapped(network: nn.Module, device: torch.device) -> tuple[nn.Module, bool]:
@@ -71,19 +68,6 @@ def average_statistics(network: nn.Module) -> None:
                 buffer.copy_(average_over_ranks(buffer))
 
 
-def gather(value: Any) -> list[Any]:
-    """``value`` of every rank, in order.
-
-    >>> gather(3)
-    [3]
-    """
-    if world_size() == 1:
-        return [value]
-    values: list[Any] = [None] * world_size()
-    dist.all_gather_object(values, value)
-    return values
-
-
 def mean_over_ranks(figures: dict[str, float]) -> dict[str, float]:
     """Mean of each figure over the ranks that have it.
 
@@ -91,7 +75,7 @@ def mean_over_ranks(figures: dict[str, float]) -> dict[str, float]:
     {'loss': 2.0}
     """
     collected: dict[str, list[float]] = {}
-    for part in gather(figures):
+    for part in gather_over_ranks(figures):
         for name, value in part.items():
             collected.setdefault(name, []).append(value)
     return {name: sum(values) / len(values) for name, values in collected.items()}

@@ -20,7 +20,7 @@ from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
 from monai_autoaug.nnunet.serving import environment
 from monai_autoaug.nnunet.task import TrainingTask
 from monai_autoaug.nnunet.test_time import without_views
-from monai_autoaug.precision import rank, world_size
+from monai_autoaug.precision import gather_over_ranks, rank, world_size
 
 if TYPE_CHECKING:
     from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer as _Host
@@ -72,7 +72,7 @@ class ResumingMixin(_Host):
             "course": self._course,
             "seed": self.run_seed,
             "method": method,
-            "ranks": ranks.gather(here),
+            "ranks": gather_over_ranks(here),
             "streams": {name: stream.position for name, stream in self._streams.items()},
             "parameter_names": checkpoint.parameter_names(self.task.network, self.optimizer),
             "plain_trainer": nnUNetTrainer.__name__ if plain else self.autoaug_base.__name__,

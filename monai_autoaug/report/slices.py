@@ -100,6 +100,13 @@ def extent(shape: Sequence[int], axis: int, spacing: Sequence[float]) -> tuple[f
     return 0.0, width, 0.0, height
 
 
+def _lay(axes: Axes, volume: Array, axis: int, index: int, spacing: Sequence[float], **look: Any) -> None:
+    """Draw one slice in mm, the second axis upwards."""
+    axes.imshow(
+        plane(volume, axis, index), origin="lower", extent=extent(volume.shape, axis, spacing), aspect="equal", **look
+    )
+
+
 def show_slice(
     axes: Axes, volume: Array, axis: int, index: int, spacing: Sequence[float], window: tuple[float, float]
 ) -> None:
@@ -113,10 +120,7 @@ def show_slice(
         spacing: voxel size in mm.
         window: the values drawn black and white.
     """
-    axes.imshow(
-        plane(volume, axis, index), cmap="gray", vmin=window[0], vmax=window[1], origin="lower",
-        extent=extent(volume.shape, axis, spacing), interpolation="bicubic", aspect="equal",
-    )  # fmt: skip
+    _lay(axes, volume, axis, index, spacing, interpolation="bicubic", cmap="gray", vmin=window[0], vmax=window[1])
     _bare(axes)
 
 
@@ -162,10 +166,7 @@ def tint(axes: Axes, change: Array, axis: int, index: int, spacing: Sequence[flo
         spacing: voxel size in mm.
         largest: the change that is drawn strongest.
     """
-    axes.imshow(
-        plane(change, axis, index), origin="lower", extent=extent(change.shape, axis, spacing),
-        interpolation="bilinear", aspect="equal", **_change_colours(largest),
-    )  # fmt: skip
+    _lay(axes, change, axis, index, spacing, interpolation="bilinear", **_change_colours(largest))
 
 
 def tint_bar(axes: Axes, largest: float) -> None:
