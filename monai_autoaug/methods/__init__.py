@@ -15,7 +15,20 @@ from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Batches, Losses, Method, Player, Task
 from monai_autoaug.methods.values import check_values
 
-__all__ = ["METHODS", "Batches", "Losses", "Method", "Player", "Task", "build", "check", "find", "options", "prepare"]
+__all__ = [
+    "METHODS",
+    "Batches",
+    "Losses",
+    "Method",
+    "Player",
+    "Task",
+    "build",
+    "check",
+    "find",
+    "options",
+    "prepare",
+    "streams",
+]
 
 METHODS = {
     "none": "monai_autoaug.methods.none:NoAugmentation",
@@ -64,6 +77,15 @@ def check(name: str, given: Mapping[str, Any]) -> None:
         if option not in known:
             raise ConfigError(f"method {name!r} has no option {option!r}; it has {', '.join(sorted(known))}")
     check_values(f"method {name!r}", find(name).__init__, given)
+
+
+def streams(name: str, **given: Any) -> tuple[str, ...]:
+    """Names of the streams of batches that a method needs with its options.
+
+    >>> streams("joint_policy"), streams("joint_policy", learn_training=False, test_time=False)
+    (('train', 'meta'), ('train',))
+    """
+    return find(name).streams(**given)
 
 
 def prepare(name: str, network: nn.Module, **given: Any) -> nn.Module:

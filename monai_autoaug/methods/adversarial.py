@@ -131,7 +131,7 @@ class Adversarial(AugmentedMethod):
                 self.discriminator,
                 torch.optim.Adam(self.discriminator.parameters(), learning_rate_discriminator, betas=(0.5, 0.999)),
             )
-            self.needs = ("train", "real")  # type: ignore[misc]  # this instance needs more than its class
+            self.needs = ("train", "real")
         places = [f"{kind}_{what}" for kind in self.kinds for what in ("games", "penalty")]
         self.balancer = Balancer((*self.kinds, "task", "realism", *places), task.device)
         self._latest: Part | None = None

@@ -198,7 +198,7 @@ class Method(ABC):
     """
 
     name: ClassVar[str]
-    needs: ClassVar[tuple[str, ...]] = ("train",)
+    needs: tuple[str, ...] = ("train",)  # streams; with options that say otherwise, see `streams`
     meta_batch: int = 8  # patches of a batch of the stream "meta"; a host that makes this stream reads it
     settled: int = 1_000_000  # updates after which everything learns that does; a host tries a step out there
     replaces_augmentation: ClassVar[bool] = False  # its augmentation is meant instead of the host's own, not over it
@@ -214,6 +214,11 @@ class Method(ABC):
     def prepare(cls, network: nn.Module, **options: Any) -> nn.Module:
         """Change the segmentation network before its optimiser and DDP are made (auxiliary norms); default: nothing."""
         return network
+
+    @classmethod
+    def streams(cls, **options: Any) -> tuple[str, ...]:
+        """Names of the streams that it draws from with these options: a host sets no cases apart for others."""
+        return cls.needs
 
     @abstractmethod
     def step(self, batches: Batches) -> dict[str, float]:

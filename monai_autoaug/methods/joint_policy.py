@@ -90,7 +90,7 @@ class JointPolicy(Method):
     """
 
     name: ClassVar[str] = "joint_policy"
-    needs: ClassVar[tuple[str, ...]] = ("train", "meta")
+    needs: tuple[str, ...] = ("train", "meta")
     replaces_augmentation: ClassVar[bool] = True
 
     def __init__(
@@ -151,7 +151,7 @@ class JointPolicy(Method):
         if self.test_time is not None:
             self.learners["test_time"] = self._learner("test_time", self.test_time)
         if not self.learners:
-            self.needs = ("train",)  # type: ignore[misc]  # this instance needs less than its class
+            self.needs = ("train",)
         self._share = 1.0  # of the updates for which there are enough samples
         # what is drawn for all ranks together
         self.shared = torch.Generator().manual_seed(seed * 1009 + 500_009)
@@ -159,6 +159,12 @@ class JointPolicy(Method):
         self.views_help = False
         self._means, self._start = Means(), self.training.logits.detach().clone()
         self.updates = 0
+
+    @classmethod
+    def streams(cls, **options: Any) -> tuple[str, ...]:
+        """See `Method.streams`: what learns nothing needs no meta-validation."""
+        learns = options.get("learn_training", True) or options.get("test_time", True)
+        return cls.needs if learns else ("train",)
 
     @staticmethod
     def _check(**numbers: int) -> None:
