@@ -61,7 +61,8 @@ Policies; figures of updates are means over the epoch's updates of the policies,
 - ``meta_loss``: on meta-validation patches, of the network as the next update will leave it.
 - ``identity_loss``: soft Dice loss of a meta-validation patch predicted as it is.
 - ``view_loss``: the same of the views that were drawn, each by itself.
-- ``views_gain``: by how much averaging the drawn views lowers ``identity_loss``; below 0 they do harm.
+- ``views_gain``: soft Dice that the average of the deployed views gains over the plain prediction, on a few
+  meta-validation patches at the end of the epoch; below 0 it does harm.
 - ``entropy_CLASS``: how undecided the training policy is, 1 for a uniform choice, 0 for certainty; mean of its
   cascades.
 - ``entropy_CLASS_CASCADE``: the same of one cascade.

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.networks import auxiliary_state, frozen, load_auxiliary_state, norm_groups, with_parameters
+from monai_autoaug.policies.evidence import Seen
 from monai_autoaug.precision import Precision, average_gradients, rank
 
 __all__ = ["Batches", "Losses", "Method", "Player", "Task"]
@@ -61,6 +62,12 @@ class Player:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     clip: float | None = None
+
+    def descend(self, parameter: Tensor, gradient: Tensor) -> None:
+        """One update by a gradient that was not found by a backward."""
+        parameter.grad = gradient.to(parameter)
+        self.optimizer.step()
+        parameter.grad = None
 
 
 def _ignore(event: str, values: Mapping[str, Any]) -> None:
@@ -239,6 +246,15 @@ class Method(ABC):
     def policies(self) -> dict[str, nn.Module]:
         """The learned policies that are worth keeping after training: "training" and "test_time", those there are."""
         return {}
+
+    def seen(self) -> Seen | None:
+        """What is known of the operations of the training policy; None: there is none, or it learns nothing."""
+        return None
+
+    @classmethod
+    def learns_views(cls, **options: Any) -> bool:
+        """Whether a training with these options leaves a test-time policy, which predictions are to average by."""
+        return False
 
     def descend(self, loss: Tensor) -> None:
         """One backward of ``loss`` and one update of the segmentation network and of every player.

@@ -12,7 +12,6 @@ Source: Joint Optimization of Class-Specific Training- and Test-Time Data Augmen
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
@@ -23,26 +22,23 @@ from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.methods.base import Batches, Method, Player, Task
 from monai_autoaug.methods.means import Means
-from monai_autoaug.methods.meta_gradient import meta_gradient, predict
-from monai_autoaug.methods.meta_losses import MetaLoss, check_meta_loss, view_losses
+from monai_autoaug.methods.meta_losses import MetaLoss, check_meta_loss
 from monai_autoaug.methods.policy_schedule import PolicySchedule
-from monai_autoaug.optim import LazyAdam, look_ahead, next_parameters, per_sample_hypergradient
+from monai_autoaug.methods.training_learner import LookAhead, TrainingLearner
+from monai_autoaug.methods.view_learner import ViewLearner
+from monai_autoaug.optim import LazyAdam
 from monai_autoaug.optim.hypergradient import MODES
 from monai_autoaug.policies import (
     Laterality,
-    Pool,
     Sampled,
     TestTimePolicy,
     TrainingPolicy,
     augment,
-    class_at_centre,
     load,
 )
 from monai_autoaug.policies.classes import patch_classes
-from monai_autoaug.policies.evidence import Evidence
-from monai_autoaug.policies.updates import training_gradient, view_gradient
-from monai_autoaug.policies.viewing import predict_views, view_batch
-from monai_autoaug.precision import average_over_ranks, gather_over_ranks, world_size
+from monai_autoaug.policies.viewing import view_batch
+from monai_autoaug.precision import average_over_ranks
 
 __all__ = ["JointPolicy"]
 
@@ -119,7 +115,7 @@ class JointPolicy(Method):
         pool: int = 4,
         meta_batch: int = 8,
         meta_loss: MetaLoss = "both",
-        look_ahead: Literal["real", "virtual"] = "real",
+        look_ahead: LookAhead = "real",
         derivative: str = "jvp",
     ) -> None:
         super().__init__(task, seed=seed)
@@ -130,10 +126,7 @@ class JointPolicy(Method):
         for name, (value, known) in choices.items():
             if value not in known:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        self.learn_training, self.joint, self.views = learn_training, joint, views
-        self.meta_batch, self.meta_loss = meta_batch, meta_loss
-        self.look_ahead, self.derivative = look_ahead, derivative
-        self.class_of = class_of
+        self.joint, self.meta_batch, self.class_of = joint, meta_batch, class_of
         if policy is None:
             policy = TrainingPolicy.preset(
                 preset, self._classes(classes), spatial_dims=task.spatial_dims, extra=extra, without=without,
@@ -146,16 +139,24 @@ class JointPolicy(Method):
         # not among `players`: these are updated by gradients of their own, not by the one backward
         self.learners: dict[str, Player] = {}
         self._rates = {"training": learning_rate, "test_time": learning_rate_test_time}
+        # what is drawn for all ranks together
+        self.shared = torch.Generator().manual_seed(seed * 1009 + 500_009)
+        self.learning: TrainingLearner | None = None
+        self.viewing: ViewLearner | None = None
         if learn_training:
             self.learners["training"] = self._learner("training", self.training)
+            self.learning = TrainingLearner(
+                task, self.learners["training"], self.shared, pool=pool, meta_loss=meta_loss, ahead=look_ahead,
+                derivative=derivative,
+            )  # fmt: skip
         if self.test_time is not None:
             self.learners["test_time"] = self._learner("test_time", self.test_time)
+            self.viewing = ViewLearner(
+                task, self.learners["test_time"], self.shared, self.generator, views=views, at_once=meta_batch
+            )
         if not self.learners:
             self.needs = ("train",)
         self._share = 1.0  # of the updates for which there are enough samples
-        # what is drawn for all ranks together
-        self.shared = torch.Generator().manual_seed(seed * 1009 + 500_009)
-        self.pool, self.evidence = Pool(pool), Evidence(self.training)
         self.views_help = False
         self._means, self._start = Means(), self.training.logits.detach().clone()
         self.updates = 0
@@ -165,6 +166,11 @@ class JointPolicy(Method):
         """See `Method.streams`: what learns nothing needs no meta-validation."""
         learns = options.get("learn_training", True) or options.get("test_time", True)
         return cls.needs if learns else ("train",)
+
+    @classmethod
+    def learns_views(cls, **options: Any) -> bool:
+        """See `Method.learns_views`."""
+        return bool(options.get("test_time", True))
 
     @staticmethod
     def _check(**numbers: int) -> None:
@@ -225,57 +231,20 @@ class JointPolicy(Method):
             return {}  # the network's update will be skipped, too
         meta = batches.next("meta")
         figures: dict[str, Tensor] = {}
-        # samples of a class in an update, of those that it takes
-        self._share = min(1.0, len(drawn.values) * world_size() / len(self.training.classes) / self.pool.least)
+        if self.learning is not None:
+            self._share = self.learning.share(len(drawn.values))
         for name, player in self.learners.items():
             rate = self._rate(name, self._share if name == "training" else 1.0)
             player.optimizer.param_groups[0]["lr"] = rate * self.schedule.decay(self.steps)
-        if self.learn_training:
-            figures |= self._learn_training(batch, drawn, gradients, meta)
-        if self.test_time is not None:
-            figures |= self._learn_views(self.test_time, meta)
+        if self.learning is not None:
+            judged = self.learning.judge(batch, drawn, gradients, self._seen(meta))
+            if judged is not None:
+                figures["meta_loss"] = judged[0]
+                self._improve(judged[1])
+        if self.viewing is not None:
+            figures |= self.viewing.learn(meta)
         self.updates += 1
         return figures
-
-    def _learn_training(
-        self, batch: Batch, drawn: Sampled, gradients: list[Tensor | None], meta: Batch
-    ) -> dict[str, Tensor]:
-        """Eqs. 5-11: what each sample of this step does to the loss on meta-validation patches."""
-        task, optimizer = self.task, self.task.optimizer
-        if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and not optimizer.state:
-            return {}  # its first step is the gradient's sign, whose derivative says nothing
-        if self.look_ahead == "virtual":
-            groups = [{"params": g["params"], "lr": float(g["lr"])} for g in optimizer.param_groups]
-            optimizer = torch.optim.SGD(groups, lr=0.0)
-        clip = task.clip if self.look_ahead == "real" else None
-        names = self._names()
-        ahead = next_parameters(optimizer, gradients, clip=clip)
-        at_once = max(len(batch.image), 1)
-        seen, kind = self._seen(meta), self.meta_loss
-        loss, direction = meta_gradient(task, dict(zip(names, ahead, strict=True)), seen, kind, at_once=at_once)
-        u = look_ahead(optimizer, gradients, direction, clip=clip)
-
-        def losses(parameters: Mapping[str, Tensor]) -> Tensor:
-            output = task.forward(batch.image, batch.extra, parameters=parameters)
-            return task.losses(output, batch.label, batch.valid)
-
-        own = dict(task.network.named_parameters())
-        here = {name: own[name].detach() for name in names}
-        values = per_sample_hypergradient(losses, here, dict(zip(names, u, strict=True)), mode=self.derivative)
-        count = len(values) * task.accumulation_steps * world_size()
-        self._improve(replace(drawn, values=values / count))
-        return {"meta_loss": loss}
-
-    def _names(self) -> list[str]:
-        """Names of the optimiser's parameters in its order."""
-        names = {id(p): name for name, p in self.task.network.named_parameters()}
-        parameters = [p for g in self.task.optimizer.param_groups for p in g["params"]]
-        if not all(id(p) in names for p in parameters):
-            raise ConfigError(
-                "the optimiser has parameters that are not the network's, so that its step can't be looked ahead;"
-                " give them an optimiser of their own"
-            )
-        return [names[id(p)] for p in parameters]
 
     @torch.no_grad()
     def _seen(self, meta: Batch) -> Batch:
@@ -286,50 +255,9 @@ class JointPolicy(Method):
         return view_batch(self.test_time, meta, views, self.generator, regions=self.task.regions)
 
     def _improve(self, drawn: Sampled) -> None:
-        """Eqs. 9-11 over the samples of all ranks, as soon as a class has enough of them."""
-        everything = gather_over_ranks((drawn.values.cpu(), drawn.classes.cpu(), drawn.operations.cpu()))
-        ready = self.pool.add(Sampled(*(torch.cat(parts) for parts in zip(*everything, strict=True))))
-        if ready is None:
-            return
-        gradient, centred = training_gradient(self.training, ready, self.shared)
-        self.evidence.add(replace(ready, values=centred))
-        self._apply(self.learners["training"], self.training.logits, gradient)
-        self.training.constrain()
-
-    @staticmethod
-    def _apply(player: Player, logits: Tensor, gradient: Tensor) -> None:
-        logits.grad = gradient.to(logits)
-        player.optimizer.step()
-        logits.grad = None
-
-    @torch.no_grad()
-    def _learn_views(self, policy: TestTimePolicy, meta: Batch) -> dict[str, Tensor]:
-        """Eqs. 12-15: how good the predictions of several views of one patch are, brought back to where they belong."""
-        row = self._interesting(meta)
-        chosen, _ = policy.sample(self.views, self.generator)
-        operations = [policy.operations[0], *(policy.operations[k] for k in chosen.tolist())]
-        logits, seen = predict_views(policy, self._predict, row, operations, self.generator)
-        label, size = row.cropped(), (len(operations), *[-1] * (row.image.ndim - 1))
-        valid = seen if label.valid is None else seen * label.valid
-        losses = view_losses(self.task.activate(logits), label.label.expand(size), valid, regions=self.task.regions)
-        average = (logits * seen).sum(0, keepdim=True) / seen.sum(0, keepdim=True).clamp(min=1)
-        together = view_losses(self.task.activate(average), label.label, label.valid, regions=self.task.regions)
-        everything = gather_over_ranks((losses[1:].cpu(), chosen.cpu()))
-        with torch.enable_grad():
-            gradient = view_gradient(policy, [e[0] for e in everything], [e[1] for e in everything], self.shared)
-        self._apply(self.learners["test_time"], policy.logits, gradient)
-        return {"view_loss": losses[1:].mean(), "identity_loss": losses[0], "views_gain": losses[0] - together[0]}
-
-    def _interesting(self, meta: Batch) -> Batch:
-        """One patch, with foreground at its centre if there is one."""
-        values = class_at_centre(meta.label, regions=self.task.regions, valid=meta.valid).cpu()
-        found = torch.nonzero(values)[:, 0] if bool(values.any()) else torch.arange(len(values))
-        row = int(found[int(torch.randint(len(found), (1,), generator=self.shared))])
-        return meta.rows(slice(row, row + 1))
-
-    def _predict(self, image: Tensor, extra: Tensor | None) -> Tensor:
-        """Full-resolution logits of the network as it is, as many samples at once as there are meta patches."""
-        return predict(self.task, Batch(image, image, extra=extra), {}, at_once=self.meta_batch)
+        """What is known of the samples reaches the training policy."""
+        assert self.learning is not None  # noqa: S101  # for the type checker: something was judged
+        self.learning.improve(drawn)
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Mean figures of the epoch, and what has become of the policies.
@@ -337,9 +265,10 @@ class JointPolicy(Method):
         From the next epoch on the training policy is judged on views, if averaging them has helped in this one.
         """
         figures = self._means.take()
-        gain = figures.get("views_gain")
+        gain = None if self.viewing is None else self.viewing.gain()
         if gain is not None:
-            self.views_help = bool(average_over_ranks(torch.tensor(gain, device=self.task.device)) > 0)
+            figures["views_gain"] = float(average_over_ranks(gain))
+            self.views_help = figures["views_gain"] > 0
         with torch.no_grad():
             entropy = self.training.entropy()
             for name, row in zip(self.training.classes, entropy.tolist(), strict=True):
@@ -362,6 +291,10 @@ class JointPolicy(Method):
         both = {"training": self.training, "test_time": self.test_time}
         return {name: policy for name, policy in both.items() if policy is not None}
 
+    def seen(self) -> Seen | None:
+        """What is known of the training policy's operations, if it learns."""
+        return None if self.learning is None else self.learning.evidence.seen(self._start)
+
     def state_dict(self) -> dict[str, Any]:
         """See `Method.state_dict`; adds policies, their optimisers, and the samples that wait."""
         own = {
@@ -369,8 +302,7 @@ class JointPolicy(Method):
                 n: {"module": p.module.state_dict(), "optimizer": p.optimizer.state_dict()}
                 for n, p in self.learners.items()
             },
-            "pool": self.pool.state_dict(),
-            "evidence": self.evidence.moments.clone(),
+            "learning": {} if self.learning is None else self.learning.state_dict(),
             "shared": self.shared.get_state(),
             "start": self._start.cpu(),
             "updates": self.updates,
@@ -396,8 +328,8 @@ class JointPolicy(Method):
         for name, player in self.learners.items():
             player.module.load_state_dict(state["learners"][name]["module"])
             player.optimizer.load_state_dict(state["learners"][name]["optimizer"])
-        self.pool.load_state_dict(state["pool"])
-        self.evidence.moments.copy_(state["evidence"])
+        if self.learning is not None:
+            self.learning.load_state_dict(state["learning"])
         self.shared.set_state(state["shared"].cpu())
         self._start = state["start"].to(self.task.device)
         self.updates, self.views_help = state["updates"], state["views_help"]

@@ -21,6 +21,7 @@ from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.methods import Task
 from monai_autoaug.methods.joint_policy import JointPolicy
 from monai_autoaug.methods.meta_gradient import meta_gradient
+from monai_autoaug.methods.meta_losses import view_losses
 from monai_autoaug.optim import LazyAdam
 from monai_autoaug.policies import Sampled, TrainingPolicy
 from monai_autoaug.precision import Precision
@@ -173,7 +174,7 @@ def test_everything_that_belongs_to_a_patch_is_taken_along(dims: int) -> None:
     for _ in range(3):
         figures = method.step(streams)
     assert all(torch.isfinite(torch.tensor(v)) for v in figures.values())
-    assert {"loss", "meta_loss", "view_loss", "identity_loss", "views_gain"} == set(figures)
+    assert {"loss", "meta_loss", "view_loss", "identity_loss"} == set(figures)
     epoch = method.on_epoch(1)
     assert method.views_help == (epoch["views_gain"] > 0)
     assert all(p.grad is None for policy in method.policies().values() for p in policy.parameters())
@@ -240,6 +241,33 @@ def test_a_frozen_policy_of_a_file_needs_no_meta_validation(tmp_path: Path) -> N
     assert streams.asked == ["train"]
     assert torch.allclose(method.training.logits, learned.logits)
     assert not method.warnings()
+
+
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+def test_the_gain_of_views_is_that_of_the_deployed_average(average: Any) -> None:
+    """Against the prediction that the policy itself makes."""
+    streams = Streams(size=3, shape=(16, 16, 16))
+    method = build(meta_batch=2, test_time_preset="uniform")
+    policy, viewing = method.test_time, method.viewing
+    assert policy is not None
+    assert viewing is not None
+    policy.average, policy.z = average, 5
+    with torch.no_grad():
+        policy.logits[[0, 29, 31, 34, 40]] += torch.tensor([2.0, 3.0, 1.5, 1.0, 2.5])  # mirrorings and quarter turns
+    assert viewing.gain() is None
+    method.step(streams)
+    meta, random = streams.batches["meta"], method.generator.get_state()
+    found = viewing.gain()
+    assert torch.equal(method.generator.get_state(), random)
+    network = method.task.network.eval()
+    with torch.no_grad():
+        plain, together = network(meta.image), policy.apply(network, meta.image)
+    together = together if average == "probabilities" else together.softmax(1)
+    expected = view_losses(plain.softmax(1), meta.label, None) - view_losses(together, meta.label, None)
+    assert found is not None
+    assert float(found) == pytest.approx(float(expected.mean()), abs=1e-6)
+    assert abs(float(found)) > 1e-6
+    assert viewing.gain() is None
 
 
 def test_checkpoints_of_other_policies_are_refused() -> None:

@@ -12,11 +12,15 @@ import pytest
 import torch
 from dynamic_network_architectures.architectures.unet import PlainConvUNet
 from monai.networks.nets import UNet
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
+from nnunetv2.training.loss.dice import MemoryEfficientSoftDiceLoss
+from nnunetv2.utilities.helpers import softmax_helper_dim1
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.networks import with_parameters
+from monai_autoaug.nnunet.losses import soft_losses
 from monai_autoaug.optim import look_ahead, next_parameters, per_sample_hypergradient
 
 
@@ -132,11 +136,39 @@ def test_forward_mode_works_under_autocast() -> None:
     assert float(nn.functional.cosine_similarity(*centred, dim=0)) > 0.9
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_loss_that_is_linearised_around_its_batch(several: bool) -> None:
+    """Batch Dice: sums over the batch are constants, also to a finite difference; with deep supervision too."""
+    problem = Problem(conv_net)
+    host = MemoryEfficientSoftDiceLoss(apply_nonlin=softmax_helper_dim1, batch_dice=True, do_bg=True, ddp=False)
+    batch_dice = soft_losses(DeepSupervisionWrapper(host, [0.7, 0.3]) if several else host)
+    label = nn.functional.one_hot(problem.y, 2).movedim(-1, 1).to(problem.x)
+
+    def network(parameters: Any) -> Any:
+        with with_parameters(problem.network, parameters):
+            output = problem.network(problem.x)
+        return [output, nn.functional.avg_pool3d(output, 2)] if several else output
+
+    def losses(output: Any) -> Tensor:
+        return batch_dice(output, label, None)
+
+    u = problem.direction(torch.optim.SGD(problem.parameters.values(), 0.1), 4)
+    modes = ("jvp", "double_backward", "finite_difference")
+    a, b, c = (per_sample_hypergradient(losses, problem.parameters, u, mode=m, network=network) for m in modes)
+    assert torch.allclose(a, b, rtol=1e-5, atol=0)
+    assert torch.allclose(a, c, rtol=1e-3, atol=0)
+    naive = per_sample_hypergradient(lambda p: losses(network(p)), problem.parameters, u, mode="finite_difference")
+    assert not torch.allclose(a, naive, rtol=1e-2, atol=0)
+
+
 def test_no_direction_no_derivative() -> None:
     problem = Problem(conv_net)
     still = {n: torch.zeros_like(p) for n, p in problem.parameters.items()}
     for mode in ("jvp", "double_backward", "finite_difference"):
         got = per_sample_hypergradient(problem.losses, problem.parameters, still, mode=mode)
+        assert torch.equal(got, torch.zeros_like(got))
+        network = {"network": lambda p: p["0.weight"].sum((1, 2, 3, 4))}
+        got = per_sample_hypergradient(lambda x: x, problem.parameters, still, mode=mode, **network)
         assert torch.equal(got, torch.zeros_like(got))
     with pytest.raises(ConfigError, match="no parameters"):
         per_sample_hypergradient(problem.losses, problem.parameters, {"stranger": torch.zeros(1)})

@@ -1,0 +1,147 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""How a training policy learns: what each sample of a step does to the loss on meta-validation patches.
+
+Source: paper 002, Eqs. 5-11.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.base import Player, Task
+from monai_autoaug.methods.meta_gradient import meta_gradient
+from monai_autoaug.methods.meta_losses import MetaLoss
+from monai_autoaug.optim import look_ahead, next_parameters, per_sample_hypergradient
+from monai_autoaug.policies import Pool, Sampled, TrainingPolicy
+from monai_autoaug.policies.evidence import Evidence
+from monai_autoaug.policies.updates import training_gradient
+from monai_autoaug.precision import gather_over_ranks, world_size
+
+__all__ = ["LookAhead", "TrainingLearner"]
+
+LookAhead = Literal["real", "virtual"]
+
+
+class TrainingLearner:
+    """Judges the samples of a step and moves the policy's logits.
+
+    Args:
+        task: what the host owns.
+        player: the policy and the optimiser of its logits.
+        shared: random numbers that are the same on all ranks.
+        pool: samples of a class that are compared with each other (Eq. 10), gathered over several updates if need be.
+        meta_loss: what meta-validation patches are judged by.
+        ahead: one update of the "real" optimiser, or a "virtual" one of plain gradient descent (the paper).
+        derivative: see `optim.per_sample_hypergradient`.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        player: Player,
+        shared: torch.Generator,
+        *,
+        pool: int,
+        meta_loss: MetaLoss,
+        ahead: LookAhead,
+        derivative: str,
+    ) -> None:
+        assert isinstance(player.module, TrainingPolicy)  # noqa: S101  # for the type checker
+        self.task, self.player, self.policy, self.shared = task, player, player.module, shared
+        self.pool, self.evidence = Pool(pool), Evidence(self.policy)
+        self.meta_loss, self.ahead, self.derivative = meta_loss, ahead, derivative
+
+    def judge(
+        self, batch: Batch, drawn: Sampled, gradients: list[Tensor | None], meta: Batch
+    ) -> tuple[Tensor, Sampled] | None:
+        """Eqs. 5-9, between the backward and the update of the network.
+
+        Args:
+            batch: what the network was trained on in this step, augmented.
+            drawn: what was drawn for its samples; the values are not used.
+            gradients: of the network's parameters in the optimiser's order.
+            meta: what the updated network is judged on, without margin.
+
+        Returns:
+            The loss on ``meta`` after the update, and what each sample's weight changes about it; None where the
+            optimiser's update has no derivative that says anything.
+
+        Raises:
+            ConfigError: the optimiser has parameters that are not the network's.
+        """
+        task, optimizer = self.task, self.task.optimizer
+        if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and not optimizer.state:
+            return None  # its first step is the gradient's sign, whose derivative says nothing
+        if self.ahead == "virtual":
+            groups = [{"params": g["params"], "lr": float(g["lr"])} for g in optimizer.param_groups]
+            optimizer = torch.optim.SGD(groups, lr=0.0)
+        clip = task.clip if self.ahead == "real" else None
+        names = self._names()
+        after = dict(zip(names, next_parameters(optimizer, gradients, clip=clip), strict=True))
+        loss, direction = meta_gradient(task, after, meta, self.meta_loss, at_once=max(len(batch.image), 1))
+        u = look_ahead(optimizer, gradients, direction, clip=clip)
+
+        def output(parameters: Mapping[str, Tensor]) -> Any:
+            return task.forward(batch.image, batch.extra, parameters=parameters)
+
+        def losses(predicted: Any) -> Tensor:
+            return task.losses(predicted, batch.label, batch.valid)
+
+        own = dict(task.network.named_parameters())
+        here = {name: own[name].detach() for name in names}
+        values = per_sample_hypergradient(
+            losses, here, dict(zip(names, u, strict=True)), mode=self.derivative, network=output
+        )
+        count = len(values) * task.accumulation_steps * world_size()
+        return loss, replace(drawn, values=values / count)
+
+    def _names(self) -> list[str]:
+        """Names of the optimiser's parameters in its order."""
+        names = {id(p): name for name, p in self.task.network.named_parameters()}
+        parameters = [p for g in self.task.optimizer.param_groups for p in g["params"]]
+        if not all(id(p) in names for p in parameters):
+            raise ConfigError(
+                "the optimiser has parameters that are not the network's, so that its step can't be looked ahead;"
+                " give them an optimiser of their own"
+            )
+        return [names[id(p)] for p in parameters]
+
+    def improve(self, drawn: Sampled) -> None:
+        """Eqs. 9-11 over the samples of all ranks, as soon as a class has enough of them.
+
+        Args:
+            drawn: this rank's samples, with their values.
+        """
+        everything = gather_over_ranks((drawn.values.cpu(), drawn.classes.cpu(), drawn.operations.cpu()))
+        ready = self.pool.add(Sampled(*(torch.cat(parts) for parts in zip(*everything, strict=True))))
+        if ready is None:
+            return
+        gradient, centred = training_gradient(self.policy, ready, self.shared)
+        self.evidence.add(replace(ready, values=centred))
+        self.player.descend(self.policy.logits, gradient)
+        self.policy.constrain()
+
+    def share(self, samples: int) -> float:
+        """The share of the updates for which a class has enough samples.
+
+        Args:
+            samples: of this rank in a step.
+        """
+        return min(1.0, samples * world_size() / len(self.policy.classes) / self.pool.least)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What waits, and what is known of each operation."""
+        return {"pool": self.pool.state_dict(), "evidence": self.evidence.moments.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self.pool.load_state_dict(state["pool"])
+        self.evidence.moments.copy_(state["evidence"])
