@@ -67,6 +67,7 @@ Policies; figures of updates are means over the epoch's updates of the policies,
   cascades.
 - ``entropy_CLASS_CASCADE``: the same of one cascade.
 - ``entropy_views``: the same of the test-time policy.
+- ``share_CLASS``: share of the patches that were of a class.
 - ``policy_moved``: mean absolute change of the training policy's logits since the start.
 - ``policy_updates``: updates of the policies so far.
 

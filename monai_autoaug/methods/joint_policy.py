@@ -31,14 +31,15 @@ from monai_autoaug.optim.hypergradient import MODES
 from monai_autoaug.policies import (
     Laterality,
     Sampled,
+    Seen,
     TestTimePolicy,
     TrainingPolicy,
     augment,
     load,
 )
-from monai_autoaug.policies.classes import patch_classes
+from monai_autoaug.policies.classes import Shares, patch_classes
+from monai_autoaug.policies.loss_region import restrict_loss
 from monai_autoaug.policies.viewing import view_batch
-from monai_autoaug.precision import average_over_ranks
 
 __all__ = ["JointPolicy"]
 
@@ -61,6 +62,9 @@ class JointPolicy(Method):
         floor: smallest probability of an operation, so that none is lost for good.
         policy: a training policy of one's own, or the file of one, in place of the options so far.
         class_of: the class of a patch is that of its "centre", or what it was "sampled" for.
+        loss_region: for patches nearly as large as the image, which have no class: the side of a box over that of the
+            patch; the training loss is taken in the box alone, around a voxel of a class, which is then the patch's.
+            1: in the whole patch.
         learn_training: whether the training policy learns; False keeps its start.
         test_time: whether there is a test-time policy.
         test_time_preset: where it starts; None: as ``preset``.
@@ -102,6 +106,7 @@ class JointPolicy(Method):
         floor: float = 0.005,
         policy: TrainingPolicy | str | Path | None = None,
         class_of: Literal["centre", "sampled"] = "centre",
+        loss_region: float = 1.0,
         learn_training: bool = True,
         test_time: bool = True,
         test_time_preset: str | None = None,
@@ -126,7 +131,11 @@ class JointPolicy(Method):
         for name, (value, known) in choices.items():
             if value not in known:
                 raise ConfigError(f"{name} must be one of {', '.join(known)}, got {value!r}")
-        self.joint, self.meta_batch, self.class_of = joint, meta_batch, class_of
+        if not 0 < loss_region <= 1:
+            raise ConfigError(f"loss_region must be in (0, 1], got {loss_region}")
+        if loss_region < 1 and class_of != "centre":
+            raise ConfigError("loss_region chooses a class for each patch itself; leave class_of out")
+        self.joint, self.meta_batch, self.class_of, self.loss_region = joint, meta_batch, class_of, loss_region
         if policy is None:
             policy = TrainingPolicy.preset(
                 preset, self._classes(classes), spatial_dims=task.spatial_dims, extra=extra, without=without,
@@ -159,6 +168,7 @@ class JointPolicy(Method):
         self._share = 1.0  # of the updates for which there are enough samples
         self.views_help = False
         self._means, self._start = Means(), self.training.logits.detach().clone()
+        self._shares = Shares(self.training.classes, task.device)
         self.updates = 0
 
     @classmethod
@@ -208,8 +218,8 @@ class JointPolicy(Method):
         """A training step on patches that are augmented by the policy of their class; now and then, the policies'."""
         source = batches.next("train")
         regions = self.task.regions
-        classes = patch_classes(source, self.training.classes, class_of=self.class_of, regions=regions)
         with torch.no_grad():
+            source, classes = self._classify(source)
             chosen, _ = self.training.sample(classes, self.generator)
             batch = augment(self.training, source, chosen, self.generator, regions=regions)
         output = self.task.forward(batch.image, batch.extra)
@@ -223,6 +233,15 @@ class JointPolicy(Method):
             figures |= self._learn(batch, Sampled(losses.detach(), classes.to(chosen.device), chosen), batches)
         self.update()
         return self._means.add(figures)
+
+    def _classify(self, source: Batch) -> tuple[Batch, Tensor]:
+        """The class of each patch; and where its loss is taken, if not in all of it."""
+        regions, class_of = self.task.regions, self.class_of
+        if self.loss_region < 1:
+            source, class_of = restrict_loss(source, self.loss_region, self.generator, regions=regions), "sampled"
+        classes = patch_classes(source, self.training.classes, class_of=class_of, regions=regions)
+        self._shares.add(classes)
+        return source, classes
 
     def _learn(self, batch: Batch, drawn: Sampled, batches: Batches) -> dict[str, Tensor]:
         """One update of the policies, between the backward and the update of the network."""
@@ -267,7 +286,7 @@ class JointPolicy(Method):
         figures = self._means.take()
         gain = None if self.viewing is None else self.viewing.gain()
         if gain is not None:
-            figures["views_gain"] = float(average_over_ranks(gain))
+            figures["views_gain"] = float(gain)
             self.views_help = figures["views_gain"] > 0
         with torch.no_grad():
             entropy = self.training.entropy()
@@ -280,11 +299,15 @@ class JointPolicy(Method):
                 p = self.test_time.probabilities()
                 figures["entropy_views"] = float(-(p * p.clamp(min=1e-12).log()).sum() / torch.tensor(len(p)).log())
         figures["policy_updates"] = float(self.updates)
-        return figures
+        return figures | self._shares.take()
 
     def warnings(self) -> list[str]:
-        """That there are too few updates to learn anything from."""
-        return self.schedule.warnings(self._share) if self.learners else []
+        """What there is too little of to learn anything from, and views that do harm."""
+        if not self.learners:
+            return []
+        found = self.schedule.warnings(self._share)
+        found += [] if self.learning is None else self._shares.warnings()
+        return found + ([] if self.viewing is None else self.viewing.warnings())
 
     def policies(self) -> dict[str, nn.Module]:
         """What was learned: "training" and, if there is one, "test_time"."""
@@ -308,6 +331,7 @@ class JointPolicy(Method):
             "updates": self.updates,
             "names": self._named(),
             "views_help": self.views_help,
+            "harm": 0 if self.viewing is None else self.viewing.harm,
         }
         return super().state_dict() | own
 
@@ -333,6 +357,8 @@ class JointPolicy(Method):
         self.shared.set_state(state["shared"].cpu())
         self._start = state["start"].to(self.task.device)
         self.updates, self.views_help = state["updates"], state["views_help"]
+        if self.viewing is not None:
+            self.viewing.harm = state["harm"]
 
 
 def _loaded(path: str | Path) -> TrainingPolicy:

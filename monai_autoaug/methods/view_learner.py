@@ -19,11 +19,12 @@ from monai_autoaug.methods.meta_losses import view_losses
 from monai_autoaug.policies import TestTimePolicy, class_at_centre
 from monai_autoaug.policies.updates import view_gradient
 from monai_autoaug.policies.viewing import predict_views
-from monai_autoaug.precision import gather_over_ranks
+from monai_autoaug.precision import average_over_ranks, gather_over_ranks
 from monai_autoaug.transforms import Operation
 
 __all__ = ["ViewLearner"]
 
+_CERTAIN = 5  # epochs with harm after which one is told
 _JUDGED = 4  # patches that the deployed average is judged on: 9 forwards each with 8 views
 
 
@@ -47,6 +48,7 @@ class ViewLearner:
         self.task, self.player, self.policy = task, player, player.module
         self.shared, self.generator, self.views, self.at_once = shared, generator, views, at_once
         self._latest: Batch | None = None
+        self.harm = 0  # epochs in a row
 
     @torch.no_grad()
     def learn(self, meta: Batch) -> dict[str, Tensor]:
@@ -79,7 +81,8 @@ class ViewLearner:
         """By how much the deployed average of views beats the plain prediction on the latest meta-validation patches.
 
         Returns:
-            Difference of soft Dice, a scalar, above 0 where views help; None before the first update of an epoch.
+            Difference of soft Dice, a scalar, averaged over ranks, above 0 where views help; None before the first
+            update of an epoch.
         """
         if self._latest is None:
             return None
@@ -88,7 +91,18 @@ class ViewLearner:
         # a few are enough, from all over the batch: hosts put foreground last
         rows = torch.linspace(0, len(meta.image) - 1, min(_JUDGED, len(meta.image))).round().long().tolist()
         gains = [self._gain(meta.rows(slice(k, k + 1)), operations, weights) for k in rows]
-        return torch.stack(gains).mean()
+        result = average_over_ranks(torch.stack(gains).mean())
+        self.harm = self.harm + 1 if bool(result < 0) else 0
+        return result
+
+    def warnings(self) -> list[str]:
+        """That averaging views keeps doing harm."""
+        if self.harm < _CERTAIN:
+            return []
+        return [
+            "averaging the learned views has made the predictions of meta-validation patches worse in each of the last"
+            f" {_CERTAIN} epochs; compare predictions without views, on cases that nothing was learned from"
+        ]
 
     def _gain(self, row: Batch, operations: tuple[Operation, ...], weights: Tensor) -> Tensor:
         """Of one patch."""

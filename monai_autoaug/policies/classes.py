@@ -17,7 +17,10 @@ from torch import Tensor
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
 
-__all__ = ["class_at_centre", "patch_classes", "policy_index"]
+__all__ = ["Shares", "class_at_centre", "patch_classes", "policy_index"]
+
+_RARE = 0.02  # share of the patches below which a class is told to be rare
+_FEW = 100  # patches below which nothing is said of shares
 
 
 def class_at_centre(label: Tensor, *, regions: bool = False, valid: Tensor | None = None) -> Tensor:
@@ -113,3 +116,45 @@ def patch_classes(
     if batch.classes is None:
         raise ConfigError("class_of='sampled': the batch doesn't say what its patches were sampled for; use 'centre'")
     return policy_index(batch.classes, classes)
+
+
+class Shares:
+    """How many patches of an epoch were of each class.
+
+    Args:
+        classes: names of the policy's classes.
+        device: where indices are; they are counted there and fetched once an epoch.
+
+    >>> shares = Shares(("background", "foreground"))
+    >>> shares.add(torch.tensor([1, 1, 1, 0]))
+    >>> shares.take()
+    {'share_background': 0.25, 'share_foreground': 0.75}
+    """
+
+    def __init__(self, classes: Sequence[str], device: torch.device | str = "cpu") -> None:
+        self.classes = tuple(classes)
+        self._counts = torch.zeros(len(classes), dtype=torch.long, device=device)
+        self._rare: list[str] = []
+
+    def add(self, indices: Tensor) -> None:
+        """Count the patches of a batch, (B,) int64 places among the classes."""
+        self._counts += torch.bincount(indices.to(self._counts.device), minlength=len(self.classes))
+
+    def take(self) -> dict[str, float]:
+        """Shares since the last call; empty where there is one class, or no patch."""
+        counts, total = self._counts.tolist(), int(self._counts.sum())
+        self._counts.zero_()
+        if len(counts) < 2 or not total:
+            return {}
+        self._rare = [c for c, n in zip(self.classes, counts, strict=True) if n < _RARE * total and total >= _FEW]
+        return {f"share_{c}": n / total for c, n in zip(self.classes, counts, strict=True)}
+
+    def warnings(self) -> list[str]:
+        """That hardly any patch was of a class, when ``take`` was last called."""
+        if not self._rare:
+            return []
+        return [
+            f"hardly any patch is of class {', '.join(self._rare)}, so that its policy can't be learned; take smaller"
+            " patches, one policy for all (classes: all), or, where patches are nearly as large as the image, a"
+            " loss_region of 0.5"
+        ]

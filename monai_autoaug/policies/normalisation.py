@@ -82,6 +82,8 @@ class Pool:
 
     Args:
         least: samples that a class must have.
+        age: updates after which a sample of a class that is rarer than that is forgotten: what it was worth then has
+            nothing to do with what others are worth now.
 
     >>> pool = Pool(2)
     >>> one = Sampled(torch.tensor([1.0]), torch.tensor([0]), torch.zeros(1, 15, dtype=torch.long))
@@ -89,30 +91,37 @@ class Pool:
     (None, 2)
     """
 
-    def __init__(self, least: int = 4) -> None:
-        self.least = least
-        self._kept: list[Sampled] = []
+    def __init__(self, least: int = 4, age: int = 100) -> None:
+        self.least, self.age = least, age
+        self._clock = 0
+        self._kept: Sampled | None = None
+        self._born = torch.zeros(0, dtype=torch.long)  # when each sample came
 
     def add(self, samples: Sampled) -> Sampled | None:
         """Add an iteration's samples; returns, and forgets, all samples of those classes that now have enough."""
-        self._kept.append(samples)
-        everything = Sampled(
-            torch.cat([s.values for s in self._kept]), torch.cat([s.classes for s in self._kept]),
-            torch.cat([s.operations for s in self._kept]),
-        )  # fmt: skip
+        self._clock += 1
+        kept = [samples] if self._kept is None else [self._kept, samples]
+        names = ("values", "classes", "operations")
+        everything = Sampled(*(torch.cat([getattr(s, n) for s in kept]) for n in names))
+        born = torch.cat([self._born, torch.full((len(samples.values),), self._clock)])
+        young = born > self._clock - self.age
+        everything, born = everything.rows(young), born[young]
         count = (everything.classes[:, None] == everything.classes[None, :]).sum(1)
         ready = count >= self.least
-        self._kept = [everything.rows(~ready)]
+        self._kept, self._born = everything.rows(~ready), born[~ready]
         return everything.rows(ready) if bool(ready.any()) else None
 
     def state_dict(self) -> dict[str, Tensor]:
         """The samples that wait; empty where there are none."""
-        waiting = [s for s in self._kept if len(s.values)]
-        if not waiting:
+        if self._kept is None or not len(self._kept.values):
             return {}
         names = ("values", "classes", "operations")
-        return {name: torch.cat([getattr(s, name) for s in waiting]) for name in names}
+        return {n: getattr(self._kept, n) for n in names} | {"age": self._clock - self._born}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` gave."""
-        self._kept = [Sampled(**{name: tensor.cpu() for name, tensor in state.items()})] if state else []
+        self._clock, self._kept, self._born = 0, None, torch.zeros(0, dtype=torch.long)
+        if state:
+            here = {name: tensor.cpu() for name, tensor in state.items()}
+            self._born = -here.pop("age")
+            self._kept = Sampled(**here)

@@ -202,6 +202,8 @@ def test_policies_by_label_and_for_all() -> None:
         ({"derivative": "fd"}, "derivative must be one of"),
         ({"meta_loss": "focal"}, "must be one of ce, dice, both"),
         ({"class_of": "corner"}, "class_of must be one of"),
+        ({"loss_region": 0.0}, "loss_region must be in"),
+        ({"loss_region": 0.5, "class_of": "sampled"}, "leave class_of out"),
     ],
 )
 def test_options_that_cannot_work_are_refused(options: dict[str, Any], message: str) -> None:
@@ -268,6 +270,44 @@ def test_the_gain_of_views_is_that_of_the_deployed_average(average: Any) -> None
     assert float(found) == pytest.approx(float(expected.mean()), abs=1e-6)
     assert abs(float(found)) > 1e-6
     assert viewing.gain() is None
+
+
+def test_hardly_any_patch_of_a_class_is_told() -> None:
+    """Patches that all have a structure at their centre; and the remedy: a loss around a voxel of either class."""
+    streams = Streams(size=10, shape=(16, 16, 16))
+    label = torch.zeros(10, 3, 16, 16, 16)
+    label[:, 0] = 1
+    label[:, 0, 6:10, 6:10, 6:10], label[:, 1, 6:10, 6:10, 6:10] = 0, 1
+    streams.batches["train"] = replace(streams.batches["train"], label=label)
+    seen: dict[str, Batch] = {}
+    task = {"listener": lambda event, v: seen.update(v) if event == "forward" else None}
+    for options, told in (({}, True), ({"loss_region": 0.3}, False), ({"classes": "all"}, False)):
+        method = build(test_time=False, update_every=10, steps=2000, task=task, **options)
+        for _ in range(10):
+            method.step(streams)
+        figures = method.on_epoch(1)
+        assert any("hardly any patch is of class background" in w for w in method.warnings()) == told
+        if options:
+            assert figures.get("share_background", 0.5) == pytest.approx(0.5, abs=0.2)
+        valid = seen["batch"].valid
+        assert (valid is not None and float(valid.mean()) < 0.1) == ("loss_region" in options)
+
+
+def test_views_that_do_harm_again_and_again_are_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    method, streams = build(steps=2000), Streams(shape=(8, 8, 8))
+    assert method.viewing is not None
+    monkeypatch.setattr(method.viewing, "_gain", lambda *_: torch.tensor(-0.01))
+    for epoch in range(5):
+        assert not any("made the predictions" in w for w in method.warnings())
+        method.step(streams)
+        assert method.on_epoch(epoch)["views_gain"] == pytest.approx(-0.01)
+        assert not method.views_help
+    assert any("made the predictions" in w for w in method.warnings())
+    monkeypatch.setattr(method.viewing, "_gain", lambda *_: torch.tensor(0.01))
+    method.step(streams)
+    method.on_epoch(5)
+    assert method.views_help
+    assert not any("made the predictions" in w for w in method.warnings())
 
 
 def test_checkpoints_of_other_policies_are_refused() -> None:

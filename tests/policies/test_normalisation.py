@@ -123,3 +123,18 @@ def test_a_rare_class_waits_alone_and_survives_a_checkpoint() -> None:
     fresh = Pool()
     fresh.load_state_dict({})
     assert fresh.state_dict() == {}
+
+
+def test_samples_of_a_class_that_is_too_rare_are_forgotten() -> None:
+    """What they were worth is out of date; a resumed run forgets them in the same update."""
+    pool = Pool(2, age=3)
+    assert pool.add(batch([1.0], [1])) is None
+    resumed = Pool(2, age=3)
+    resumed.load_state_dict(pool.state_dict())
+    for p in (pool, resumed):
+        for _ in range(2):
+            p.add(batch([5.0], [0]))
+        assert p.add(batch([9.0], [1])) is None  # the first one would have made two
+        ready = p.add(batch([8.0], [1]))
+        assert ready is not None
+        assert ready.values.tolist() == [9.0, 8.0]
