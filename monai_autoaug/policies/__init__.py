@@ -5,6 +5,7 @@
 from monai_autoaug.policies.augmentation import augment
 from monai_autoaug.policies.classes import class_at_centre, patch_classes, policy_index
 from monai_autoaug.policies.dictionary import LearnedPolicyd
+from monai_autoaug.policies.evidence import Evidence, Seen
 from monai_autoaug.policies.gumbel import conditional_gumbel, gumbel, straight_through
 from monai_autoaug.policies.laterality import Laterality, lateral_pairs, left_right_axis
 from monai_autoaug.policies.no_ops import no_ops, sensitivity
@@ -16,11 +17,13 @@ from monai_autoaug.policies.training import TrainingPolicy
 
 __all__ = [
     "PRESETS",
+    "Evidence",
     "Laterality",
     "LearnedPolicyd",
     "Policies",
     "Pool",
     "Sampled",
+    "Seen",
     "TestTimePolicy",
     "TrainingPolicy",
     "augment",

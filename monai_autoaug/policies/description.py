@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -11,13 +12,14 @@ import torch
 from torch import Tensor
 
 from monai_autoaug.errors import PolicyError
+from monai_autoaug.policies.evidence import Seen
 from monai_autoaug.policies.laterality import Laterality
 from monai_autoaug.policies.test_time import TestTimePolicy
 from monai_autoaug.policies.training import TrainingPolicy
 from monai_autoaug.transforms.catalogue import extra_cascades, operations_at_test_time, training_cascades
 from monai_autoaug.transforms.registry import Cascade, Operation
 
-__all__ = ["build_test_time", "build_training", "describe_test_time", "describe_training"]
+__all__ = ["build_seen", "build_test_time", "build_training", "describe_test_time", "describe_training"]
 
 
 def _numbers(x: Tensor, digits: int | None = None) -> list[float]:
@@ -31,8 +33,12 @@ def _laterality(known: Laterality | None) -> dict[str, Any] | None:
     return {"pairs": [list(pair) for pair in known.pairs], "axis": known.axis, "mirrors": known.mirrors}
 
 
-def describe_training(policy: TrainingPolicy) -> dict[str, Any]:
+def describe_training(policy: TrainingPolicy, seen: Seen | None = None) -> dict[str, Any]:
     """What ``policy.json`` says of a training-time policy: operations with ranges, and what each class learned.
+
+    Args:
+        policy: what to describe.
+        seen: what is known of its operations; None: nothing is said of that.
 
     >>> describe_training(TrainingPolicy.preset("nnunet"))["cascades"][4]["operations"][1]["probability"]
     {'background': 0.5, 'foreground': 0.5}
@@ -48,6 +54,8 @@ def describe_training(policy: TrainingPolicy) -> dict[str, Any]:
                 row |= {"range": list(operation.range), "unit": operation.unit, "opposite": operation.opposite}
             row["probability"] = {name: shares[name][place] for name in policy.classes}
             row["logit"] = {name: logits[name][place] for name in policy.classes}
+            if seen is not None:
+                row |= _describe_seen(seen, policy.classes, place)
             rows.append(row)
             place += 1
         cascades.append({"name": cascade.name, "operations": rows})
@@ -55,6 +63,17 @@ def describe_training(policy: TrainingPolicy) -> dict[str, Any]:
         "spatial_dims": policy.spatial_dims, "classes": list(policy.classes), "temperature": policy.temperature,
         "floor": policy.floor, "laterality": _laterality(policy.laterality), "cascades": cascades,
     }  # fmt: skip
+
+
+def _describe_seen(seen: Seen, classes: Sequence[str], place: int) -> dict[str, Any]:
+    """Of one operation: its probability at the start, and by class what speaks for it, where that is known."""
+    known = {
+        name: {"advantage": round(float(seen.advantage[k, place]), 6), "standard_error": round(error, 6)}
+        for k, name in enumerate(classes)
+        if math.isfinite(error := float(seen.error[k, place]))
+    }
+    start = {name: round(float(seen.start[k, place]), 6) for k, name in enumerate(classes)}
+    return {"start": start} | ({"evidence": known} if known else {})
 
 
 def describe_test_time(policy: TestTimePolicy) -> dict[str, Any]:
@@ -126,6 +145,38 @@ def build_training(described: Mapping[str, Any], cascades: Sequence[Cascade] = (
             torch.cat(policy.probabilities(name)), [row["probability"][name] for row in rows], rows, f"class {name}"
         )
     return policy
+
+
+def build_seen(described: Mapping[str, Any]) -> Seen | None:
+    """What `describe_training` has said of a policy's operations; None: nothing.
+
+    Args:
+        described: as the schema says.
+
+    Raises:
+        PolicyError: it is said of some operations or classes only.
+
+    >>> build_seen(describe_training(TrainingPolicy.preset("uniform"))) is None
+    True
+    """
+    rows, classes = [row for c in described["cascades"] for row in c["operations"]], described["classes"]
+    if not any("start" in row or "evidence" in row for row in rows):
+        return None
+    table = torch.full((3, len(classes), len(rows)), torch.inf, dtype=torch.float64)
+    table[1] = 0
+    for place, row in enumerate(rows):
+        evidence = row.get("evidence", {})
+        if set(row.get("start", ())) != set(classes) or not set(evidence) <= set(classes):
+            raise PolicyError(
+                f"field training.cascades, {row['name']}: expected start of the classes {', '.join(classes)}, and"
+                " evidence of no others. To do: write the file anew, or remove start and evidence from all operations"
+            )
+        for k, name in enumerate(classes):
+            table[0, k, place] = row["start"][name]
+            if name in evidence:
+                table[1, k, place] = evidence[name]["advantage"]
+                table[2, k, place] = evidence[name]["standard_error"]
+    return Seen(*table)
 
 
 def build_test_time(described: Mapping[str, Any]) -> TestTimePolicy:

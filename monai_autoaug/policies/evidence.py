@@ -4,13 +4,44 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
 from monai_autoaug.policies.normalisation import Sampled
 from monai_autoaug.policies.training import TrainingPolicy
 
-__all__ = ["Evidence"]
+__all__ = ["Evidence", "Seen"]
+
+DECIDED = 3.0  # standard errors
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What is known of every operation of a training policy when it has learned; ``policy.json`` keeps it.
+
+    Args:
+        start: (classes, operations) probabilities before anything was learned.
+        advantage: (classes, operations) by how much an operation's samples were better than the others of its cascade,
+            in standard deviations of a sample's worth.
+        error: (classes, operations) standard error of the advantage; infinite where too few samples were seen.
+
+    >>> Seen(torch.tensor([[0.5, 0.5]]), torch.tensor([[-0.4, 0.4]]), torch.tensor([[0.1, 0.1]])).decided()
+    tensor([[False,  True]])
+    """
+
+    start: Tensor
+    advantage: Tensor
+    error: Tensor
+
+    def decided(self, errors: float = DECIDED) -> Tensor:
+        """Whether each operation's advantage is more than ``errors`` standard errors, (classes, operations) bool.
+
+        Args:
+            errors: how many.
+        """
+        return _sure(self.advantage, self.error, errors)
 
 
 class Evidence:
@@ -72,19 +103,31 @@ class Evidence:
         other, spread = _mean_and_variance(rest)
         return other - mean, (error + spread).sqrt()
 
-    def decided(self, errors: float = 3.0) -> dict[str, list[str]]:
+    def seen(self, start: Tensor) -> Seen:
+        """What is known by now.
+
+        Args:
+            start: (classes, operations) the policy's logits before it learned.
+        """
+        parts = start.detach().double().cpu().split([len(c) for c in self.policy.cascades], 1)
+        return Seen(torch.cat([p.softmax(1) for p in parts], 1), *self.advantage())
+
+    def decided(self, errors: float = DECIDED) -> dict[str, list[str]]:
         """Operations, by class, whose advantage is more than ``errors`` standard errors; the identity is one too.
 
         Args:
             errors: how many.
         """
-        advantage, error = self.advantage()
-        sure = torch.isfinite(error) & (advantage > errors * error)
         names = [o.name if o.acts != "nothing" else f"no {c.name}" for c in self.policy.cascades for o in c.operations]
         return {
             name: [n for n, s in zip(names, row.tolist(), strict=True) if s]
-            for name, row in zip(self.policy.classes, sure, strict=True)
+            for name, row in zip(self.policy.classes, _sure(*self.advantage(), errors), strict=True)
         }
+
+
+def _sure(advantage: Tensor, error: Tensor, errors: float) -> Tensor:
+    """Where the advantage is more than ``errors`` standard errors."""
+    return torch.isfinite(error) & (advantage > errors * error)
 
 
 def _mean_and_variance(moments: Tensor) -> tuple[Tensor, Tensor]:

@@ -23,7 +23,14 @@ from jsonschema.exceptions import best_match
 
 import monai_autoaug
 from monai_autoaug.errors import AutoAugError, ConfigError, PolicyError
-from monai_autoaug.policies.description import build_test_time, build_training, describe_test_time, describe_training
+from monai_autoaug.policies.description import (
+    build_seen,
+    build_test_time,
+    build_training,
+    describe_test_time,
+    describe_training,
+)
+from monai_autoaug.policies.evidence import Seen
 from monai_autoaug.policies.schema import FORMAT, SCHEMA, VERSION
 from monai_autoaug.policies.test_time import TestTimePolicy
 from monai_autoaug.policies.training import TrainingPolicy
@@ -43,11 +50,13 @@ class Policies:
         training: of operations while training; None: the file has none.
         test_time: of views at test time; None: the file has none.
         provenance: where the policies come from: versions, seed, fingerprint of the data.
+        seen: what is known of the training policy's operations; None: the file doesn't say.
     """
 
     training: TrainingPolicy | None = None
     test_time: TestTimePolicy | None = None
     provenance: Mapping[str, str | float | bool | None] = field(default_factory=dict)
+    seen: Seen | None = None
 
 
 def save(
@@ -56,6 +65,7 @@ def save(
     training: TrainingPolicy | None = None,
     test_time: TestTimePolicy | None = None,
     provenance: Mapping[str, str | float | bool | None] | None = None,
+    seen: Seen | None = None,
 ) -> Path:
     """Write policies to one file, completely or not at all.
 
@@ -65,6 +75,7 @@ def save(
         test_time: what to write.
         provenance: how the policies came about, for people: seed, epochs, a fingerprint of the data, but no paths and
             no names of patients. Versions of packages are added.
+        seen: what is known of the training policy's operations (`Method.seen`), for people and pictures.
 
     Returns:
         The path.
@@ -87,7 +98,7 @@ def save(
             raise ConfigError(f"provenance {name!r} is a path, which tells of the machine and its users: leave it out")
     content: dict[str, Any] = {"format": FORMAT, "version": VERSION, "provenance": notes}
     if training is not None:
-        content["training"] = describe_training(training)
+        content["training"] = describe_training(training, seen)
     if test_time is not None:
         content["test_time"] = describe_test_time(test_time)
     _validate(content, path)
@@ -118,6 +129,7 @@ def load(path: str | os.PathLike[str], *, cascades: Sequence[Cascade] = ()) -> P
             None if training is None else build_training(training, cascades),
             None if test_time is None else build_test_time(test_time),
             content["provenance"],
+            None if training is None else build_seen(training),
         )
     except AutoAugError as error:  # unknown operations, names given twice, numbers that don't go together
         raise PolicyError(f"{path}: {error}") from error

@@ -38,10 +38,14 @@ _LATERALITY = {
         _object({"pairs": _list(_PAIR), "axis": {"enum": [0, 1, 2]}, "mirrors": {"enum": ["swap", "off"]}}),
     ]
 }
+_EVIDENCE = _object({"advantage": {"type": "number"}, "standard_error": {"type": "number", "minimum": 0}})
 _OPERATION = _object(
     {"name": _NAME, "probability": _by_class(_PROBABILITY), "logit": _by_class({"type": "number"})},
-    {"range": _RANGE, "unit": {"type": "string"}, "opposite": {"enum": ["none", "negative", "reciprocal"]}},
-)
+    {
+        "range": _RANGE, "unit": {"type": "string"}, "opposite": {"enum": ["none", "negative", "reciprocal"]},
+        "start": _by_class(_PROBABILITY), "evidence": _by_class(_EVIDENCE),
+    },
+)  # fmt: skip
 _TRAINING = _object(
     {
         "spatial_dims": {"enum": [2, 3]},
