@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.networks import auxiliary_state, frozen, load_auxiliary_state, norm_groups, with_parameters
+from monai_autoaug.policies.drawing import Drawing
 from monai_autoaug.policies.evidence import Seen
 from monai_autoaug.precision import Precision, average_gradients, rank
 
@@ -209,6 +210,7 @@ class Method(ABC):
     meta_batch: int = 8  # patches of a batch of the stream "meta"; a host that makes this stream reads it
     settled: int = 1_000_000  # updates after which everything learns that does; a host tries a step out there
     replaces_augmentation: ClassVar[bool] = False  # its augmentation is meant instead of the host's own, not over it
+    draws_operations: ClassVar[bool] = False  # of a training policy, see `drawing`
 
     def __init__(self, task: Task, *, seed: int = 0) -> None:
         self.task = task
@@ -255,6 +257,10 @@ class Method(ABC):
     def learns_views(cls, **options: Any) -> bool:
         """Whether a training with these options leaves a test-time policy, which predictions are to average by."""
         return False
+
+    def drawing(self) -> Drawing | None:
+        """How its training policy augments a batch: a host may do so in its workers (`Batch.operations`)."""
+        return None
 
     def descend(self, loss: Tensor) -> None:
         """One backward of ``loss`` and one update of the segmentation network and of every player.

@@ -34,11 +34,10 @@ from monai_autoaug.policies import (
     Seen,
     TestTimePolicy,
     TrainingPolicy,
-    augment,
     load,
 )
-from monai_autoaug.policies.classes import Shares, patch_classes
-from monai_autoaug.policies.loss_region import restrict_loss
+from monai_autoaug.policies.classes import Shares
+from monai_autoaug.policies.drawing import Drawing
 from monai_autoaug.policies.viewing import view_batch
 
 __all__ = ["JointPolicy"]
@@ -71,8 +70,9 @@ class JointPolicy(Method):
         views: views of one meta-validation patch that are compared in an update (the paper's Z).
         joint: the training policy is judged on views of the meta-validation patches (Eq. 16), as soon as averaging
             views has helped there; False: on the patches as they are.
-        update_every: steps between two updates of the policies.
-        warm_up: steps before the first update.
+        update_every: steps between two updates of the policies; None: by the planned number of steps, at most 40, so
+            that a long training takes at most a fifth longer, and a short one still has 500 updates.
+        warm_up: steps before the first update; None: 50, but at most a twentieth of the planned number.
         freeze: share of the planned steps after which policies stay as they are.
         learning_rate: of Adam on the training policy's logits; None: by the number of planned updates.
         learning_rate_test_time: likewise.
@@ -92,6 +92,7 @@ class JointPolicy(Method):
     name: ClassVar[str] = "joint_policy"
     needs: tuple[str, ...] = ("train", "meta")
     replaces_augmentation: ClassVar[bool] = True
+    draws_operations: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -112,8 +113,8 @@ class JointPolicy(Method):
         test_time_preset: str | None = None,
         views: int = 10,
         joint: bool = True,
-        update_every: int = 5,
-        warm_up: int = 20,
+        update_every: int | None = None,
+        warm_up: int | None = None,
         freeze: float = 1.0,
         learning_rate: float | None = None,
         learning_rate_test_time: float | None = None,
@@ -144,7 +145,7 @@ class JointPolicy(Method):
         self.training = (policy if isinstance(policy, TrainingPolicy) else _loaded(policy)).to(task.device)
         self.test_time = self._views(test_time_preset or preset, laterality) if test_time else None
         self.schedule = PolicySchedule(task.steps, update_every=update_every, warm_up=warm_up, freeze=freeze)
-        self.settled = warm_up  # its first update
+        self.settled = self.schedule.warm_up  # its first update
         # not among `players`: these are updated by gradients of their own, not by the one backward
         self.learners: dict[str, Player] = {}
         self._rates = {"training": learning_rate, "test_time": learning_rate_test_time}
@@ -216,12 +217,12 @@ class JointPolicy(Method):
 
     def step(self, batches: Batches) -> dict[str, float]:
         """A training step on patches that are augmented by the policy of their class; now and then, the policies'."""
-        source = batches.next("train")
-        regions = self.task.regions
-        with torch.no_grad():
-            source, classes = self._classify(source)
-            chosen, _ = self.training.sample(classes, self.generator)
-            batch = augment(self.training, source, chosen, self.generator, regions=regions)
+        batch, drawing = batches.next("train"), self.drawing()
+        if batch.operations is None:  # otherwise the host's workers have drawn and applied them
+            batch = drawing(batch, self.generator)
+        assert batch.operations is not None  # noqa: S101  # for the type checker
+        chosen, classes = batch.operations, drawing.classes(batch)
+        self._shares.add(classes)
         output = self.task.forward(batch.image, batch.extra)
         self.task.notify("forward", {"batch": batch, "output": output})
         losses = self.task.losses(output, batch.label, batch.valid)
@@ -234,14 +235,9 @@ class JointPolicy(Method):
         self.update()
         return self._means.add(figures)
 
-    def _classify(self, source: Batch) -> tuple[Batch, Tensor]:
-        """The class of each patch; and where its loss is taken, if not in all of it."""
-        regions, class_of = self.task.regions, self.class_of
-        if self.loss_region < 1:
-            source, class_of = restrict_loss(source, self.loss_region, self.generator, regions=regions), "sampled"
-        classes = patch_classes(source, self.training.classes, class_of=class_of, regions=regions)
-        self._shares.add(classes)
-        return source, classes
+    def drawing(self) -> Drawing:
+        """See `Method.drawing`."""
+        return Drawing(self.training, self.class_of, self.loss_region, self.task.regions)
 
     def _learn(self, batch: Batch, drawn: Sampled, batches: Batches) -> dict[str, Tensor]:
         """One update of the policies, between the backward and the update of the network."""
