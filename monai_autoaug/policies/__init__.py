@@ -12,6 +12,7 @@ from monai_autoaug.policies.no_ops import no_ops, sensitivity
 from monai_autoaug.policies.normalisation import Pool, Sampled, centre_by_class, per_operation
 from monai_autoaug.policies.policy_file import Policies, load, save
 from monai_autoaug.policies.presets import PRESETS
+from monai_autoaug.policies.rand_augment import rand_augment
 from monai_autoaug.policies.test_time import TestTimePolicy
 from monai_autoaug.policies.training import TrainingPolicy
 
@@ -38,6 +39,7 @@ __all__ = [
     "patch_classes",
     "per_operation",
     "policy_index",
+    "rand_augment",
     "save",
     "sensitivity",
     "straight_through",

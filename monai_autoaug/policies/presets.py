@@ -1,9 +1,10 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Where policies start: probabilities like those that nnU-Net and DeepMedic augment with, or all alike.
+"""Where policies start: probabilities like those that nnU-Net and DeepMedic augment with, or all alike, or nothing.
 
 Source: paper 002's official code, its presets 2 (nnU-Net), 3 (DeepMedic) and 0 (uniform) of the training policy, and
-2, 4 and 0 of the test-time policy. Cascades beyond the paper start as rarely used ones do there.
+2, 4 and 0 of the test-time policy. Cascades beyond the paper start as rarely used ones do there. "none" is no
+augmentation at all, the paper's first baseline.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from monai_autoaug.transforms.registry import Cascade, Operation
 
 __all__ = ["PRESETS", "identity_probabilities", "view_logits", "training_logits"]
 
+_NEVER = -1000.0  # a logit beside 1: its probability is 0 in any precision, and policy.json can hold it
 _BEYOND = ("elastic", "bias_field", "gibbs", "channel_scale")
 # probability of each cascade's identity; the rest is split evenly among its operations
 _TRAINING: dict[str, dict[str, float]] = {
@@ -34,12 +36,14 @@ _TRAINING: dict[str, dict[str, float]] = {
     },
     "uniform": {},
 }  # fmt: skip
+_TRAINING["none"] = dict.fromkeys(_TRAINING["nnunet"], 1.0)
 # views that share four fifths of the probability: nnU-Net's eight mirrorings (a half turn is two of them), DeepMedic's
 # four; by their places among the 84
 _TEST_TIME: dict[str, tuple[int, ...]] = {
     "nnunet": (0, 29, 30, 31, 34, 37, 40, 83),
     "deepmedic": (0, 29, 30, 31),
     "uniform": (),
+    "none": (0,),
 }
 PRESETS = tuple(_TRAINING)
 
@@ -54,7 +58,7 @@ def identity_probabilities(name: str) -> dict[str, float]:
     """The identity's probability in each cascade; cascades that are not in it start uniform.
 
     Args:
-        name: "nnunet", "deepmedic" or "uniform".
+        name: "nnunet", "deepmedic", "uniform" or "none".
 
     Raises:
         ConfigError: there is no such preset.
@@ -70,7 +74,7 @@ def training_logits(cascade: Cascade, identity: float | None) -> Tensor:
 
     Args:
         cascade: its first operation is the identity.
-        identity: between 0 and 1, both excluded; None: all operations are alike.
+        identity: above 0, at most 1, where the others are never drawn; None: all operations are alike.
 
     Raises:
         ConfigError: the probability is out of range.
@@ -81,10 +85,11 @@ def training_logits(cascade: Cascade, identity: float | None) -> Tensor:
     """
     if identity is None:
         return torch.zeros(len(cascade))
-    if not 0 < identity < 1:
-        raise ConfigError(f"cascade {cascade.name}: the identity's probability must be in (0, 1), got {identity}")
+    if not 0 < identity <= 1:
+        raise ConfigError(f"cascade {cascade.name}: the identity's probability must be in (0, 1], got {identity}")
     others = len(cascade) - 1
-    return torch.tensor([1.0] + [1 + math.log((1 - identity) / (others * identity))] * others)
+    rest = _NEVER if identity == 1 else 1 + math.log((1 - identity) / (others * identity))
+    return torch.tensor([1.0] + [rest] * others)
 
 
 def view_logits(operations: Sequence[Operation], name: str) -> Tensor:
@@ -92,7 +97,7 @@ def view_logits(operations: Sequence[Operation], name: str) -> Tensor:
 
     Args:
         operations: from `operations_at_test_time`, all or some of them.
-        name: "nnunet", "deepmedic" or "uniform".
+        name: "nnunet", "deepmedic", "uniform" or "none", which is the image as it is.
 
     Raises:
         ConfigError: there is no such preset.
@@ -105,5 +110,5 @@ def view_logits(operations: Sequence[Operation], name: str) -> Tensor:
     count = sum(chosen)
     if count in (0, len(chosen)):
         return torch.zeros(len(chosen))
-    rest = 1 + math.log(0.2 / (len(chosen) - count) / (0.8 / count))
+    rest = _NEVER if name == "none" else 1 + math.log(0.2 / (len(chosen) - count) / (0.8 / count))
     return torch.tensor([1.0 if c else rest for c in chosen])

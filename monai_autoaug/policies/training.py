@@ -107,7 +107,8 @@ class TrainingPolicy(nn.Module):
         """The paper's 15 cascades with one of its starts.
 
         Args:
-            name: "nnunet", "deepmedic" or "uniform".
+            name: "nnunet", "deepmedic", "uniform", or "none", which leaves every sample alone (as far as ``floor``
+                lets it).
             classes: see the class.
             spatial_dims: 2 or 3; in 2D there are 12 cascades.
             extra: cascades beyond the paper, behind the others: "elastic", "bias_field", "gibbs", "channel_scale".

@@ -12,13 +12,16 @@ import pytest
 import torch
 
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.policies import PRESETS, TestTimePolicy, TrainingPolicy
+from monai_autoaug.policies import PRESETS, TestTimePolicy, TrainingPolicy, load, save
 
 FOLDER = Path(__file__).parents[1] / "data" / "vectors"
 LOGITS = np.load(FOLDER / "preset_logits.npz")
 
 
-@pytest.mark.parametrize("name", PRESETS)
+OFFICIAL = ("nnunet", "deepmedic", "uniform")
+
+
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_training_logits_are_the_official_ones(name: str) -> None:
     policy = TrainingPolicy.preset(name)
     assert policy.logits.shape == (2, 62)
@@ -40,13 +43,45 @@ def test_training_logits_take_the_documented_values(name: str, values: set[float
     assert all(min(abs(v - w) for w in found) < 2e-6 for v in values)
 
 
-@pytest.mark.parametrize("name", PRESETS)
+@pytest.mark.parametrize("name", OFFICIAL)
 def test_logits_at_test_time_are_the_official_ones(name: str) -> None:
     policy = TestTimePolicy.preset(name)
     assert policy.logits.detach().numpy() == pytest.approx(LOGITS[f"test_time_{name}"], abs=1e-6)
     preferred = {"nnunet": [0, 29, 30, 31, 34, 37, 40, 83], "deepmedic": [0, 29, 30, 31], "uniform": []}[name]
     share = policy.probabilities().detach()
     assert share[preferred].tolist() == pytest.approx([0.8 / max(1, len(preferred))] * len(preferred), abs=1e-6)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dims", [2, 3])
+def test_none_is_no_augmentation(dims: int, tmp_path: Path) -> None:
+    """The identity has probability 1, in every cascade and among the views, also of what is written and read again."""
+    assert set(PRESETS) == {*OFFICIAL, "none"}
+    extra = ["elastic", "bias_field", "gibbs", "channel_scale"]
+    policy = TrainingPolicy.preset("none", ("all",), spatial_dims=dims, extra=extra)
+    views = TestTimePolicy.preset("none", spatial_dims=dims)
+    save(tmp_path / "policy.json", training=policy, test_time=views)
+    read = load(tmp_path / "policy.json")
+    for training, test_time in ((policy, views), (read.training, read.test_time)):
+        assert training is not None
+        assert test_time is not None
+        assert all(p.tolist() == [1.0] + [0.0] * (len(p) - 1) for p in training.probabilities("all"))
+        assert bool((training.entropy() == 0).all())
+        indices, weights = training.sample(torch.zeros(500, dtype=torch.long), torch.Generator().manual_seed(0))
+        assert not bool(indices.any())
+        assert bool((weights == 1).all())
+        assert test_time.probabilities().tolist() == [1.0] + [0.0] * (len(test_time.operations) - 1)
+        assert [o.name for o in test_time.top(test_time.z)[0]] == ["identity"]
+    image = torch.rand(500, 1, *[4] * dims)
+    assert torch.equal(policy.apply(image, None, indices)[0], image)
+
+
+@torch.no_grad()
+def test_what_starts_from_none_reaches_its_floor() -> None:
+    """Otherwise it could never learn: what is never drawn is never judged."""
+    policy = TrainingPolicy.preset("none", floor=0.01)
+    for p in policy.probabilities("foreground"):
+        assert p.tolist() == pytest.approx([1 - 0.01 * (len(p) - 1)] + [0.01] * (len(p) - 1), abs=1e-6)
 
 
 def test_counts() -> None:
@@ -89,7 +124,7 @@ def test_cascades_can_be_switched_on_and_off() -> None:
 
 
 def test_unknown_names_are_refused() -> None:
-    with pytest.raises(ConfigError, match="preset must be one of nnunet, deepmedic, uniform, got 'nnformer'"):
+    with pytest.raises(ConfigError, match="preset must be one of nnunet, deepmedic, uniform, none, got 'nnformer'"):
         TrainingPolicy.preset("nnformer")
     with pytest.raises(ConfigError, match="got 'best'"):
         TestTimePolicy.preset("best")

@@ -207,7 +207,7 @@ def test_what_cannot_be_a_policy_is_refused() -> None:
         ({"classes": ("a", "a")}, "none twice"),
         ({"temperature": 0.0}, "temperature must be above 0"),
         ({"floor": 0.5}, r"floor must be in \[0, 0.167\)"),
-        ({"identity": 1.0}, r"probability must be in \(0, 1\), got 1.0"),
+        ({"identity": 1.1}, r"probability must be in \(0, 1\], got 1.1"),
         ({"spatial_dims": 4}, "spatial_dims must be 2 or 3"),
     ):
         with pytest.raises(ConfigError, match=message):
