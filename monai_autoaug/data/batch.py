@@ -43,6 +43,8 @@ class Batch:
         spacing: (B, 3) voxel size in mm, order D, H, W; in 2D (B, 2).
         margin: voxels by which the patch is enlarged at each end of each axis; (): none, in 2D and in 3D.
         target: the label in the host's own form (what its own loss takes), on any device; used by the plain step only.
+        operations: (B, cascades) int64: what a training policy has drawn for these patches and the host has applied
+            already, for the label values in ``classes``; None: nothing was applied.
 
     >>> b = Batch(torch.zeros(2, 1, 8, 8, 8), torch.zeros(2, 3, 8, 8, 8), classes=torch.zeros(2, dtype=torch.long),
     ...           case=("a", "b"), spacing=torch.ones(2, 3), margin=(1, 1, 1))
@@ -60,6 +62,7 @@ class Batch:
     spacing: Tensor | None = None
     margin: tuple[int, ...] = ()
     target: Any = None
+    operations: Tensor | None = None
 
     def __post_init__(self) -> None:
         if not self.margin:  # frozen: no plain assignment
@@ -87,6 +90,7 @@ class Batch:
 
     def rows(self, index: slice | Tensor) -> Batch:
         """The samples that ``index`` selects (without the host's own target)."""
-        part = self._map(lambda t: t[index], "image", "label", "valid", "extra", "mask", "classes", "spacing")
+        names = ("image", "label", "valid", "extra", "mask", "classes", "spacing", "operations")
+        part = self._map(lambda t: t[index], *names)
         order = range(len(self.case))[index] if isinstance(index, slice) else index.tolist()
         return replace(part, target=None, case=tuple(self.case[i] for i in order) if self.case else ())

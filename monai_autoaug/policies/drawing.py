@@ -1,0 +1,70 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Drawing a training policy's operations for a batch of patches and applying them, wherever that is done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.policies.augmentation import augment
+from monai_autoaug.policies.classes import class_at_centre, patch_classes
+from monai_autoaug.policies.loss_region import restrict_loss
+from monai_autoaug.policies.training import TrainingPolicy
+
+__all__ = ["Drawing"]
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """Augments batches by a training policy and writes down what was drawn.
+
+    The training step does it on its device, or the host's workers do it long before, with a policy of their own.
+
+    Args:
+        policy: what operations are drawn from.
+        class_of: see `patch_classes`.
+        loss_region: below 1, the class is chosen by `restrict_loss`; 1: by ``class_of``.
+        regions: the label's channels are regions, not classes.
+
+    >>> policy, batch = TrainingPolicy.preset("nnunet"), Batch(torch.rand(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8))
+    >>> drawing = Drawing(policy)
+    >>> drawn = drawing(batch, torch.Generator().manual_seed(0))
+    >>> drawn.operations.shape, drawing.classes(drawn)
+    (torch.Size([1, 15]), tensor([0]))
+    """
+
+    policy: TrainingPolicy
+    class_of: Literal["centre", "sampled"] = "centre"
+    loss_region: float = 1.0
+    regions: bool = False
+
+    @torch.no_grad()
+    def __call__(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+        """The augmented batch without its margin, with ``operations``, and ``classes`` as they were before.
+
+        Args:
+            batch: patches with their margin.
+            generator: random numbers come from it; None: torch's global one.
+
+        Raises:
+            ConfigError: see `restrict_loss`, `patch_classes` and `augment`.
+        """
+        if self.loss_region < 1:
+            batch = restrict_loss(batch, self.loss_region, generator, regions=self.regions)
+        elif self.class_of == "centre":  # of the patch as it is, of which nothing can be seen any more afterwards
+            batch = replace(batch, classes=class_at_centre(batch.label, regions=self.regions, valid=batch.valid))
+        indices, _ = self.policy.sample(self.classes(batch), generator)
+        return replace(augment(self.policy, batch, indices, generator, regions=self.regions), operations=indices)
+
+    def classes(self, drawn: Batch) -> Tensor:
+        """The places among the policy's classes that operations were drawn for, (B,) int64.
+
+        Args:
+            drawn: what a call has given, here or in a worker.
+        """
+        return patch_classes(drawn, self.policy.classes, class_of="sampled", regions=self.regions)
