@@ -17,7 +17,7 @@ from monai_autoaug.engines.metadata import plain
 from monai_autoaug.errors import ConfigError, PolicyError
 from monai_autoaug.policies import TestTimePolicy, load
 from monai_autoaug.transforms.registry import Operation
-from monai_autoaug.transforms.views import canvas
+from monai_autoaug.transforms.views import ViewGrids, canvas
 
 __all__ = ["TestTimePolicyInferer"]
 
@@ -35,16 +35,20 @@ class TestTimePolicyInferer(Inferer):
                     "inferer": {"_target_": "SlidingWindowInferer", "roi_size": [96, 96, 96]}}
 
     Views are of the whole volume, as in the paper, whatever the level at which the policy was learned: rotated and
-    scaled ones get a canvas that holds all of it, and are predicted one after the other, so that memory holds two.
-    Their values are those of the volume, to which it has been normalised before.
+    scaled ones get a canvas that holds all of it. Their values are those of the volume, to which it has been normalised
+    before. One view is made, predicted and brought back after the other, so that however many there are, memory holds
+    one of them beside the image and the sum.
 
     Args:
         inferer: predicts a view, for example a ``SlidingWindowInferer``.
         policy: file written by a training, or a policy, of which a copy is taken.
         z: number of views; None: the policy's own (usually 8); 0: none, the wrapped inferer alone.
-        views_at_once: views of equal size that the inferer gets as one batch.
+        views_at_once: views of equal size that the inferer gets as one batch, which takes as many times the memory;
+            patches in windows are batched by the inferer itself (``sw_batch_size``).
         average: "logits" or "probabilities"; None: as the policy says. Either way the result is logits, so that what
             follows (softmax, argmax) stays as it is.
+        grid_memory: MiB, on the device, of what is kept of turned and scaled views for the next volume of the same
+            size; 0: nothing is.
 
     Raises:
         PolicyError: the file can't be used, or holds no test-time policy.
@@ -66,10 +70,12 @@ class TestTimePolicyInferer(Inferer):
         views_at_once: int = 1,
         *,
         average: Literal["logits", "probabilities"] | None = None,
+        grid_memory: int = 256,
     ) -> None:
         super().__init__()
-        if isinstance(views_at_once, bool) or not isinstance(views_at_once, int) or views_at_once < 1:
-            raise ConfigError(f"views_at_once must be at least 1, got {views_at_once!r}")
+        for name, number, least in (("views_at_once", views_at_once, 1), ("grid_memory", grid_memory, 0)):
+            if isinstance(number, bool) or not isinstance(number, int) or number < least:
+                raise ConfigError(f"{name} must be a whole number, at least {least}, got {number!r}")
         given = policy if isinstance(policy, TestTimePolicy) else load(policy).test_time
         if given is None:
             raise PolicyError(f"{policy}: holds no test-time policy; expected one that a training has written")
@@ -80,6 +86,7 @@ class TestTimePolicyInferer(Inferer):
             average=given.average if average is None else average, regions=given.regions, laterality=given.laterality,
             z=None if z in (None, 0) else z,
         ).requires_grad_(False)  # fmt: skip
+        self.policy.grids = ViewGrids(grid_memory * 2**20) if grid_memory else None
 
     def __call__(self, inputs: Tensor, network: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Predict a batch of volumes.
@@ -121,18 +128,20 @@ class TestTimePolicyInferer(Inferer):
         total: Tensor | None = None
         seen: Tensor | None = None
         for group in self._groups(operations, shape):
-            output = predict(torch.cat([self.policy.view(o, image) for o in group]))
+            output = predict(_together([self.policy.view(o, image) for o in group]))
             for operation, part in zip(group, output.split(len(image)), strict=True):
                 back, covered = self.policy.revert(operation, part, shape)
-                back, covered = weight[operation] * back, weight[operation] * covered
-                total, seen = (back, covered) if total is None or seen is None else (total + back, seen + covered)
+                share = weight[operation]
+                total = share * back if total is None else total.add_(back, alpha=share)
+                seen = share * covered if seen is None else seen + share * covered
+            del output, part, back, covered  # before the next view is made
         assert total is not None  # noqa: S101  # for the type checker: there is at least one view
         assert seen is not None  # noqa: S101
         if all(o.acts == "matrix" for o in operations) and bool((seen < _UNSEEN).any()):
             # only enlarging views: what lies outside of all of them is predicted as it is
             blind = (seen < _UNSEEN).to(seen)
             total, seen = total + blind * predict(image), seen + blind
-        return total / seen
+        return total.div_(seen)
 
     def _groups(self, operations: Sequence[Operation], shape: tuple[int, ...]) -> Iterator[list[Operation]]:
         """Views of equal size together, as many as may be predicted at once."""
@@ -162,3 +171,8 @@ class TestTimePolicyInferer(Inferer):
         if self.policy.average == "logits":
             return average
         return average.logit(eps=_LEAST) if self.policy.regions else average.clamp(min=_LEAST).log()
+
+
+def _together(views: Sequence[Tensor]) -> Tensor:
+    """One batch; a single view is not copied."""
+    return views[0] if len(views) == 1 else torch.cat(list(views))

@@ -20,7 +20,7 @@ from monai_autoaug.policies.presets import view_logits
 from monai_autoaug.transforms.catalogue import operations_at_test_time
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.registry import Operation
-from monai_autoaug.transforms.views import apply_view, canvas, revert_view
+from monai_autoaug.transforms.views import ViewGrids, apply_view, canvas, coverage, revert_view
 
 __all__ = ["TestTimePolicy"]
 
@@ -46,6 +46,7 @@ class TestTimePolicy(nn.Module):
     Attributes:
         logits: (operations,), the only parameter.
         operations: the views, without those that laterality leaves out.
+        grids: what is kept of the views of volumes of one size for the next one; None: nothing.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -88,6 +89,7 @@ class TestTimePolicy(nn.Module):
         self.spatial_dims, self.level, self.average, self.regions = spatial_dims, level, average, regions
         self.logits = nn.Parameter(torch.zeros(len(kept)) if logits is None else logits.detach()[kept].clone())
         self.z = self._checked(min(8, len(kept)) if z is None else z)
+        self.grids: ViewGrids | None = None
 
     @classmethod
     def preset(
@@ -105,14 +107,14 @@ class TestTimePolicy(nn.Module):
         """The paper's 84 views (64 in 2D) with one of its starts.
 
         Args:
-            name: "nnunet" (its mirrorings share four fifths), "deepmedic" or "uniform".
+            name: "nnunet" (its mirrorings share four fifths), "deepmedic", "uniform", or "none": the image as it is.
             spatial_dims: 2 or 3.
             patch_size: with level "patch", leaves out quarter turns that change this size.
             level: see the class.
             average: see the class.
             regions: see the class.
             laterality: see the class.
-            z: see the class.
+            z: see the class; with "none" 1 unless it is given.
 
         Raises:
             ConfigError: the name is unknown, or see the class.
@@ -124,9 +126,10 @@ class TestTimePolicy(nn.Module):
         rows = [o for o in operations_at_test_time(spatial_dims) if known is None or known.allows(o)]
         if level == "patch" and patch_size is not None:
             rows = [o for o in rows if o.acts != "permutation" or canvas(o, tuple(patch_size)) == tuple(patch_size)]
+        alone = z is None and name == "none"  # views of weight 0 would be predicted for nothing
         return cls(
             rows, view_logits(rows, name), spatial_dims=spatial_dims, level=level, average=average, regions=regions,
-            laterality=known, z=z,
+            laterality=known, z=1 if alone else z,
         )  # fmt: skip
 
     def _checked(self, z: int) -> int:
@@ -215,10 +218,12 @@ class TestTimePolicy(nn.Module):
             generator = torch.Generator().manual_seed(operation.index)
         values, labels = image[:, : image.shape[1] - still], image[:, image.shape[1] - still :]
         enlarge = self.level == "volume"
-        seen = apply_view(operation, values, enlarge=enlarge, generator=generator, reference=reference)
+        seen = apply_view(
+            operation, values, enlarge=enlarge, generator=generator, reference=reference, grids=self.grids
+        )
         if still:
             if operation.moves_label:
-                labels = apply_view(operation, labels, enlarge=enlarge, padding="zero")
+                labels = apply_view(operation, labels, enlarge=enlarge, padding="zero", grids=self.grids)
             if self.laterality is not None and self.laterality.reverses(operation):
                 labels = self.laterality.swapped(labels, first=1)
             seen = torch.cat([seen, labels], 1)
@@ -243,10 +248,8 @@ class TestTimePolicy(nn.Module):
         """
         if self.laterality is not None and self.laterality.reverses(operation):
             output = self.laterality.swapped(output)
-        back = revert_view(operation, output, shape)
-        if operation.acts != "matrix":
-            return back, back.new_ones((1,) * back.ndim)
-        return back, revert_view(operation, output.new_ones((1, 1, *output.shape[2:])), shape)
+        back = revert_view(operation, output, shape, grids=self.grids)
+        return back, coverage(operation, output, shape, grids=self.grids)
 
     def apply(  # type: ignore[override]  # Module.apply is for modules with children, which a policy has not
         self,

@@ -7,16 +7,18 @@ from monai_autoaug.transforms.catalogue import extra_cascades, operations_at_tes
 from monai_autoaug.transforms.execution import apply
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.registry import Cascade, Context, Operation
-from monai_autoaug.transforms.views import apply_view, canvas, revert_view
+from monai_autoaug.transforms.views import ViewGrids, apply_view, canvas, coverage, revert_view
 
 __all__ = [
     "Cascade",
     "Context",
     "Operation",
     "Reference",
+    "ViewGrids",
     "apply",
     "apply_view",
     "canvas",
+    "coverage",
     "extra_cascades",
     "from_batchgenerators",
     "from_monai",

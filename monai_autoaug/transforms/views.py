@@ -9,6 +9,9 @@ and a prediction comes back where it belongs. It resamples by cubic splines, her
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,7 +20,51 @@ from monai_autoaug.transforms.geometry import affine_grid, identity_grid, invert
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.registry import Context, Operation
 
-__all__ = ["apply_view", "canvas", "revert_view"]
+__all__ = ["ViewGrids", "apply_view", "canvas", "coverage", "revert_view"]
+
+
+class ViewGrids:
+    """Grids of affine views, and what these have seen, kept for the next volume of the same size while they fit.
+
+    A volume of another size takes the place of the one that was not seen for longest.
+
+    Args:
+        limit: bytes that may be kept in all; what doesn't fit is made anew each time.
+
+    >>> from monai_autoaug.transforms import operations_at_test_time
+    >>> grids = ViewGrids(10_000)
+    >>> view = apply_view(operations_at_test_time()[15], torch.rand(1, 1, 8, 8, 8), grids=grids)
+    >>> view.shape, grids.size  # three numbers for each of 800 voxels
+    (torch.Size([1, 1, 8, 10, 10]), 9600)
+    """
+
+    def __init__(self, limit: int) -> None:
+        self.limit, self.size = limit, 0
+        self._kept: OrderedDict[tuple[int, ...], dict[Any, Tensor]] = OrderedDict()
+
+    def get(self, volume: tuple[int, ...], key: Any, make: Callable[[], Tensor]) -> Tensor:
+        """What was made before for a volume of this size, or is made now.
+
+        Args:
+            volume: (D, H, W).
+            key: tells what belongs to the same size apart.
+            make: makes it.
+        """
+        mine = self._kept.setdefault(volume, {})
+        self._kept.move_to_end(volume)
+        # what was made in inference mode can't be used outside of it
+        key = (key, torch.is_inference_mode_enabled())
+        if key in mine:
+            return mine[key]
+        made = make()
+        need = made.element_size() * made.numel()
+        while self.size + need > self.limit and len(self._kept) > 1:
+            _, others = self._kept.popitem(last=False)
+            self.size -= sum(x.element_size() * x.numel() for x in others.values())
+        if self.size + need <= self.limit:
+            mine[key] = made
+            self.size += need
+        return made
 
 
 def canvas(operation: Operation, shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -58,9 +105,25 @@ def _affine(operation: Operation, image: Tensor, read: tuple[int, ...], inverted
     return torch.cat([linear, shift], -1)
 
 
-def _read(image: Tensor, matrix: Tensor, shape: tuple[int, ...], padding: str) -> Tensor:
-    grid = affine_grid(matrix, identity_grid(shape, dtype=_precise(image), device=image.device))
-    return resample(image, grid, padding=padding)[0]
+def _grid(
+    operation: Operation,
+    image: Tensor,
+    shape: tuple[int, ...],
+    inverted: bool = False,
+    compat: bool = False,
+    grids: ViewGrids | None = None,
+) -> Tensor:
+    """Where each voxel of ``shape`` is read from in an image, perhaps one that was made before."""
+    read = tuple(image.shape[2:])
+
+    def make() -> Tensor:
+        matrix = _affine(operation, image, read, inverted, compat)
+        return affine_grid(matrix, identity_grid(shape, dtype=_precise(image), device=image.device))
+
+    if grids is None:
+        return make()
+    volume = shape if inverted else read
+    return grids.get(volume, (operation.name, read, shape, inverted, compat, image.device, _precise(image)), make)
 
 
 def apply_view(
@@ -72,6 +135,7 @@ def apply_view(
     reference: Reference | None = None,
     padding: str = "minimum",
     compat: bool = False,
+    grids: ViewGrids | None = None,
 ) -> Tensor:
     """The view of a volume.
 
@@ -83,6 +147,7 @@ def apply_view(
         reference: intensities of the whole volume; None: ``image`` is the whole volume.
         padding: what lies outside, as in `resample`; "zero" for a label without its background.
         compat: as the paper's code, which pads with zeros and is half a voxel off on even sizes.
+        grids: of views that were made before.
 
     >>> from monai_autoaug.transforms import operations_at_test_time
     >>> apply_view(operations_at_test_time()[9], torch.rand(1, 1, 20, 20, 20)).shape
@@ -96,11 +161,18 @@ def apply_view(
         magnitude = _magnitude(operation, image.device).expand(len(image))
         return operation(image, magnitude, Context(generator, reference, compat))
     shape = tuple(image.shape[2:])
-    matrix = _affine(operation, image, shape, False, compat)
-    return _read(image, matrix, canvas(operation, shape) if enlarge else shape, "zero" if compat else padding)
+    grid = _grid(operation, image, canvas(operation, shape) if enlarge else shape, compat=compat, grids=grids)
+    return resample(image, grid, padding="zero" if compat else padding)[0]
 
 
-def revert_view(operation: Operation, output: Tensor, shape: tuple[int, ...], *, compat: bool = False) -> Tensor:
+def revert_view(
+    operation: Operation,
+    output: Tensor,
+    shape: tuple[int, ...],
+    *,
+    compat: bool = False,
+    grids: ViewGrids | None = None,
+) -> Tensor:
     """What a network gave for a view, in the voxels of the volume; 0 where the view has seen nothing.
 
     Args:
@@ -108,6 +180,7 @@ def revert_view(operation: Operation, output: Tensor, shape: tuple[int, ...], *,
         output: (B, K, ...) logits or probabilities of the view.
         shape: size of the volume.
         compat: as the paper's code, which is half a voxel off on even sizes.
+        grids: of views that were made before.
 
     >>> from monai_autoaug.transforms import operations_at_test_time
     >>> flip, x = operations_at_test_time()[29], torch.rand(1, 1, 4, 5, 6)
@@ -118,5 +191,31 @@ def revert_view(operation: Operation, output: Tensor, shape: tuple[int, ...], *,
         return operation.inverse(output, _magnitude(operation, output.device))
     if operation.acts != "matrix":
         return output
-    matrix = _affine(operation, output, tuple(output.shape[2:]), True, compat)
-    return _read(output, matrix, shape, "zero")
+    grid = _grid(operation, output, shape, inverted=True, compat=compat, grids=grids)
+    return resample(output, grid, padding="zero")[0]
+
+
+def coverage(
+    operation: Operation, output: Tensor, shape: tuple[int, ...], *, grids: ViewGrids | None = None
+) -> Tensor:
+    """How much of each voxel of a volume a view has seen, (1, 1, D, H, W), or (1, 1, 1, 1, 1) if all.
+
+    Args:
+        operation: as for `apply_view`.
+        output: (B, K, ...) what a network gave for the view; only its size, device and type count.
+        shape: size of the volume.
+        grids: of views that were made before.
+
+    >>> from monai_autoaug.transforms import operations_at_test_time
+    >>> coverage(operations_at_test_time()[29], torch.rand(1, 1, 4, 5, 6), (4, 5, 6)).shape
+    torch.Size([1, 1, 1, 1, 1])
+    """
+    if operation.acts != "matrix":
+        return output.new_ones((1,) * output.ndim)
+
+    def make() -> Tensor:
+        return revert_view(operation, output.new_ones((1, 1, *output.shape[2:])), shape, grids=grids)
+
+    if grids is None:
+        return make()
+    return grids.get(shape, (operation.name, tuple(output.shape[2:]), output.device, output.dtype), make)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import gc
 from pathlib import Path
 from typing import Any
 
@@ -11,13 +12,14 @@ import pytest
 import torch
 from monai.bundle import ConfigParser
 from monai.data import MetaTensor
-from monai.inferers import SimpleInferer, SlidingWindowInferer
+from monai.inferers import Inferer, SimpleInferer, SlidingWindowInferer, SlidingWindowInfererAdapt
 from torch import Tensor, nn
 
 from monai_autoaug import policies
 from monai_autoaug.engines import TestTimePolicyInferer
 from monai_autoaug.errors import ConfigError, PolicyError
 from monai_autoaug.policies import TestTimePolicy, TrainingPolicy
+from monai_autoaug.transforms import ViewGrids, views
 
 SHAPE = (10, 12, 9)
 
@@ -51,11 +53,94 @@ def test_it_is_what_the_policy_says(dims: int, views_at_once: int) -> None:
     torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
 
 
+def turned(*, level: str = "volume", z: int | None = None) -> TestTimePolicy:
+    """Rotated and scaled views, and some that keep the grid."""
+    rows = TestTimePolicy.preset("uniform").operations
+    return TestTimePolicy([rows[k] for k in (0, 5, 15, 18, 32, 38, 60)], level=level, z=z)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("grid_memory", [0, 1, 256])
+def test_grids_that_are_kept_change_nothing(grid_memory: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second volume of a size gets the same prediction bit for bit, without a grid being made."""
+    made: list[tuple[int, ...]] = []
+    plain = views.identity_grid
+    monkeypatch.setattr(views, "identity_grid", lambda shape, **o: made.append(shape) or plain(shape, **o))
+    known, net, x = turned(), network(), image()
+    small = x[:, :, :8, :9, :8]
+    inferer = TestTimePolicyInferer(SimpleInferer(), known, grid_memory=grid_memory)
+    with torch.no_grad():
+        expected, other = known.apply(net, x), known.apply(net, small)
+        made.clear()
+        first = inferer(x, net)
+        count = len(made)
+        second = inferer(x, net)
+        assert len(made) == (count if grid_memory else 2 * count)
+        torch.testing.assert_close(inferer(small, net), other, rtol=1e-5, atol=1e-5)
+        third = inferer(x, net)
+    assert count > 0
+    torch.testing.assert_close(first, expected, rtol=1e-5, atol=1e-5)
+    assert torch.equal(first, second)
+    assert torch.equal(first, third)
+
+
+def test_grids_take_no_more_memory_than_allowed() -> None:
+    known = turned()
+    for limit in (100, 30_000, 60_000, 10**7):
+        known.grids = ViewGrids(limit)
+        for size in (8, 9, 10, 8):
+            x = torch.rand(1, 1, size, size, size)
+            torch.testing.assert_close(known.apply(network(), x), turned().apply(network(), x))
+            assert known.grids.size <= limit
+        held = [t for group in known.grids._kept.values() for t in group.values()]
+        assert known.grids.size == sum(4 * t.numel() for t in held)
+        assert bool(held) == (limit > 100)
+
+
+def test_grids_of_inference_mode_do_not_get_into_training() -> None:
+    inferer, net, x = TestTimePolicyInferer(SimpleInferer(), turned()), network(), image()
+    with torch.inference_mode():
+        inferer(x, net)
+    inferer(x, net).sum().backward()
+    assert all(p.grad is not None for p in net.parameters())
+
+
+INFERERS: dict[str, Inferer] = {
+    "simple": SimpleInferer(),
+    "windows": SlidingWindowInferer((8, 8, 8), overlap=0.5, mode="gaussian"),
+    "adapt": SlidingWindowInfererAdapt((8, 8, 8), sw_batch_size=2),
+}
+
+
+@pytest.mark.parametrize("kind", list(INFERERS))
+def test_any_inferer_gets_the_same_views_one_by_one_or_together(kind: str) -> None:
+    wrapped, net, x = INFERERS[kind], network(), image()
+    with torch.no_grad():
+        expected = turned().apply(lambda v: wrapped(v, net), x)
+        for views_at_once in (1, 4):
+            got = TestTimePolicyInferer(wrapped, turned(), views_at_once=views_at_once)(x, net)
+            torch.testing.assert_close(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_memory_holds_one_view_however_many_there_are() -> None:
+    """While a view is predicted, there are the image, the view and the sum, and nothing of the views before it."""
+    x = torch.rand(1, 1, 24, 24, 24)
+    held: list[int] = []
+
+    def look(view: Tensor) -> Tensor:
+        gc.collect()
+        tensors = [o for o in gc.get_objects() if type(o) is Tensor and o.numel() >= x.numel() / 2]
+        held.append(len({t.data_ptr() for t in tensors}))
+        return view.expand(-1, 3, -1, -1, -1).clone()
+
+    with torch.no_grad():
+        TestTimePolicyInferer(SimpleInferer(), turned(z=7), grid_memory=0)(x, look)
+    assert len(held) == 7
+    assert max(held) <= held[0] + 3  # the view, the sum, and how much of each voxel was seen
+
+
 def test_a_policy_of_patches_is_applied_to_whole_volumes() -> None:
     """Views that turn it get a canvas of their own, and the file's level doesn't forbid them."""
-    rows = TestTimePolicy.preset("uniform").operations
-    turned = [rows[k] for k in (0, 15, 32, 38)]
-    patch, volume = (TestTimePolicy(turned, level=level, z=4) for level in ("patch", "volume"))  # type: ignore[arg-type]
+    patch, volume = (turned(level=level, z=4) for level in ("patch", "volume"))
     net, x = network(), image()
     with torch.no_grad():
         got = TestTimePolicyInferer(SlidingWindowInferer((8, 8, 8)), patch)(x, net)
@@ -83,8 +168,7 @@ def test_views_of_one_size_are_predicted_together() -> None:
     rows = TestTimePolicy.preset("uniform").operations
     chosen = TestTimePolicy([rows[k] for k in (0, 29, 32, 30, 33, 41)], z=6)
     TestTimePolicyInferer(SimpleInferer(), chosen, views_at_once=3)(image(), look)
-    turned = (10, 9, 12)
-    assert sizes == [(6, 1, *SHAPE), (2, 1, *SHAPE), (4, 1, *turned)]
+    assert sizes == [(6, 1, *SHAPE), (2, 1, *SHAPE), (4, 1, 10, 9, 12)]
 
 
 def test_z_0_is_the_wrapped_inferer_alone() -> None:
@@ -157,7 +241,8 @@ def test_from_a_file_in_a_bundles_configuration(tmp_path: Path) -> None:
     [
         ({"z": 85}, "from 1 to 84, got 85"),
         ({"z": -1}, "from 1 to 84"),
-        ({"views_at_once": 0}, "views_at_once must be at least 1"),
+        ({"views_at_once": 0}, "views_at_once must be a whole number, at least 1"),
+        ({"grid_memory": -1}, "grid_memory must be a whole number, at least 0"),
         ({"average": "votes"}, "average must be"),
     ],
 )
