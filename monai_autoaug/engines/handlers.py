@@ -114,7 +114,7 @@ class PolicySaver:
         learned: dict[str, Any] = engine.method.policies()
         if learned and rank() == 0:
             known = {"method": engine.method.name, "seed": engine.seed, "epoch": engine.state.epoch}
-            policies.save(self.path, **learned, provenance=known | self.provenance)
+            policies.save(self.path, **learned, provenance=known | self.provenance, seen=engine.method.seen())
 
 
 class PolicyLogger:

@@ -65,6 +65,7 @@ class KeepingMixin(_Host):
             Path(self.output_folder) / "policy.json",
             training=training if isinstance(training, TrainingPolicy) else None,
             test_time=self._test_time(),
+            seen=self.method.seen(),
             provenance={
                 "method": self.method.name, "trainer": type(self).__name__, "plans": self.plans_manager.plans_name,
                 "configuration": self.configuration_name, "fold": str(self.fold), "epochs": self.current_epoch + 1,
