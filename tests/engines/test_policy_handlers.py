@@ -17,7 +17,7 @@ from ignite.engine import Engine, Events
 from monai_autoaug import policies
 from monai_autoaug.engines import AugmenterSaver, PolicyLogger, PolicySaver
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.policies import TestTimePolicy, TrainingPolicy
+from monai_autoaug.policies import Evidence, Seen, TestTimePolicy, TrainingPolicy
 
 
 class Learning(Engine):
@@ -26,7 +26,8 @@ class Learning(Engine):
     def __init__(self, **learned: Any) -> None:
         super().__init__(lambda engine, batch: None)
         self.learned, self.seed = learned, 3
-        self.method = SimpleNamespace(name="joint_policy", policies=lambda: self.learned)
+        self.seen: Seen | None = None
+        self.method = SimpleNamespace(name="joint_policy", policies=lambda: self.learned, seen=lambda: self.seen)
         self.add_event_handler(Events.EPOCH_STARTED, self.move)
 
     def move(self) -> None:
@@ -117,6 +118,8 @@ def test_the_policy_file_says_where_it_comes_from(tmp_path: Path) -> None:
     engine = Learning(**both())
     path = tmp_path / "policy.json"
     epochs: list[Any] = []
+    start = engine.learned["training"].logits.clone()
+    engine.seen = Evidence(engine.learned["training"]).seen(start)
     PolicySaver(path, interval=2, provenance={"dataset": "phantom"}).attach(engine)
     engine.add_event_handler(
         Events.EPOCH_COMPLETED, lambda: epochs.append(policies.load(path).provenance["epoch"] if path.exists() else 0)
@@ -127,6 +130,10 @@ def test_the_policy_file_says_where_it_comes_from(tmp_path: Path) -> None:
     assert {"method": "joint_policy", "seed": 3, "epoch": 3, "dataset": "phantom"}.items() <= found.provenance.items()
     assert found.training is not None
     assert torch.equal(found.training.logits, engine.learned["training"].logits)
+    assert found.seen is not None
+    expected = torch.cat([p.softmax(1) for p in start.double().split([len(c) for c in found.training.cascades], 1)], 1)
+    torch.testing.assert_close(found.seen.start, expected, rtol=0, atol=1e-6)
+    assert not found.seen.decided().any()
 
 
 def test_methods_without_policies_write_nothing(tmp_path: Path) -> None:
