@@ -59,6 +59,8 @@ def bars() -> Iterator[Listener]:
         def hear(progress: Progress) -> None:
             if progress.stage not in tasks:
                 tasks[progress.stage] = drawn.add_task(progress.stage, total=progress.total)
+            if progress.note is not None:
+                console.print(escape(progress.note))
             task = tasks[progress.stage]
             drawn.update(task, completed=progress.done, total=progress.total, state=_state(progress))  # type: ignore[arg-type]  # rich's TaskID is an int
 
@@ -107,14 +109,16 @@ def _state(progress: Progress) -> str:
     return " ".join(words)
 
 
-def dice_table(evaluation: Evaluation, title: str) -> Table:
+def dice_table(evaluation: Evaluation, title: str, metric: str = "dice") -> Table:
     """Mean and 95 % interval of each structure; what has no interval, because of too few cases, says so."""
-    from monai_autoaug.evaluation import LEAST_CASES
+    from monai_autoaug.evaluation import LEAST_CASES, METRICS
 
+    unit = METRICS[metric].unit
+    heading = {"dice": "Dice", "hd95": "HD95"}[metric] + (f" in {unit}" if unit else "")
     table = Table(title=title, title_justify="left", title_style="bold", caption_justify="left")
-    for name in ("structure", "Dice", "95 % interval", "cases"):
+    for name in ("structure", heading, "95 % interval", "cases"):
         table.add_column(name, justify="left" if name == "structure" else "right")
-    for name, value, count in evaluation.rows("dice"):
+    for name, value, count in evaluation.rows(metric):
         style = "bold" if name == "mean" else None
         bounds = f"{value.low:.3f} to {value.high:.3f}" if value.low == value.low else "-"
         mean = f"{value.mean:.3f}" if value.mean == value.mean else "-"

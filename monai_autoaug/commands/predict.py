@@ -25,6 +25,9 @@ __all__ = ["predict"]
               "  [default: as learned, usually 8]")  # fmt: skip
 @click.option("--average", type=click.Choice(["logits", "probabilities"]),
               help="Of the views.  [default: as learned, usually logits]")  # fmt: skip
+@click.option("--components", metavar="WHICH",
+              help="Keep these connected components of each structure only: largest, those of at least a share of it"
+              " (10%), or of a volume (500mm3).")  # fmt: skip
 @click.pass_context
 def predict(
     ctx: click.Context,
@@ -37,6 +40,7 @@ def predict(
     overwrite: bool,
     z: int | None,
     average: Literal["logits", "probabilities"] | None,
+    components: str | None,
 ) -> None:
     """Segment IMAGES, a NIfTI file or a folder of them, with the trained RUN, into OUTPUT.
 
@@ -52,13 +56,15 @@ def predict(
     from monai_autoaug.commands.console import bars, console
     from monai_autoaug.engines.prediction import PredictionError
     from monai_autoaug.engines.prediction import predict as segment
+    from monai_autoaug.evaluation import Components
 
+    clean = None if components is None else Components.parse(components)
     failed: dict[str, str] = {}
     with bars() as listener:
         try:
             files = segment(
                 run, images, output, device=device, precision=precision, overlap=overlap, overwrite=overwrite,
-                z=z, average=average, listener=listener,
+                z=z, average=average, clean=clean, listener=listener,
             )  # fmt: skip
         except PredictionError as error:
             files, failed = error.written, error.failed

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from monai.transforms.compose import Compose
 from monai.transforms.spatial.dictionary import Orientationd, Spacingd
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_autoaug.data.datalist import Case, DataList
@@ -32,8 +33,10 @@ from monai_autoaug.data.volume_transforms import (
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.writing import write_text
 
-__all__ = ["Preprocessing", "patch_options"]
+__all__ = ["Clean", "Preprocessing", "patch_options"]
 
+# label map, voxel size in mm, label values of each structure -> label map
+Clean = Callable[[NDArray[Any], tuple[float, ...], Sequence[tuple[int, ...]]], NDArray[Any]]
 VERSION = 1
 _OPPOSITE = {"L": "R", "P": "A", "I": "S"}
 _LARGEST_LABEL = np.iinfo(np.uint16).max
@@ -191,7 +194,13 @@ class Preprocessing:
         return StrictCompose([*steps, RecordGridd(image)])
 
     def restore(
-        self, prediction: Tensor, *, case: Case, path: str | Path, affine: Tensor | np.ndarray | None = None
+        self,
+        prediction: Tensor,
+        *,
+        case: Case,
+        path: str | Path,
+        affine: Tensor | np.ndarray | None = None,
+        clean: Clean | None = None,
     ) -> Path:
         """Write a prediction as a label file with the geometry of the case's own (first) image file, bit for bit.
 
@@ -201,6 +210,7 @@ class Preprocessing:
             case: whose image file's geometry is taken.
             path: ends in ``.nii`` or ``.nii.gz``; written to a temporary file and renamed.
             affine: (4, 4) of the preprocessed grid; None: that of the MetaTensor ``prediction``.
+            clean: post-processing of the label map on the file's grid, ``f(labels, voxel size in mm, structures)``.
 
         Returns:
             The path written.
@@ -209,6 +219,7 @@ class Preprocessing:
             DataError: the prediction holds NaN or does not fit, or the image file can't be read.
             ConfigError: no affine is known.
         """
+        structures = self.regions or tuple((v,) for v in self.label_values[1:])
         return restore(
             prediction,
             case=case,
@@ -216,6 +227,7 @@ class Preprocessing:
             affine=affine,
             label_values=self.label_values,
             regions_class_order=self.regions_class_order,
+            clean=None if clean is None else lambda voxels, spacing: clean(voxels, spacing, structures),
         )
 
     def save(self, path: str | Path) -> Path:

@@ -4,14 +4,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.array import Orientation, SpatialResample
+from numpy.typing import NDArray
 from torch import Tensor
 
 from monai_autoaug.data.datalist import Case
@@ -79,6 +81,7 @@ def restore(
     affine: Tensor | np.ndarray | None,
     label_values: Sequence[int],
     regions_class_order: Sequence[int] | None,
+    clean: Callable[[NDArray[Any], tuple[float, ...]], NDArray[Any]] | None = None,
 ) -> Path:
     """Write a prediction with the geometry of the case's own image file; see `Preprocessing.restore`."""
     classes = len(label_values)
@@ -109,4 +112,7 @@ def restore(
     else:
         labels, largest = _written(shares, regions_class_order), max(regions_class_order)
     dtype = np.uint8 if largest <= 255 else np.uint16
-    return write_like(path, labels[0].cpu().numpy().astype(dtype), header)
+    voxels = labels[0].cpu().numpy().astype(dtype)
+    if clean is not None:
+        voxels = clean(voxels, tuple(float(s) for s in nib.affines.voxel_sizes(target.numpy())))
+    return write_like(path, voxels, header)

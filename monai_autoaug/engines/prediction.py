@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from monai_autoaug.data import Case, DataList, read_images
 from monai_autoaug.data.audit import audit
 from monai_autoaug.data.nifti import is_nifti
-from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.data.preprocess import Clean, Preprocessing
 from monai_autoaug.engines.claims import check_writable
 from monai_autoaug.engines.folder import Run, read_json
 from monai_autoaug.engines.options import find_device, find_precision
@@ -65,6 +65,7 @@ def predict(
     overwrite: bool = False,
     z: int | None = None,
     average: Average | None = None,
+    clean: Clean | None = None,
     listener: Listener = unheard,
 ) -> list[Path]:
     """Segment images with a trained run, and with the views at test time if it has learned any.
@@ -80,6 +81,7 @@ def predict(
         z: how many views of each image are predicted and averaged; None: as many as the run's policy says (usually 8);
             0: the image alone.
         average: "logits" or "probabilities" of the views; None: as the policy says.
+        clean: post-processing of the label maps, such as `monai_autoaug.evaluation.Components`.
         listener: hears of each case.
 
     Returns:
@@ -109,7 +111,7 @@ def predict(
         try:
             written += predict_cases(
                 network, preprocessing, [case], [files[case]], patch_size=patch_size, precision=chosen, overlap=overlap,
-                views=views,
+                views=views, clean=clean,
             )  # fmt: skip
         except DataError as error:
             failed[case.name] = str(error)
@@ -201,6 +203,7 @@ def predict_cases(
     precision: Precision,
     overlap: float = 0.5,
     views: Around | None = None,
+    clean: Clean | None = None,
     listener: Listener = unheard,
 ) -> list[Path]:
     """Segment cases and write one file each.
@@ -214,6 +217,7 @@ def predict_cases(
         precision: where and how the network runs.
         overlap: of neighbouring windows.
         views: see `learned_views`.
+        clean: see `predict`.
         listener: hears of each case.
     """
     transform = preprocessing.transforms(("image",))
@@ -223,7 +227,7 @@ def predict_cases(
         image = transform(row)["image"]
         logits = infer(network, image.as_tensor(), patch_size, precision, overlap=overlap, around=views)
         probabilities = probabilities_of(logits, preprocessing)
-        written.append(preprocessing.restore(probabilities, case=case, path=file, affine=image.affine))
+        written.append(preprocessing.restore(probabilities, case=case, path=file, affine=image.affine, clean=clean))
         listener(Progress("predicting", i + 1, len(cases)))
     return written
 

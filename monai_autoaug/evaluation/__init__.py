@@ -4,8 +4,19 @@
 
 from __future__ import annotations
 
+from monai_autoaug.evaluation.components import Components
 from monai_autoaug.evaluation.evaluator import evaluate
-from monai_autoaug.evaluation.metrics import METRICS, Metric, dice
+from monai_autoaug.evaluation.metrics import METRICS, Metric, dice, hausdorff95
 from monai_autoaug.evaluation.result import LEAST_CASES, Evaluation, Interval
 
-__all__ = ["LEAST_CASES", "METRICS", "Evaluation", "Interval", "Metric", "dice", "evaluate"]
+__all__ = [
+    "LEAST_CASES",
+    "METRICS",
+    "Components",
+    "Evaluation",
+    "Interval",
+    "Metric",
+    "dice",
+    "evaluate",
+    "hausdorff95",
+]

@@ -17,6 +17,7 @@ from monai_autoaug.data.datalist import LabelValue
 from monai_autoaug.data.folders import list_nifti
 from monai_autoaug.data.nifti import nifti_stem, read_nifti
 from monai_autoaug.errors import ConfigError, DataError
+from monai_autoaug.evaluation.components import Components
 from monai_autoaug.evaluation.metrics import METRICS
 from monai_autoaug.evaluation.result import Evaluation
 
@@ -31,6 +32,7 @@ def evaluate(
     reference: str | Path | DataList,
     *,
     metrics: Sequence[str] = ("dice",),
+    components: Components | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
     """Compare every prediction with its label, in the label's own voxel grid.
@@ -40,6 +42,7 @@ def evaluate(
         reference: the data set (see `data.read_datalist`), or a folder of label files with the predictions' names;
             the structures are then the label values found in it.
         metrics: names in `METRICS`.
+        components: which connected components of the predictions count; None: all.
         progress: called with the number of cases done and of all cases.
 
     Returns:
@@ -66,6 +69,8 @@ def evaluate(
     known = {0, *(v for value in structures.values() for v in _members(value))}
     for i, case in enumerate(cases):
         prediction, label, spacing = _pair(found[case], labels[case], known)
+        if components is not None:
+            prediction = components(prediction, spacing, tuple(structures.values()))
         counts = label != ignore  # all of them where there is no ignore label
         for j, value in enumerate(structures.values()):
             members = _members(value)
@@ -74,7 +79,8 @@ def evaluate(
                 values[metric][i, j] = METRICS[metric].function(p, r, spacing)
         if progress is not None:
             progress(i + 1, len(cases))
-    return Evaluation(tuple(cases), tuple(structures), values, tuple(sorted(set(labels) - set(found))))
+    missing = tuple(sorted(set(labels) - set(found)))
+    return Evaluation(tuple(cases), tuple(structures), values, missing, "" if components is None else str(components))
 
 
 def _members(value: LabelValue) -> tuple[int, ...]:

@@ -43,6 +43,7 @@ class Evaluation:
         classes: names of the foreground structures.
         values: metric -> (cases, classes), NaN where a figure is not defined (see each metric).
         without_prediction: labelled cases of the reference that had no prediction; they are not counted.
+        components: which connected components of the predictions counted, in words (see `Components`); "": all.
 
     >>> e = Evaluation(("a", "b"), ("liver", "tumour"), {"dice": np.array([[0.9, np.nan], [0.8, 0.5]])})
     >>> e.mean("dice"), e.mean("dice", "tumour")
@@ -53,6 +54,7 @@ class Evaluation:
     classes: tuple[str, ...]
     values: dict[str, Values]
     without_prediction: tuple[str, ...] = ()
+    components: str = ""
 
     def _columns(self, metric: str, name: str | None) -> Values:
         """(cases, classes) of one class, or of all."""
@@ -137,7 +139,7 @@ class Evaluation:
             "summary": summary,
             "cases": cases,
             "without_prediction": list(self.without_prediction),
-        }
+        } | ({"components": self.components} if self.components else {})
 
     def save(self, path: str | Path) -> Path:
         """Write `to_dict` as JSON."""
@@ -166,7 +168,9 @@ class Evaluation:
                 f"is no evaluation ({type(error).__name__}: {error})", file=path,
                 remedy="write it with monai-autoaug evaluate",
             ) from error  # fmt: skip
-        return cls(cases, classes, values, tuple(content.get("without_prediction", ())))
+        return cls(
+            cases, classes, values, tuple(content.get("without_prediction", ())), str(content.get("components", ""))
+        )
 
 
 def _nanmean(values: Values, axis: int) -> Values:
