@@ -4,20 +4,19 @@
 
 nnU-Net's own loader objects make the patches (so any trainer's sampling and augmentation stays); here they are
 recorded, seeded and served. Batch number k of a stream is a function of (seed, rank, stream, k) alone: the same in
-the main process and in any number of workers, in this run and in a resumed one. nnU-Net's own workers share one
-torch stream, because batchgenerators seeds a forked worker for numpy only.
+the main process and in any number of workers, in this run and in a resumed one; where workers augment by a policy
+that learns, of that policy too, as it was a fixed number of batches before. nnU-Net's own workers share one torch
+stream, because batchgenerators seeds a forked worker for numpy only.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import multiprocessing
 import os
-import random
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -27,6 +26,11 @@ from batchgenerators.dataloading.single_threaded_augmenter import SingleThreaded
 from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.nnunet.cutting import BoxRecorder
+from monai_autoaug.nnunet.seeding import one_thread, seeded
+
+if TYPE_CHECKING:
+    from monai_autoaug.nnunet.worker_policy import SharedPolicy
 
 __all__ = [
     "STREAMS", "Recorder", "RecordingLoader", "SeededLoader", "StockStream", "Stream", "second_loader", "seeded",
@@ -34,29 +38,7 @@ __all__ = [
 ]  # fmt: skip
 
 STREAMS = ("train", "val", "real", "meta")  # a stream's seeds follow from its place: add at the end
-
-
-@contextlib.contextmanager
-def seeded(*key: int) -> Iterator[None]:
-    """Within the block numpy, torch (CPU) and Python's random are seeded by ``key``; afterwards they are as before.
-
-    >>> def draw():
-    ...     with seeded(1, 2):
-    ...         return np.random.rand(), float(torch.rand(()))
-    >>> draw() == draw()
-    True
-    """
-    before = np.random.get_state(), torch.random.get_rng_state(), random.getstate()  # noqa: NPY002  # nnU-Net draws from it
-    words = np.random.SeedSequence(key).generate_state(4)
-    np.random.seed(words[:2])  # noqa: NPY002
-    torch.default_generator.manual_seed(int(words[2]))  # not torch.manual_seed, which would seed the GPU too
-    random.seed(int(words[3]))
-    try:
-        yield
-    finally:
-        np.random.set_state(before[0])  # noqa: NPY002
-        torch.random.set_rng_state(before[1])
-        random.setstate(before[2])
+_FINISHING = 1  # a batch's second random numbers: not 0, which SeedSequence can't tell from nothing
 
 
 class Recorder:
@@ -64,11 +46,15 @@ class Recorder:
 
     Args:
         transforms: what is applied to each patch; a transform in it may leave the key ``outside`` in the data.
+
+    Attributes:
+        sampled: what each patch was cut for, which `BoxRecorder` adds.
     """
 
     def __init__(self, transforms: Any) -> None:
         self.transforms = transforms
         self.centres: list[int] = []
+        self.sampled: list[int] = []
         self.outside: list[torch.Tensor] = []
 
     def __call__(self, **data: Any) -> dict[str, Any]:
@@ -84,9 +70,11 @@ class Recorder:
     def take(self) -> dict[str, torch.Tensor]:
         """What was noted since the last call, stacked over the batch."""
         noted = {"center_class": torch.tensor(self.centres, dtype=torch.int64)}
+        if self.sampled:
+            noted["sampled"] = torch.tensor(self.sampled, dtype=torch.int64)
         if self.outside:
             noted["outside"] = torch.stack(self.outside)
-        self.centres, self.outside = [], []
+        self.centres, self.sampled, self.outside = [], [], []
         return noted
 
 
@@ -101,6 +89,7 @@ class RecordingLoader:
         self.loader = loader
         if not isinstance(loader.transforms, Recorder):
             loader.transforms = Recorder(loader.transforms)
+        loader.get_bbox = BoxRecorder(loader)
 
     def __iter__(self) -> RecordingLoader:
         return self
@@ -144,13 +133,16 @@ class SeededLoader:
         start: number of the first batch of the stream.
         workers: how many workers share the stream.
         cases: names of the cases that a batch is drawn from, by its number; None: those of the loader.
+        finish: what is done to a batch, given its number, itself and random numbers of its own; it may end the stream
+            by StopIteration. None: nothing.
     """
 
     def __init__(
         self, loader: RecordingLoader, *, seed: int, rank: int, stream: str, start: int = 0, workers: int = 1,
         cases: Callable[[int], Sequence[str]] | None = None,
+        finish: Callable[[int, dict[str, Any], torch.Generator], dict[str, Any]] | None = None,
     ) -> None:  # fmt: skip
-        self.loader, self.cases = loader, cases
+        self.loader, self.cases, self.finish = loader, cases, finish
         self.key = (seed, rank, STREAMS.index(stream))
         self.start, self.workers = start, max(1, workers)
         self.number = start
@@ -173,19 +165,14 @@ class SeededLoader:
         """Batch ``number`` of the stream."""
         if self.cases is not None:
             self.loader.restrict(self.cases(number))
-        with seeded(*self.key, number), _one_thread():
-            return next(self.loader)
+        with seeded(*self.key, number), one_thread():
+            raw = next(self.loader)
+            return raw if self.finish is None else self.finish(number, raw, self.generator(number))
 
-
-@contextlib.contextmanager
-def _one_thread() -> Iterator[None]:
-    """One torch thread, as in a worker: sums over several threads would round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
+    def generator(self, number: int) -> torch.Generator:
+        """The random numbers with which batch ``number`` is finished."""
+        words = np.random.SeedSequence((*self.key, number, _FINISHING)).generate_state(1, np.uint64)
+        return torch.Generator().manual_seed(int(words[0]))
 
 
 class Stream:
@@ -200,6 +187,7 @@ class Stream:
         start: number of the first batch, for a resumed run.
         pin_memory: hand over pinned tensors, for a GPU.
         cases: see `SeededLoader`.
+        policy: augments the batches where they are made; None: nothing does.
     """
 
     def __init__(
@@ -213,11 +201,13 @@ class Stream:
         start: int = 0,
         pin_memory: bool = False,
         cases: Callable[[int], Sequence[str]] | None = None,
+        policy: SharedPolicy | None = None,
     ) -> None:
-        self.position = start
+        self.position, self.policy = start, policy
         self.source = SeededLoader(
-            loader, seed=seed, rank=rank, stream=stream, start=start, workers=workers, cases=cases
-        )
+            loader, seed=seed, rank=rank, stream=stream, start=start, workers=workers, cases=cases,
+            finish=None if policy is None else policy.augment,
+        )  # fmt: skip
         self._augmenter: MultiThreadedAugmenter | None = None
         if workers > 0:
             self._augmenter = MultiThreadedAugmenter(
@@ -229,12 +219,16 @@ class Stream:
         return self
 
     def __next__(self) -> dict[str, Any]:
+        if self.policy is not None:  # before anything waits for the batch, which may wait for this
+            self.policy.publish(self.position)
         batch: dict[str, Any] = next(self.source if self._augmenter is None else self._augmenter)
         self.position += 1
         return batch
 
     def close(self) -> None:
         """Stop the workers."""
+        if self.policy is not None:
+            self.policy.close()
         if self._augmenter is not None:
             self._augmenter._finish()
 

@@ -29,7 +29,9 @@ from torch import Tensor
 
 from monai_autoaug.data.batch import Batch, centre_crop
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.nnunet.cutting import NOT_FOR_A_CLASS
 from monai_autoaug.nnunet.loading import Recorder, RecordingLoader
+from monai_autoaug.nnunet.worker_policy import unpacked
 from monai_autoaug.policies import class_at_centre
 
 __all__ = ["PatchLayout", "RememberOutside", "label_names", "meta_loader", "prepare_loader", "steady_blur"]
@@ -210,9 +212,11 @@ class PatchLayout:
 
         Args:
             raw: ``data`` (B, C, ...), ``target`` (a tensor, or a list with deep supervision), ``keys``, and what a
-                `Recorder` noted.
+                `Recorder` noted; or what workers have augmented.
             device: where training runs.
         """
+        if "operations" in raw:
+            return unpacked(raw, self, device)
         data = raw["data"].to(device, non_blocking=True)
         target = raw["target"]
         target = [t.to(device, non_blocking=True) for t in target] if isinstance(target, list) else target.to(device)
@@ -224,6 +228,10 @@ class PatchLayout:
         elif classes is not None:
             known = (classes > 0) if self.ignore_label is None else (classes > 0) & (classes != self.ignore_label)
             classes = torch.where(known, classes, 0).to(device)
+        sampled = raw.get("sampled")
+        if classes is not None and sampled is not None:
+            sampled = sampled.to(device)
+            classes = torch.where(sampled == NOT_FOR_A_CLASS, classes, sampled)
         return Batch(
             image=data[:, : self.image_channels],
             label=label,
