@@ -22,6 +22,7 @@ class Progress:
         epochs: epochs in all.
         loss: of the last iteration.
         dice: mean foreground Dice of the last validation.
+        note: a sentence that a person should read, once.
 
     >>> Progress("predicting", 3, 10).done
     3
@@ -34,6 +35,7 @@ class Progress:
     epochs: int = 0
     loss: float | None = None
     dice: float | None = None
+    note: str | None = None
 
 
 Listener = Callable[[Progress], None]
