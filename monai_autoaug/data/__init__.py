@@ -9,7 +9,7 @@ from monai_autoaug.data.batch import Batch, centre_crop
 from monai_autoaug.data.datalist import Case, DataList, Split, split
 from monai_autoaug.data.layouts import read_datalist, read_images
 from monai_autoaug.data.loading import loader
-from monai_autoaug.data.meta_cases import EpochCases, cases_of_another_set, read_case_names
+from monai_autoaug.data.meta_cases import EpochCases, MetaSplit, cases_of_another_set, read_case_names
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.data.phantom import write_phantom
 from monai_autoaug.data.preprocess import Preprocessing
@@ -20,6 +20,7 @@ __all__ = [
     "DataList",
     "EpochCases",
     "Finding",
+    "MetaSplit",
     "PatchBatches",
     "Preprocessing",
     "Split",

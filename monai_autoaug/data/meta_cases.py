@@ -8,58 +8,108 @@ import json
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Generic, Literal, TypeVar
 
 import numpy as np
-from numpy.typing import NDArray
 
 from monai_autoaug.data.datalist import Case, DataList
 from monai_autoaug.errors import ConfigError, DataError
 
-__all__ = ["EpochCases", "cases_of_another_set", "read_case_names"]
+__all__ = ["EpochCases", "MetaSplit", "cases_of_another_set", "read_case_names"]
 
-_KEY = zlib.crc32(b"meta split")
+_KEY = zlib.crc32(b"meta split")  # no other random numbers of the seed are these
+T = TypeVar("T", int, str)
 
 
 @dataclass(frozen=True)
-class EpochCases:
-    """A split of the training cases that is another one in each epoch, so that no case is lost to either part.
+class MetaSplit(Generic[T]):
+    """Which cases train the network in an epoch and which are its meta-validation cases, the same for every host.
 
-    It is a function of seed and epoch alone: the same in all processes and streams.
+    It is a function of seed and epoch alone: the same on all ranks, in all workers and streams, and in a resumed run.
 
     Args:
-        count: training cases.
-        held: how many of them are meta-validation cases, at least 1 and less than ``count``.
-        seed: of the splits.
-        length: batches an epoch.
+        cases: names or places; some of them are drawn for meta-validation, none if ``listed`` says which.
+        held: how many are drawn, at least 1 and less than there are; 0 with ``listed``.
+        seed: of the draws, 0 or more.
+        resampled: draw anew for each epoch, so that no case is lost to either part.
+        listed: meta-validation cases that aren't drawn; ``cases`` all train, and none of them is among these.
+
+    Raises:
+        ConfigError: a number is out of range, or ``listed`` doesn't go with the rest.
+
+    >>> split = MetaSplit(("a", "b", "c", "d"), held=1)
+    >>> split.training(0), split.meta(0), split.meta(1)
+    (('a', 'c', 'd'), ('b',), ('b',))
+    """
+
+    cases: tuple[T, ...]
+    held: int = 0
+    seed: int = 0
+    resampled: bool = False
+    listed: tuple[T, ...] = ()
+
+    def __post_init__(self) -> None:
+        count = len(self.cases)
+        if self.listed and (self.held or self.resampled or not count or set(self.listed) & set(self.cases)):
+            raise ConfigError(
+                f"listed meta-validation cases are none of the training cases, and none are drawn beside them; got"
+                f" {count} to train on, {self.held} to draw, resampled {self.resampled}"
+            )
+        if self.seed < 0 or not (self.listed or 1 <= self.held < count):
+            raise ConfigError(
+                f"of {count} training cases, 1 to {count - 1} can be meta-validation cases of an epoch, got"
+                f" {self.held} (seed {self.seed})"
+            )
+
+    def meta(self, epoch: int) -> tuple[T, ...]:
+        """The meta-validation cases of an epoch, in the order of all."""
+        if self.listed:
+            return self.listed
+        key = np.random.SeedSequence(self.seed, spawn_key=(_KEY, epoch if self.resampled else 0))
+        drawn = np.random.default_rng(key).permutation(len(self.cases))[: self.held]
+        return tuple(self.cases[place] for place in sorted(drawn.tolist()))
+
+    def training(self, epoch: int) -> tuple[T, ...]:
+        """The cases that train the network in an epoch, in the order of all."""
+        held = set(self.meta(epoch))
+        return tuple(case for case in self.cases if case not in held)
+
+
+@dataclass(frozen=True)
+class EpochCases(Generic[T]):
+    """The cases that batch number ``n`` of a stream is drawn from, where they change from epoch to epoch.
+
+    Args:
+        split: by epoch.
+        length: batches an epoch, at least 1.
         part: whose cases these are.
 
     Raises:
-        ConfigError: a number is out of range.
+        ConfigError: the length is out of range.
 
-    >>> train, meta = (EpochCases(5, held=2, seed=0, length=10, part=p) for p in ("train", "meta"))
-    >>> sorted([*train(37), *meta(30)]) == list(range(5)), list(meta(30)) == list(meta(39))
+    >>> split = MetaSplit(tuple(range(5)), held=2, resampled=True)
+    >>> train, meta = (EpochCases(split, length=10, part=p) for p in ("train", "meta"))
+    >>> sorted([*train(37), *meta(30)]) == list(range(5)), meta(30) == meta(39)
     (True, True)
     """
 
-    count: int
-    held: int
-    seed: int
+    split: MetaSplit[T]
     length: int
     part: Literal["train", "meta"]
 
     def __post_init__(self) -> None:
-        if not 1 <= self.held < self.count or self.seed < 0 or self.length < 1:
-            raise ConfigError(
-                f"of {self.count} training cases, 1 to {self.count - 1} can be meta-validation cases of an epoch, got"
-                f" {self.held} (seed {self.seed}, {self.length} batches an epoch)"
-            )
+        if self.length < 1:
+            raise ConfigError(f"an epoch must have at least 1 batch, got {self.length}")
 
-    def __call__(self, number: int) -> NDArray[np.int64]:
-        """Places of the cases that batch ``number`` is drawn from, in ascending order."""
-        key = np.random.SeedSequence(self.seed, spawn_key=(_KEY, number // self.length))
-        order = np.random.default_rng(key).permutation(self.count)
-        return np.sort(order[: self.held] if self.part == "meta" else order[self.held :]).astype(np.int64)
+    @property
+    def count(self) -> int:
+        """Of how many cases both parts are made."""
+        return len(self.split.cases)
+
+    def __call__(self, number: int) -> tuple[T, ...]:
+        """Of batch ``number``, in the order of all cases."""
+        epoch = number // self.length
+        return self.split.meta(epoch) if self.part == "meta" else self.split.training(epoch)
 
 
 def read_case_names(path: Path) -> tuple[str, ...]:

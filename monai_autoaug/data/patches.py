@@ -115,7 +115,7 @@ class PatchBatches(TorchDataset[Batch]):
         ignore_label: int | None = None,
         foreground: float = 1 / 3,
         replacement: bool = True,
-        cases: EpochCases | None = None,
+        cases: EpochCases[int] | None = None,
     ) -> None:
         self.items = items
         self.patch_size = tuple(int(n) for n in patch_size)

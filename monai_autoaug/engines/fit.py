@@ -15,7 +15,7 @@ from monai.metrics import DiceMetric
 from torch import Tensor, nn
 
 from monai_autoaug import methods, policies
-from monai_autoaug.data import EpochCases, PatchBatches, loader
+from monai_autoaug.data import EpochCases, MetaSplit, PatchBatches, loader
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
@@ -164,7 +164,10 @@ class Fit:
         """A stream of patches, long enough for all iterations."""
         options = self.options
         part: Literal["train", "meta"] = "meta" if changes.get("stream") == "meta" else "train"
-        cases = EpochCases(len(items), resampled, options.seed, options.iterations, part) if resampled else None
+        cases = None
+        if resampled:
+            split = MetaSplit(tuple(range(len(items))), resampled, options.seed, resampled=True)
+            cases = EpochCases(split, options.iterations, part)
         given: dict[str, Any] = {"batch_size": options.batch_size, "cases": cases} | changes
         return PatchBatches(
             items, patch_size=self.patch_size, seed=options.seed, length=self.steps, margin=self.margin, **given,

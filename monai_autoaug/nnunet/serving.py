@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 from nnunetv2.utilities.default_n_proc_DA import get_allowed_n_proc_DA
 
+from monai_autoaug.data import EpochCases, MetaSplit
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Method
 from monai_autoaug.nnunet.loading import RecordingLoader, StockStream, Stream, second_loader, take_loader
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.nnunet.patches import PatchLayout, meta_loader, prepare_loader, steady_blur
-from monai_autoaug.nnunet.split import MetaSplit, TrainingCases, meta_split
+from monai_autoaug.nnunet.split import meta_split
+from monai_autoaug.nnunet.worker_policy import SharedPolicy
 from monai_autoaug.precision import rank
 
 if TYPE_CHECKING:
@@ -50,7 +52,7 @@ class ServingMixin(_Host):
     run_seed: int
     _streams: dict[str, Stream | StockStream]
     _positions: dict[str, int]
-    _split: MetaSplit | None
+    _split: MetaSplit[str] | None
     _meta_loader: RecordingLoader
 
     def get_dataloaders(self) -> tuple[Any, Any]:
@@ -77,7 +79,7 @@ class ServingMixin(_Host):
             self._serve_meta(self._split)
         return self._streams["train"], self._streams["val"]
 
-    def _set_apart(self, train: RecordingLoader, val: RecordingLoader, masked: bool) -> TrainingCases | None:
+    def _set_apart(self, train: RecordingLoader, val: RecordingLoader, masked: bool) -> EpochCases[str] | None:
         """Take the meta-validation cases away from training; returns the rest by batch if it changes."""
         options = self.autoaug
         assert options.meta_cases is not None  # noqa: S101  # for the type checker: options fill it in
@@ -96,9 +98,9 @@ class ServingMixin(_Host):
         meta, rest = split.meta(self.current_epoch), split.training(self.current_epoch)
         again = f", others in each epoch, in epoch {self.current_epoch}" if split.resampled else ""
         self.print_to_log_file(f"Meta-validation on {len(meta)} cases{again}: {', '.join(meta)}; {len(rest)} train")
-        return TrainingCases(split, self.num_iterations_per_epoch) if split.resampled else None
+        return EpochCases(split, self.num_iterations_per_epoch, "train") if split.resampled else None
 
-    def _serve_meta(self, split: MetaSplit) -> None:
+    def _serve_meta(self, split: MetaSplit[str]) -> None:
         """Serve meta-validation patches of this epoch's cases; what was prefetched of others is thrown away."""
         before = self._streams.get("meta")
         if before is not None:

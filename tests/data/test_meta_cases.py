@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import pickle
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from monai_autoaug.data import (
     Case,
     DataList,
     EpochCases,
+    MetaSplit,
     PatchBatches,
     cases_of_another_set,
     loader,
@@ -27,12 +29,16 @@ from monai_autoaug.errors import ConfigError, DataError
 CASES = [Case(f"case_{i}", ()) for i in range(10)]
 
 
+def drawn(count: int, held: int, seed: int, length: int, part: Any) -> EpochCases[int]:
+    return EpochCases(MetaSplit(tuple(range(count)), held, seed, resampled=True), length, part)
+
+
 def test_parts_of_an_epoch_are_disjoint_and_change_from_epoch_to_epoch() -> None:
-    train, meta = (EpochCases(8, held=2, seed=3, length=5, part=p) for p in ("train", "meta"))  # type: ignore[arg-type]
+    train, meta = (drawn(8, held=2, seed=3, length=5, part=p) for p in ("train", "meta"))
     seen = set()
     for epoch in range(20):
         numbers = range(5 * epoch, 5 * epoch + 5)
-        held = {tuple(meta(n)) for n in numbers}
+        held = {meta(n) for n in numbers}
         assert len(held) == 1  # the same all through the epoch
         (one,) = held
         assert len(one) == 2
@@ -40,9 +46,40 @@ def test_parts_of_an_epoch_are_disjoint_and_change_from_epoch_to_epoch() -> None
         seen |= held
     assert set().union(*seen) == set(range(8))  # each case is held out at some time, and trained on at others
     assert len(seen) > 10
-    assert [list(EpochCases(8, 2, 4, 5, "meta")(5 * e)) for e in range(20)] != [list(meta(5 * e)) for e in range(20)]
-    with pytest.raises(ConfigError, match="of 4 training cases, 1 to 3 can be"):
-        EpochCases(4, held=4, seed=0, length=5, part="meta")
+    assert [drawn(8, 2, 4, 5, "meta")(5 * e) for e in range(20)] != [meta(5 * e) for e in range(20)]
+
+
+def test_a_split_is_a_function_of_seed_and_epoch() -> None:
+    """Runs that were begun go on with these cases, whatever process asks for them, in whatever order."""
+    names = ("a", "b", "c", "d", "e")
+    split = MetaSplit(names, held=2, seed=1, resampled=True)
+    known = [("a", "d"), ("b", "c"), ("a", "b")]
+    assert [split.meta(epoch) for epoch in (2, 0, 1)] == [known[2], known[0], known[1]]
+    assert [tuple(names[i] for i in drawn(5, 2, 1, 1, "meta")(epoch)) for epoch in range(3)] == known
+    again = pickle.loads(pickle.dumps(split))  # noqa: S301  # as a worker gets it
+    assert again.training(1) == ("a", "d", "e")
+    fixed = MetaSplit(names, held=2, seed=1)
+    assert {fixed.meta(epoch) for epoch in range(5)} == {known[0]}
+    listed = MetaSplit(names, listed=("y", "x"))
+    assert (listed.meta(7), listed.training(7)) == (("y", "x"), names)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"held": 4}, "of 4 training cases, 1 to 3 can be"),
+        ({}, "1 to 3 can be meta-validation cases of an epoch, got 0"),
+        ({"held": 1, "seed": -1}, "seed -1"),
+        ({"listed": ("a",)}, "listed meta-validation cases are none of the training cases"),
+        ({"listed": ("x",), "held": 1}, "1 to draw"),
+        ({"listed": ("x",), "resampled": True}, "resampled True"),
+    ],
+)
+def test_splits_that_can_not_be_are_refused(given: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MetaSplit(("a", "b", "c", "d"), **given)
+    with pytest.raises(ConfigError, match="at least 1 batch"):
+        EpochCases(MetaSplit(("a", "b"), 1), 0, "train")
 
 
 def numbered(count: int) -> list[dict[str, Any]]:
@@ -52,7 +89,7 @@ def numbered(count: int) -> list[dict[str, Any]]:
 
 def patches(part: Any, **options: Any) -> PatchBatches:
     given: dict[str, Any] = {"patch_size": (4, 4, 4), "batch_size": 6, "seed": 1, "num_classes": 2, "length": 30}
-    given |= {"stream": part, "cases": EpochCases(6, 2, 1, 10, part)} | options
+    given |= {"stream": part, "cases": drawn(6, 2, 1, 10, part)} | options
     return PatchBatches(numbered(6), **given)
 
 
@@ -71,7 +108,7 @@ def test_both_streams_draw_from_the_cases_of_their_epoch() -> None:
 
 
 def test_cases_by_epoch_must_fit_the_items() -> None:
-    for change in ({"cases": EpochCases(5, 2, 1, 10, "meta")}, {"replacement": False}):
+    for change in ({"cases": drawn(5, 2, 1, 10, "meta")}, {"replacement": False}):
         with pytest.raises(ConfigError, match="cases by epoch are of all 6 items"):
             patches("meta", **change)
 

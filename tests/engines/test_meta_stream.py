@@ -15,7 +15,7 @@ from monai.data import DataLoader, Dataset
 from monai.transforms import Compose, RandFlipd, RandSpatialCropd
 from torch.utils.data import DistributedSampler
 
-from monai_autoaug.data import EpochCases, PatchBatches
+from monai_autoaug.data import EpochCases, MetaSplit, PatchBatches
 from monai_autoaug.data.loading import loader as patch_loader
 from monai_autoaug.engines import AutoAugTrainer, TrainingCheckpoint
 from monai_autoaug.engines.side_streams import SideStream
@@ -29,6 +29,10 @@ OPTIONS: dict[str, Any] = {"warm_up": 0, "update_every": 1, "views": 3, "pool": 
 def patches(stream: str = "train", **options: Any) -> PatchBatches:
     given: dict[str, Any] = {"patch_size": (8, 8, 8), "batch_size": 4, "seed": 7, "num_classes": 3, "length": 12}
     return PatchBatches([i | {"case": str(n)} for n, i in enumerate(items())], **(given | {"stream": stream} | options))
+
+
+def by_epoch(held: int) -> EpochCases[int]:
+    return EpochCases(MetaSplit(tuple(range(5)), held, seed=7, resampled=True), length=3, part="meta")
 
 
 def joint(meta: Any, **options: Any) -> AutoAugTrainer:
@@ -89,7 +93,7 @@ def test_batches_come_in_order_and_only_when_they_are_asked_for() -> None:
 
 def test_cases_by_epoch_go_with_the_epoch() -> None:
     """Not with the number of batches that were taken before."""
-    stream = patches("meta", cases=EpochCases(5, 1, 7, 3, "meta"))
+    stream = patches("meta", cases=by_epoch(1))
     engine = joint(patch_loader(stream), method_options={"update_every": 2})
     taken = numbers(engine, stream)
     engine.run()
@@ -105,7 +109,7 @@ def random_transforms() -> DataLoader:
 
 STREAMS = {
     "patches": lambda: patch_loader(patches("meta")),
-    "by_epoch": lambda: patch_loader(patches("meta", cases=EpochCases(5, 2, 7, 3, "meta"))),
+    "by_epoch": lambda: patch_loader(patches("meta", cases=by_epoch(2))),
     "monai": random_transforms,
 }
 

@@ -28,9 +28,8 @@ from monai_autoaug import policies
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.methods.joint_policy import JointPolicy
 from monai_autoaug.nnunet import launcher, test_time
-from monai_autoaug.nnunet.layers import read_options
+from monai_autoaug.nnunet.layers import apply_to_plans, read_options
 from monai_autoaug.nnunet.options import Options
-from monai_autoaug.nnunet.split import MetaSplit, TrainingCases, meta_split
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAug as Joint
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial as Adversarial
 from monai_autoaug.nnunet.trainers import with_autoaug
@@ -48,51 +47,6 @@ def started(trainer: Any) -> Any:
     trainer.initialize()
     trainer.get_dataloaders()
     return trainer
-
-
-def test_the_split_is_of_training_cases_alone() -> None:
-    training, validation = [f"t{i}" for i in range(8)], ["v0", "v1"]
-    given: dict[str, Any] = {"training": training, "validation": validation, "known": {*training, *validation, "other"}}
-    for wanted, count in ((0.25, 2), (3, 3), (0.01, 1), (["t3", "other"], 2)):
-        split = meta_split(wanted, seed=1, **given)
-        meta, rest = split.meta(0), split.training(0)
-        assert len(meta) == count
-        assert not {*meta, *rest} & set(validation)
-        assert not set(meta) & set(rest)
-        assert {*meta, *rest} >= set(training)
-        assert split.meta(5) == meta  # fixed
-        assert meta_split(wanted, seed=1, **given) == split
-    assert meta_split(3, seed=1, **given).meta(0) != meta_split(3, seed=2, **given).meta(0)
-    again = meta_split(3, seed=1, resampled=True, **given)
-    assert len({again.meta(epoch) for epoch in range(6)}) > 3
-    assert {c for epoch in range(20) for c in again.training(epoch)} == set(training)
-    # a split whose validation cases train as well: those are left alone, unless they are all there is (fold "all")
-    given["training"] = [*training, "v0"]
-    assert "v0" not in {*meta_split(3, seed=1, **given).meta(0), *meta_split(3, seed=1, **given).training(0)}
-    everything = meta_split(1, training=validation, validation=validation, known=validation, seed=0)
-    assert sorted([*everything.meta(0), *everything.training(0)]) == validation
-
-
-@pytest.mark.parametrize(
-    ("wanted", "message"),
-    [
-        (4, "leaves none to train on"),
-        (0.99, "leaves none to train on"),
-        (["c9"], "not preprocessed: c9"),
-        (["v0"], "names validation cases of this fold: v0"),
-        (["t0", "t1", "t2", "t3"], "leave some to train on"),
-    ],
-)
-def test_splits_that_can_not_be_are_refused(wanted: Any, message: str) -> None:
-    training = ["t0", "t1", "t2", "t3"]
-    with pytest.raises(ConfigError, match=message):
-        meta_split(wanted, training=training, validation=["v0"], known={*training, "v0"}, seed=0)
-
-
-def test_a_training_batch_knows_the_cases_of_its_epoch() -> None:
-    split = MetaSplit(("a", "b", "c", "d"), count=2, seed=0, resampled=True)
-    cases = TrainingCases(split, length=3)
-    assert [cases(n) for n in range(6)] == [split.training(0)] * 3 + [split.training(1)] * 3
 
 
 @pytest.mark.parametrize(
@@ -126,6 +80,32 @@ def test_defaults_follow_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("MONAI_AUTOAUG_CONFIG", str(tmp_path / "options.yaml"))
     plans = {"configurations": {"3d_fullres": {"autoaug": {"meta_cases": 3, "meta_split": "resampled"}}}}
     assert read_options({"method": "joint_policy"}, plans, "3d_fullres").meta_cases is None
+
+
+NOTHING = {"learn_training": False, "test_time": False}
+
+
+def test_where_nothing_learns_no_case_is_set_apart(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, learns in (("learn_training", True), ("test_time", True), ("joint", False)):
+        options = Options(method="joint_policy", method_options=NOTHING | {name: True})
+        assert options.meta_cases == (0.25 if learns else None)
+    with pytest.raises(ConfigError, match="with these method_options; leave meta_cases out"):
+        Options(method="joint_policy", method_options=NOTHING, meta_cases=2)
+    # plans that a learning run has written, and a file that switches learning off
+    (tmp_path / "options.yaml").write_text("method_options: {learn_training: false, test_time: false}")
+    monkeypatch.setenv("MONAI_AUTOAUG_CONFIG", str(tmp_path / "options.yaml"))
+    _, plans = apply_to_plans(Options(method="joint_policy"), tiny.plans, "3d_fullres")
+    assert read_options({"method": "joint_policy"}, plans, "3d_fullres").meta_cases is None
+    monkeypatch.delenv("MONAI_AUTOAUG_CONFIG")
+    trainer = started(joint(tiny, method_options=NOTHING))
+    training, _ = trainer.do_split()
+    assert sorted(trainer._streams["train"].source.loader.loader.indices) == sorted(training)
+    assert "meta" not in trainer._streams
+    assert not {"meta_cases", "meta_split"} & set(trainer._course)
+    trainer.on_train_epoch_start()
+    trainer._close_streams()
 
 
 @pytest.mark.parametrize(("split", "loader"), [("fixed", "seeded"), ("resampled", "seeded"), ("fixed", "stock")])
