@@ -216,6 +216,8 @@ class AtomicCheckpointSaver(CheckpointSaver):
                 old: Any = checkpoint.save_handler
                 fixed = interval_filename if checkpoint is self._interval_checkpoint else old.filename
                 checkpoint.save_handler = _AtomicDiskSaver(old.dirname, fixed)
+        if self._interval_checkpoint is not None:
+            self._interval_checkpoint.greater_or_equal = True  # an epoch can be saved anew, see `TrainingCheckpoint`
 
     def _check_interval(self, filename: str) -> None:
         """Refuse a name for a file that would never be written, or that several would share."""
@@ -289,6 +291,14 @@ class TrainingCheckpoint:
             CheckpointLoader(str(self.path), objects, map_location=self.map_location).attach(engine)
         # on all ranks, and not at the end of the epoch as such: what validation draws in between is drawn once only
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), state.gather)
-        AtomicCheckpointSaver(
+        saver = AtomicCheckpointSaver(
             str(self.path.parent), objects, save_interval=self.interval, n_saved=1, interval_filename=self.path.name
-        ).attach(engine)
+        )
+        saver.attach(engine)
+
+        def save_finished(engine: Any) -> None:
+            if engine.finished:  # behind what the method does after the last step
+                state.gather()
+                saver.interval_completed(engine)
+
+        engine.add_event_handler(Events.COMPLETED, save_finished)

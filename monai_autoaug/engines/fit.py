@@ -155,10 +155,17 @@ class Fit:
         log.cut(self.folder.log, self.trainer.state.iteration // self.options.iterations)
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
+        self.trainer.heard = lambda done, total: self.listener(Progress("views", done, total))
         self._started = (time.perf_counter(), time.process_time())
         if self.trainer.state.iteration < self.steps:
+            for sentence in self.method.announcement():
+                self.listener(Progress("training", self.trainer.state.iteration, self.steps, note=sentence))
             self.trainer.run()
+        else:  # stopped after the last step
+            self.trainer.finish()
         self._read_clock()
+        if self.trainer.finished:
+            self._save_checkpoint()
 
     def _batches(self, items: Items, resampled: int, **changes: Any) -> PatchBatches:
         """A stream of patches, long enough for all iterations."""
@@ -208,6 +215,7 @@ class Fit:
             part.load_state_dict(checkpoint[name])
         self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
         self._warnings = list(checkpoint["warnings"])
+        self.trainer.finished = dict(checkpoint.get("finished", {}))
 
     def _after_iteration(self) -> None:
         self.schedule.step()
@@ -235,8 +243,12 @@ class Fit:
         self._read_clock()
         row |= self.clock | ({"warnings": self._warnings} if self._warnings else {})
         log.append(self.folder.log, row)  # the module's text explains every key
+        self._save_checkpoint()
+
+    def _save_checkpoint(self) -> None:
         content = {name: part.state_dict() for name, part in self._parts().items()}
-        self.folder.save_checkpoint(content | {"clock": self.clock, "dice": self._dice, "warnings": self._warnings})
+        own = {"clock": self.clock, "dice": self._dice, "warnings": self._warnings, "finished": self.trainer.finished}
+        self.folder.save_checkpoint(content | own)
 
     def _read_clock(self) -> None:
         """Add the time since the last look."""
@@ -277,6 +289,7 @@ class Fit:
             "skipped_updates": skipped,
             "validation_on_preprocessed_grid": {name: log.plain_number(value) for name, value in self._dice.items()},
             "warnings": self._warnings + skip_warnings(skipped, self.steps, self.precision.dtype),
+            **({"after_training": self.trainer.finished} if self.trainer.finished else {}),
         } | self.clock
 
 

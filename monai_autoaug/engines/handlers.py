@@ -160,11 +160,18 @@ class PolicyLogger:
         """Write every ``interval`` epochs of ``engine``, an `AutoAugTrainer`."""
         if not hasattr(engine, "method"):
             raise ConfigError(f"PolicyLogger belongs to an AutoAugTrainer, not to a {type(engine).__name__}")
+        engine.add_event_handler(Events.COMPLETED, self._finished)  # before the writer is closed
         if self.log_dir is not None and rank() == 0:
             made = TensorBoardHandler(log_dir=os.fspath(self.log_dir))  # closes what it has made itself
             self.summary_writer = made._writer
             engine.add_event_handler(Events.COMPLETED, lambda: made.close())
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
+
+    def _finished(self, engine: Any) -> None:
+        """Write the last epoch's line anew, if anything was learned since."""
+        if engine.finished and rank() == 0:
+            log.cut(self.path, int(engine.state.epoch) - 1)
+            self(engine)
 
     def __call__(self, engine: Any) -> None:
         """Write now."""

@@ -116,6 +116,7 @@ def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: t
     # policies look ahead at the step of an optimiser that has made one; all others play from the first one on
     trainer.state.max_epochs, trainer.state.epoch_length = 1, 1 + learns
     trainer.method.steps = trainer.method.settled - learns
+    trainer.method.finishing = min(trainer.method.finishing, 1)
     trainer.run()
     loss = float(trainer.state.output["loss"].detach())
     wrong = [f"the gradient of {name}" for name in trainer.task.precision.skipped]

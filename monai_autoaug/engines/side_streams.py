@@ -83,6 +83,7 @@ class SideStream:
         try:
             data = next(self._iterator)
         except StopIteration:
+            self.start_epoch(self._epoch)  # where cases change with the epoch, these again
             self._iterator = self._begin(self.taken)
             try:
                 data = next(self._iterator)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
@@ -60,7 +61,7 @@ class AutoAugTrainer(SupervisedTrainer):
     It fires all events of ``IterationEvents``. ``engine.state.output`` holds image, label, prediction and loss as in
     MONAI (of the samples as the network saw them, which a method may have reordered) and every figure of the step under
     its own name; ``engine.state.metrics`` gets the method's figures at the end of each epoch, before any handler runs,
-    and its warnings go to the engine's logger.
+    and its warnings go to the engine's logger, each sentence once, as does at the start what it announces.
 
     Args:
         device: where training runs.
@@ -177,6 +178,10 @@ class AutoAugTrainer(SupervisedTrainer):
         )  # fmt: skip
         self._figures: tuple[str, ...] = ()
         self._entered = False  # between the start of a run and its first epoch
+        self._said: set[str] = set()
+        # figures of what the method did after the last step, and who hears how far it is: updates done, and all
+        self.finished: dict[str, float] = {}
+        self.heard: Callable[[int, int], None] | None = None
         self.batches = EngineBatches(self._next_side)
         self.autoaug_state = AutoAugState(self)
         self._register()
@@ -265,6 +270,7 @@ class AutoAugTrainer(SupervisedTrainer):
         """Attach what the engine itself does at events, before any handler of the user's."""
         self.add_event_handler(Events.EPOCH_STARTED, AutoAugTrainer._start_epoch)
         self.add_event_handler(Events.EPOCH_COMPLETED, AutoAugTrainer._end_epoch)
+        self.add_event_handler(Events.COMPLETED, AutoAugTrainer.finish)
 
     def _start_epoch(self) -> None:
         self.autoaug_state.restore()
@@ -282,13 +288,34 @@ class AutoAugTrainer(SupervisedTrainer):
         self._figures = tuple(figures)
         self.state.metrics.update(figures)
         for warning in self.method.warnings():
-            if rank() == 0:
-                self.logger.warning(warning)
+            self._say(logging.WARNING, warning)
         self.autoaug_state.gather()
+
+    def finish(self) -> None:
+        """Let the method do what comes after the last step, before any handler saves what was learned.
+
+        It is part of `run`; who resumes a run that has no step left calls it. What was done isn't done again.
+        """
+        if not self.method.finishing:
+            return
+        self.autoaug_state.restore()  # of a run that was stopped within it
+        self.streams.start_epoch(self.state.epoch)
+        figures = self.method.finish(self.batches)
+        if figures:
+            self.finished = figures
+            self.state.metrics.update(figures)
+
+    def _say(self, level: int, sentence: str) -> None:
+        """Log a sentence of the method's, the first time that it says it."""
+        if rank() == 0 and sentence not in self._said:
+            self._said.add(sentence)
+            self.logger.log(level, sentence)
 
     def run(self) -> None:  # type: ignore[override]  # MONAI's signature, not ignite's
         """Train; called again with a larger ``max_epochs``, it goes on (and so does the gradient scaler)."""
         self._entered = True
+        for sentence in self.method.announcement():
+            self._say(logging.INFO, sentence)
         Workflow.run(self)
 
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
@@ -324,7 +351,14 @@ class AutoAugTrainer(SupervisedTrainer):
         self.task.last_micro_batch = (number + 1) % steps == 0 or (length is not None and number + 1 == length)
 
     def _listen(self, event: str, values: Mapping[str, Any]) -> None:
-        """What a method says within its step, as MONAI's events."""
+        """What a method says within its step, as MONAI's events; and how far it is with what comes after the last."""
+        if event == "finish":
+            done, total = values["done"], values["total"]
+            if rank() == 0 and 10 * done // total > 10 * (done - 1) // total:
+                self.logger.info(f"After training: {done} of {total} updates of the test-time policy")
+            if self.heard is not None:
+                self.heard(done, total)
+            return
         output = self.state.output
         if event == "forward":
             output.update(self._seen(self._prepared, values["batch"], values["output"]))

@@ -209,6 +209,8 @@ class Method(ABC):
     needs: tuple[str, ...] = ("train",)  # streams; with options that say otherwise, see `streams`
     meta_batch: int = 8  # patches of a batch of the stream "meta"; a host that makes this stream reads it
     settled: int = 1_000_000  # updates after which everything learns that does; a host tries a step out there
+    finishing: int = 0  # updates that `finish` makes; a host that tries a method out lowers it
+    views_learn: bool = True  # False: the views at test time are a fixed choice, which predictions average by at once
     replaces_augmentation: ClassVar[bool] = False  # its augmentation is meant instead of the host's own, not over it
     draws_operations: ClassVar[bool] = False  # of a training policy, see `drawing`
 
@@ -233,9 +235,21 @@ class Method(ABC):
     def step(self, batches: Batches) -> dict[str, float]:
         """One training step of all players; returns the figures to log."""
 
+    def finish(self, batches: Batches) -> dict[str, float]:
+        """What there is to learn when the network is trained; returns its figures, nothing where nothing was done.
+
+        A host calls it after the last step, and again after a resume that finds no step left: what was done for this
+        network isn't done twice. The task hears of the event "finish" with how many updates of all are ``done``.
+        """
+        return {}
+
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Figures of the epoch that has ended (what tells a collapse); ``warnings()`` puts them into words."""
         return {}
+
+    def announcement(self) -> list[str]:
+        """What a user should know before training begins; hosts print it once."""
+        return []
 
     def warnings(self) -> list[str]:
         """What a user should know about the epoch that has ended; empty when all is well."""

@@ -21,28 +21,23 @@ from torch import Tensor, nn
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.methods.base import Batches, Method, Player, Task
+from monai_autoaug.methods.late_views import LateViews
 from monai_autoaug.methods.means import Means
 from monai_autoaug.methods.meta_losses import MetaLoss, check_meta_loss
+from monai_autoaug.methods.meta_use import MetaUse, learns, sets_apart
 from monai_autoaug.methods.policy_schedule import PolicySchedule
+from monai_autoaug.methods.policy_starts import Classes, Sides, training_start, views_start
 from monai_autoaug.methods.training_learner import LookAhead, TrainingLearner
 from monai_autoaug.methods.view_learner import ViewLearner
 from monai_autoaug.optim import LazyAdam
 from monai_autoaug.optim.hypergradient import MODES
-from monai_autoaug.policies import (
-    Laterality,
-    Sampled,
-    Seen,
-    TestTimePolicy,
-    TrainingPolicy,
-    load,
-)
+from monai_autoaug.policies import Sampled, Seen, TestTimePolicy, TrainingPolicy
 from monai_autoaug.policies.classes import Shares
 from monai_autoaug.policies.drawing import Drawing
+from monai_autoaug.policies.rand_augment import Magnitude
 from monai_autoaug.policies.viewing import view_batch
 
 __all__ = ["JointPolicy"]
-
-Classes = Literal["foreground", "labels", "all"]
 
 
 class JointPolicy(Method):
@@ -51,7 +46,7 @@ class JointPolicy(Method):
     Args:
         task: what the host owns.
         seed: of all that is drawn; equal on all ranks.
-        preset: where the training policy starts: "nnunet", "deepmedic" or "uniform".
+        preset: where the training policy starts: "nnunet", "deepmedic", "uniform", or "none": no augmentation.
         classes: "foreground": one policy for patches whose centre is background and one for all others, as in the
             paper; "labels": one for each label; "all": one for all patches.
         extra: cascades beyond the paper's that are switched on: "elastic", "bias_field", "gibbs", "channel_scale".
@@ -60,6 +55,7 @@ class JointPolicy(Method):
             runs between left and right gives it with them.
         floor: smallest probability of an operation, so that none is lost for good.
         policy: a training policy of one's own, or the file of one, in place of the options so far.
+        magnitude: "small", "medium" or "large": its operations of this magnitude alone, see `policies.rand_augment`.
         class_of: the class of a patch is that of its "centre", or what it was "sampled" for.
         loss_region: for patches nearly as large as the image, which have no class: the side of a box over that of the
             patch; the training loss is taken in the box alone, around a voxel of a class, which is then the patch's.
@@ -67,9 +63,14 @@ class JointPolicy(Method):
         learn_training: whether the training policy learns; False keeps its start.
         test_time: whether there is a test-time policy.
         test_time_preset: where it starts; None: as ``preset``.
+        learn_test_time: whether it learns; False keeps its start.
         views: views of one meta-validation patch that are compared in an update (the paper's Z).
         joint: the training policy is judged on views of the meta-validation patches (Eq. 16), as soon as averaging
             views has helped there; False: on the patches as they are.
+        views_after: updates of the test-time policy that are made after the last training step, for the trained
+            network, with no views before, whatever ``joint`` says; 0: it learns along.
+        fine_tune: where no policy learns, the last share of the steps that trains on the cases that are set apart.
+        hold_out: where no policy learns, cases are set apart all the same, so that trainings can be compared.
         update_every: steps between two updates of the policies; None: by the planned number of steps, at most 40, so
             that a long training takes at most a fifth longer, and a short one still has 500 updates.
         warm_up: steps before the first update; None: 50, but at most a twentieth of the planned number.
@@ -103,16 +104,21 @@ class JointPolicy(Method):
         classes: Classes = "foreground",
         extra: Sequence[str] = (),
         without: Sequence[str] = (),
-        laterality: Laterality | Sequence[Sequence[int]] | None = None,
+        laterality: Sides = None,
         floor: float = 0.005,
         policy: TrainingPolicy | str | Path | None = None,
+        magnitude: Magnitude | None = None,
         class_of: Literal["centre", "sampled"] = "centre",
         loss_region: float = 1.0,
         learn_training: bool = True,
         test_time: bool = True,
         test_time_preset: str | None = None,
+        learn_test_time: bool = True,
         views: int = 10,
         joint: bool = True,
+        views_after: int = 0,
+        fine_tune: float = 0.0,
+        hold_out: bool = False,
         update_every: int | None = None,
         warm_up: int | None = None,
         freeze: float = 1.0,
@@ -137,35 +143,50 @@ class JointPolicy(Method):
         if loss_region < 1 and class_of != "centre":
             raise ConfigError("loss_region chooses a class for each patch itself; leave class_of out")
         self.joint, self.meta_batch, self.class_of, self.loss_region = joint, meta_batch, class_of, loss_region
-        if policy is None:
-            policy = TrainingPolicy.preset(
-                preset, self._classes(classes), spatial_dims=task.spatial_dims, extra=extra, without=without,
-                laterality=laterality, floor=floor,
-            )  # fmt: skip
-        self.training = (policy if isinstance(policy, TrainingPolicy) else _loaded(policy)).to(task.device)
-        self.test_time = self._views(test_time_preset or preset, laterality) if test_time else None
-        self.schedule = PolicySchedule(task.steps, update_every=update_every, warm_up=warm_up, freeze=freeze)
+        uses = {"learn_training": learn_training, "test_time": test_time, "learn_test_time": learn_test_time,
+                "fine_tune": fine_tune, "hold_out": hold_out}  # fmt: skip
+        self.needs = self.streams(**uses)
+        self.meta = MetaUse(task.steps, learns=learns(uses), fine_tune=fine_tune, hold_out=hold_out)
+        if views_after and not (test_time and learn_test_time):
+            raise ConfigError("views_after is for a test-time policy that learns; leave test_time and learn_test_time")
+        self.training = training_start(
+            task, preset=preset, classes=classes, extra=extra, without=without, laterality=laterality, floor=floor,
+            policy=policy, magnitude=magnitude, learns=learn_training,
+        )  # fmt: skip
+        self.test_time: TestTimePolicy | None = None
+        if test_time:
+            self.test_time = views_start(task, test_time_preset or preset, laterality, learns=learn_test_time)
+        along = learn_training or (test_time and learn_test_time and not views_after)
+        self.schedule = PolicySchedule(
+            task.steps, update_every=update_every, warm_up=warm_up if along else 0, freeze=freeze
+        )
         self.settled = self.schedule.warm_up  # its first update
         # not among `players`: these are updated by gradients of their own, not by the one backward
         self.learners: dict[str, Player] = {}
+        self.along: dict[str, Player] = {}  # those of them that learn while training runs
         self._rates = {"training": learning_rate, "test_time": learning_rate_test_time}
         # what is drawn for all ranks together
         self.shared = torch.Generator().manual_seed(seed * 1009 + 500_009)
         self.learning: TrainingLearner | None = None
         self.viewing: ViewLearner | None = None
         if learn_training:
-            self.learners["training"] = self._learner("training", self.training)
+            self.learners["training"] = self.along["training"] = self._learner("training", self.training)
             self.learning = TrainingLearner(
                 task, self.learners["training"], self.shared, pool=pool, meta_loss=meta_loss, ahead=look_ahead,
                 derivative=derivative,
             )  # fmt: skip
-        if self.test_time is not None:
-            self.learners["test_time"] = self._learner("test_time", self.test_time)
-            self.viewing = ViewLearner(
-                task, self.learners["test_time"], self.shared, self.generator, views=views, at_once=meta_batch
-            )
-        if not self.learners:
-            self.needs = ("train",)
+        self.late: LateViews | None = None
+        self.views_learn = learn_test_time
+        # fixed views are watched, whether they help, where the training policy could be judged on them
+        if self.test_time is not None and (learn_test_time or (joint and learn_training)):
+            player = Player(self.test_time, LazyAdam(self.test_time.parameters(), lr=1.0))
+            if learn_test_time and not views_after:
+                player = self.along["test_time"] = self._learner("test_time", self.test_time)
+            self.viewing = ViewLearner(task, player, self.shared, self.generator, views=views, at_once=meta_batch)
+            if learn_test_time:
+                self.learners["test_time"] = player
+            if views_after:
+                self.late, self.finishing = LateViews(self.viewing, views_after, learning_rate_test_time), views_after
         self._share = 1.0  # of the updates for which there are enough samples
         self.views_help = False
         self._means, self._start = Means(), self.training.logits.detach().clone()
@@ -174,9 +195,8 @@ class JointPolicy(Method):
 
     @classmethod
     def streams(cls, **options: Any) -> tuple[str, ...]:
-        """See `Method.streams`: what learns nothing needs no meta-validation."""
-        learns = options.get("learn_training", True) or options.get("test_time", True)
-        return cls.needs if learns else ("train",)
+        """See `Method.streams`: what learns nothing needs no meta-validation, but for a comparison."""
+        return cls.needs if sets_apart(options) else ("train",)
 
     @classmethod
     def learns_views(cls, **options: Any) -> bool:
@@ -189,25 +209,6 @@ class JointPolicy(Method):
             if value < 2:
                 raise ConfigError(f"{name} must be at least 2, got {value}")
 
-    def _classes(self, classes: str) -> tuple[str, ...]:
-        if classes == "labels":
-            if not self.task.label_names:
-                raise ConfigError("classes 'labels' needs the labels' names, which this host doesn't know")
-            return self.task.label_names
-        known = {"foreground": ("background", "foreground"), "all": ("all",)}
-        if classes not in known:
-            raise ConfigError(f"classes must be one of foreground, labels, all, got {classes!r}")
-        return known[classes]
-
-    def _views(self, preset: str, laterality: Laterality | Sequence[Sequence[int]] | None) -> TestTimePolicy:
-        """Views that keep a patch's size: others can't be learned from patches."""
-        task = self.task
-        policy = TestTimePolicy.preset(
-            preset, spatial_dims=task.spatial_dims, patch_size=task.patch_size, level="patch", regions=task.regions,
-            laterality=laterality,
-        )  # fmt: skip
-        return policy.to(task.device)
-
     def _learner(self, name: str, policy: nn.Module) -> Player:
         return Player(policy, LazyAdam(policy.parameters(), lr=self._rate(name, 1.0)))
 
@@ -217,7 +218,7 @@ class JointPolicy(Method):
 
     def step(self, batches: Batches) -> dict[str, float]:
         """A training step on patches that are augmented by the policy of their class; now and then, the policies'."""
-        batch, drawing = batches.next("train"), self.drawing()
+        batch, drawing = self.meta.batch(batches, self.steps), self.drawing()
         if batch.operations is None:  # otherwise the host's workers have drawn and applied them
             batch = drawing(batch, self.generator)
         assert batch.operations is not None  # noqa: S101  # for the type checker
@@ -230,7 +231,7 @@ class JointPolicy(Method):
         self.task.notify("loss", {"loss": figures["loss"]})
         del output
         self.backward(figures["loss"])
-        if self.learners and self.task.last_micro_batch and self.schedule.due(self.steps):
+        if self.along and self.task.last_micro_batch and self.schedule.due(self.steps):
             figures |= self._learn(batch, Sampled(losses.detach(), classes.to(chosen.device), chosen), batches)
         self.update()
         return self._means.add(figures)
@@ -248,7 +249,7 @@ class JointPolicy(Method):
         figures: dict[str, Tensor] = {}
         if self.learning is not None:
             self._share = self.learning.share(len(drawn.values))
-        for name, player in self.learners.items():
+        for name, player in self.along.items():
             rate = self._rate(name, self._share if name == "training" else 1.0)
             player.optimizer.param_groups[0]["lr"] = rate * self.schedule.decay(self.steps)
         if self.learning is not None:
@@ -256,8 +257,11 @@ class JointPolicy(Method):
             if judged is not None:
                 figures["meta_loss"] = judged[0]
                 self._improve(judged[1])
-        if self.viewing is not None:
-            figures |= self.viewing.learn(meta)
+        if self.viewing is not None and self.late is None:
+            if self.views_learn:
+                figures |= self.viewing.learn(meta)
+            else:
+                self.viewing.watch(meta)
         self.updates += 1
         return figures
 
@@ -273,6 +277,12 @@ class JointPolicy(Method):
         """What is known of the samples reaches the training policy."""
         assert self.learning is not None  # noqa: S101  # for the type checker: something was judged
         self.learning.improve(drawn)
+
+    def finish(self, batches: Batches) -> dict[str, float]:
+        """See `Method.finish`: with ``views_after`` the test-time policy learns now."""
+        if self.late is None:
+            return {}
+        return self.late.learn(batches, self.steps, self.finishing, self.task.notify)
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Mean figures of the epoch, and what has become of the policies.
@@ -297,11 +307,30 @@ class JointPolicy(Method):
         figures["policy_updates"] = float(self.updates)
         return figures | self._shares.take()
 
+    def announcement(self) -> list[str]:
+        """How often the policies will be updated, and how far they can move."""
+        schedule, updates = self.schedule, self.schedule.updates
+        late = [f"The test-time policy learns after the last step, in {self.finishing} updates"] if self.late else []
+        if not self.along:
+            return late
+        often = f"every {schedule.update_every} steps from step {schedule.warm_up} on"
+        if updates is None:
+            return [f"Policies are updated {often}", *late]
+        found = [f"Policies are updated {often}, U = {updates} times in all"]
+        for name in self.along:
+            rate = self._rate(name, self._share)
+            found.append(
+                f"Expected movement of the {name.replace('_', '-')} policy's logits: learning rate x U = {rate:.3g} x"
+                f" {updates} = {rate * updates:.3g}; about 4 brings one of six operations from 1/6 to 0.9"
+            )
+        return found + late
+
     def warnings(self) -> list[str]:
         """What there is too little of to learn anything from, and views that do harm."""
         if not self.learners:
             return []
-        found = self.schedule.warnings(self._share)
+        found = self.schedule.warnings(self._share) if self.along else []
+        found += self.late.schedule.warnings() if self.late else []
         found += [] if self.learning is None else self._shares.warnings()
         return found + ([] if self.viewing is None else self.viewing.warnings())
 
@@ -328,6 +357,7 @@ class JointPolicy(Method):
             "names": self._named(),
             "views_help": self.views_help,
             "harm": 0 if self.viewing is None else self.viewing.harm,
+            "finished": -1 if self.late is None else self.late.done_at,
         }
         return super().state_dict() | own
 
@@ -355,11 +385,5 @@ class JointPolicy(Method):
         self.updates, self.views_help = state["updates"], state["views_help"]
         if self.viewing is not None:
             self.viewing.harm = state["harm"]
-
-
-def _loaded(path: str | Path) -> TrainingPolicy:
-    """The training policy of a file."""
-    policy = load(path).training
-    if policy is None:
-        raise ConfigError(f"policy: {path} holds no training policy; give another file")
-    return policy
+        if self.late is not None:
+            self.late.done_at = state["finished"]

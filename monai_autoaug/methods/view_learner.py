@@ -76,6 +76,14 @@ class ViewLearner:
         self.player.descend(self.policy.logits, gradient)
         return {"view_loss": losses[1:].mean(), "identity_loss": losses[0]}
 
+    def watch(self, meta: Batch) -> None:
+        """Remember patches for `gain` without learning from them.
+
+        Args:
+            meta: patches with their margin.
+        """
+        self._latest = meta
+
     @torch.no_grad()
     def gain(self) -> Tensor | None:
         """By how much the deployed average of views beats the plain prediction on the latest meta-validation patches.

@@ -26,6 +26,7 @@ class Learning(Engine):
     def __init__(self, **learned: Any) -> None:
         super().__init__(lambda engine, batch: None)
         self.learned, self.seed = learned, 3
+        self.finished: dict[str, float] = {}
         self.seen: Seen | None = None
         self.method = SimpleNamespace(name="joint_policy", policies=lambda: self.learned, seen=lambda: self.seen)
         self.add_event_handler(Events.EPOCH_STARTED, self.move)

@@ -1,0 +1,118 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The policies that a training begins with, made from the options of `JointPolicy`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.base import Task
+from monai_autoaug.policies import Laterality, TestTimePolicy, TrainingPolicy, load, rand_augment
+from monai_autoaug.policies.rand_augment import Magnitude
+
+__all__ = ["Classes", "Sides", "training_start", "views_start"]
+
+Classes = Literal["foreground", "labels", "all"]
+Sides = Laterality | Sequence[Sequence[int]] | None
+
+
+def training_start(
+    task: Task,
+    *,
+    preset: str,
+    classes: Classes,
+    extra: Sequence[str],
+    without: Sequence[str],
+    laterality: Sides,
+    floor: float,
+    policy: TrainingPolicy | str | Path | None,
+    magnitude: Magnitude | None,
+    learns: bool,
+) -> TrainingPolicy:
+    """The training policy on the task's device.
+
+    Args:
+        task: what the host owns.
+        preset: see `JointPolicy`, as all that follows.
+        classes: of patches.
+        extra: cascades.
+        without: cascades and operations.
+        laterality: pairs of labels.
+        floor: smallest probability of an operation.
+        policy: in place of all that.
+        magnitude: of its operations.
+        learns: whether the policy will learn.
+
+    Raises:
+        ConfigError: an option is out of range, a file holds no training policy, or the policy could never move.
+    """
+    if policy is None:
+        # a floor is for what learns; without one "none" stays what its name says
+        least = 0.0 if preset == "none" and not learns else floor
+        policy = TrainingPolicy.preset(
+            preset, _classes(task, classes), spatial_dims=task.spatial_dims, extra=extra, without=without,
+            laterality=laterality, floor=least,
+        )  # fmt: skip
+    made = policy if isinstance(policy, TrainingPolicy) else _loaded(policy)
+    if magnitude is not None:
+        made = rand_augment(made, magnitude)
+    if learns:
+        shares = torch.cat([p for name in made.classes for p in made.probabilities(name)])
+        _check_movable("training", shares, "set floor above 0, choose another preset, or set learn_training: false")
+    return made.to(task.device)
+
+
+def views_start(task: Task, preset: str, laterality: Sides, *, learns: bool) -> TestTimePolicy:
+    """The test-time policy on the task's device: views that keep a patch's size, since patches is what it sees.
+
+    Args:
+        task: what the host owns.
+        preset: where it starts.
+        laterality: pairs of labels.
+        learns: whether the policy will learn.
+
+    Raises:
+        ConfigError: there is no such preset, or the policy could never move.
+    """
+    made = TestTimePolicy.preset(
+        preset, spatial_dims=task.spatial_dims, patch_size=task.patch_size, level="patch", regions=task.regions,
+        laterality=laterality,
+    )  # fmt: skip
+    if learns:
+        remedy = "set test_time_preset to another one, or learn_test_time or test_time to false"
+        _check_movable("test-time", made.probabilities(), remedy)
+    return made.to(task.device)
+
+
+def _check_movable(what: str, probabilities: Tensor, remedy: str) -> None:
+    """What is never drawn is never judged, so its probability stays 0 for ever."""
+    if bool(((probabilities == 0) | (probabilities == 1)).all()):
+        raise ConfigError(
+            f"the {what} policy would never learn anything: its start is certain (preset 'none'), and nothing can be"
+            f" found out about what is never drawn; {remedy}"
+        )
+
+
+def _classes(task: Task, classes: str) -> tuple[str, ...]:
+    if classes == "labels":
+        if not task.label_names:
+            raise ConfigError("classes 'labels' needs the labels' names, which this host doesn't know")
+        return task.label_names
+    known = {"foreground": ("background", "foreground"), "all": ("all",)}
+    if classes not in known:
+        raise ConfigError(f"classes must be one of foreground, labels, all, got {classes!r}")
+    return known[classes]
+
+
+def _loaded(path: str | Path) -> TrainingPolicy:
+    """The training policy of a file."""
+    policy = load(path).training
+    if policy is None:
+        raise ConfigError(f"policy: {path} holds no training policy; give another file")
+    return policy
