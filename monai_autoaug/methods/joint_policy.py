@@ -71,13 +71,15 @@ class JointPolicy(Method):
             network, with no views before, whatever ``joint`` says; 0: it learns along.
         fine_tune: where no policy learns, the last share of the steps that trains on the cases that are set apart.
         hold_out: where no policy learns, cases are set apart all the same, so that trainings can be compared.
-        update_every: steps between two updates of the policies; None: by the planned number of steps, at most 40, so
+        update_every: steps between two updates of the policies; None: by the planned number of steps, at most 50, so
             that a long training takes at most a fifth longer, and a short one still has 500 updates.
         warm_up: steps before the first update; None: 50, but at most a twentieth of the planned number.
         freeze: share of the planned steps after which policies stay as they are.
         learning_rate: of Adam on the training policy's logits; None: by the number of planned updates.
         learning_rate_test_time: likewise.
         pool: samples of a class that are compared with each other (Eq. 10), gathered over several updates if need be.
+        paired: compare each sample with its patch as it was before augmentation, too, for one more derivative; None:
+            where samples are pooled from several updates, which have other things in common.
         meta_batch: meta-validation patches an update.
         meta_loss: what they are judged by: "ce", "dice" or "both".
         look_ahead: one update of the "real" optimiser, or a "virtual" one of plain gradient descent (the paper).
@@ -125,6 +127,7 @@ class JointPolicy(Method):
         learning_rate: float | None = None,
         learning_rate_test_time: float | None = None,
         pool: int = 4,
+        paired: bool | None = None,
         meta_batch: int = 8,
         meta_loss: MetaLoss = "both",
         look_ahead: LookAhead = "real",
@@ -143,6 +146,7 @@ class JointPolicy(Method):
         if loss_region < 1 and class_of != "centre":
             raise ConfigError("loss_region chooses a class for each patch itself; leave class_of out")
         self.joint, self.meta_batch, self.class_of, self.loss_region = joint, meta_batch, class_of, loss_region
+        self.paired = paired
         uses = {"learn_training": learn_training, "test_time": test_time, "learn_test_time": learn_test_time,
                 "fine_tune": fine_tune, "hold_out": hold_out}  # fmt: skip
         self.needs = self.streams(**uses)
@@ -218,9 +222,9 @@ class JointPolicy(Method):
 
     def step(self, batches: Batches) -> dict[str, float]:
         """A training step on patches that are augmented by the policy of their class; now and then, the policies'."""
-        batch, drawing = self.meta.batch(batches, self.steps), self.drawing()
-        if batch.operations is None:  # otherwise the host's workers have drawn and applied them
-            batch = drawing(batch, self.generator)
+        source, drawing = self.meta.batch(batches, self.steps), self.drawing()
+        # what has operations the host's workers have augmented
+        batch = drawing(source, self.generator) if source.operations is None else source
         assert batch.operations is not None  # noqa: S101  # for the type checker
         chosen, classes = batch.operations, drawing.classes(batch)
         self._shares.add(classes)
@@ -232,7 +236,8 @@ class JointPolicy(Method):
         del output
         self.backward(figures["loss"])
         if self.along and self.task.last_micro_batch and self.schedule.due(self.steps):
-            figures |= self._learn(batch, Sampled(losses.detach(), classes.to(chosen.device), chosen), batches)
+            drawn = Sampled(losses.detach(), classes.to(chosen.device), chosen)
+            figures |= self._learn(source, batch, drawn, batches)
         self.update()
         return self._means.add(figures)
 
@@ -240,7 +245,7 @@ class JointPolicy(Method):
         """See `Method.drawing`."""
         return Drawing(self.training, self.class_of, self.loss_region, self.task.regions)
 
-    def _learn(self, batch: Batch, drawn: Sampled, batches: Batches) -> dict[str, Tensor]:
+    def _learn(self, source: Batch, batch: Batch, drawn: Sampled, batches: Batches) -> dict[str, Tensor]:
         """One update of the policies, between the backward and the update of the network."""
         gradients = self.task.gradients()
         if not all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
@@ -253,7 +258,8 @@ class JointPolicy(Method):
             rate = self._rate(name, self._share if name == "training" else 1.0)
             player.optimizer.param_groups[0]["lr"] = rate * self.schedule.decay(self.steps)
         if self.learning is not None:
-            judged = self.learning.judge(batch, drawn, gradients, self._seen(meta))
+            plain = self._plain(source)
+            judged = self.learning.judge(batch, drawn, gradients, self._seen(meta), plain)
             if judged is not None:
                 figures["meta_loss"] = judged[0]
                 self._improve(judged[1])
@@ -264,6 +270,17 @@ class JointPolicy(Method):
                 self.viewing.watch(meta)
         self.updates += 1
         return figures
+
+    def _plain(self, source: Batch) -> Batch | None:
+        """The patches before augmentation, if samples are to be compared with them."""
+        here = source.operations is None
+        if self.paired and not here:
+            raise ConfigError(
+                "paired compares samples with the patches as they were before augmentation, which workers don't send;"
+                " set paired to false, or have the policy applied on the device"
+            )
+        wanted = self._share < 1 if self.paired is None else self.paired
+        return source.cropped() if wanted and here else None
 
     @torch.no_grad()
     def _seen(self, meta: Batch) -> Batch:

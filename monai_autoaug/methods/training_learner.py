@@ -21,6 +21,7 @@ from monai_autoaug.methods.meta_gradient import meta_gradient
 from monai_autoaug.methods.meta_losses import MetaLoss
 from monai_autoaug.optim import look_ahead, next_parameters, per_sample_hypergradient
 from monai_autoaug.policies import Pool, Sampled, TrainingPolicy
+from monai_autoaug.policies.baseline import Baseline
 from monai_autoaug.policies.evidence import Evidence
 from monai_autoaug.policies.updates import training_gradient
 from monai_autoaug.precision import gather_over_ranks, world_size
@@ -57,10 +58,11 @@ class TrainingLearner:
         assert isinstance(player.module, TrainingPolicy)  # noqa: S101  # for the type checker
         self.task, self.player, self.policy, self.shared = task, player, player.module, shared
         self.pool, self.evidence = Pool(pool), Evidence(self.policy)
+        self.baseline = Baseline(len(self.policy.classes))
         self.meta_loss, self.ahead, self.derivative = meta_loss, ahead, derivative
 
     def judge(
-        self, batch: Batch, drawn: Sampled, gradients: list[Tensor | None], meta: Batch
+        self, batch: Batch, drawn: Sampled, gradients: list[Tensor | None], meta: Batch, plain: Batch | None = None
     ) -> tuple[Tensor, Sampled] | None:
         """Eqs. 5-9, between the backward and the update of the network.
 
@@ -69,6 +71,7 @@ class TrainingLearner:
             drawn: what was drawn for its samples; the values are not used.
             gradients: of the network's parameters in the optimiser's order.
             meta: what the updated network is judged on, without margin.
+            plain: ``batch`` as it was before augmentation, without margin; None: it is not compared with that.
 
         Returns:
             The loss on ``meta`` after the update, and what each sample's weight changes about it; None where the
@@ -89,19 +92,20 @@ class TrainingLearner:
         loss, direction = meta_gradient(task, after, meta, self.meta_loss, at_once=max(len(batch.image), 1))
         u = look_ahead(optimizer, gradients, direction, clip=clip)
 
-        def output(parameters: Mapping[str, Tensor]) -> Any:
-            return task.forward(batch.image, batch.extra, parameters=parameters)
-
-        def losses(predicted: Any) -> Tensor:
-            return task.losses(predicted, batch.label, batch.valid)
-
         own = dict(task.network.named_parameters())
-        here = {name: own[name].detach() for name in names}
-        values = per_sample_hypergradient(
-            losses, here, dict(zip(names, u, strict=True)), mode=self.derivative, network=output
-        )
-        count = len(values) * task.accumulation_steps * world_size()
-        return loss, replace(drawn, values=values / count)
+        here, along = {name: own[name].detach() for name in names}, dict(zip(names, u, strict=True))
+        count = len(batch.image) * task.accumulation_steps * world_size()
+
+        def worth(patches: Batch) -> Tensor:
+            values = per_sample_hypergradient(
+                lambda predicted: task.losses(predicted, patches.label, patches.valid), here, along,
+                network=lambda parameters: task.forward(patches.image, patches.extra, parameters=parameters),
+                mode=self.derivative,
+            )  # fmt: skip
+            return values / count
+
+        values = worth(batch)
+        return loss, replace(drawn, values=values, plain=torch.zeros_like(values) if plain is None else worth(plain))
 
     def _names(self) -> list[str]:
         """Names of the optimiser's parameters in its order."""
@@ -120,10 +124,11 @@ class TrainingLearner:
         Args:
             drawn: this rank's samples, with their values.
         """
-        everything = gather_over_ranks((drawn.values.cpu(), drawn.classes.cpu(), drawn.operations.cpu()))
-        ready = self.pool.add(Sampled(*(torch.cat(parts) for parts in zip(*everything, strict=True))))
+        everything = gather_over_ranks(tuple(t.cpu() for t in drawn.parts()))
+        ready = self.pool.add(Sampled.joined([Sampled(*parts) for parts in everything]))
         if ready is None:
             return
+        ready = self.baseline.remove(ready)
         gradient, centred = training_gradient(self.policy, ready, self.shared)
         self.evidence.add(replace(ready, values=centred))
         self.player.descend(self.policy.logits, gradient)
@@ -139,9 +144,14 @@ class TrainingLearner:
 
     def state_dict(self) -> dict[str, Any]:
         """What waits, and what is known of each operation."""
-        return {"pool": self.pool.state_dict(), "evidence": self.evidence.moments.clone()}
+        return {
+            "pool": self.pool.state_dict(),
+            "baseline": self.baseline.state_dict(),
+            "evidence": self.evidence.moments.clone(),
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Restore what ``state_dict`` gave."""
         self.pool.load_state_dict(state["pool"])
+        self.baseline.load_state_dict(state["baseline"])
         self.evidence.moments.copy_(state["evidence"])

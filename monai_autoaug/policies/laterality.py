@@ -12,7 +12,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -63,17 +63,26 @@ class Laterality:
             raise ConfigError(f"laterality: mirrors must be 'swap' or 'off', got {self.mirrors!r}")
 
     @classmethod
-    def of(cls, given: Laterality | Sequence[Sequence[int]] | None, spatial_dims: int = 3) -> Laterality | None:
-        """What an option means: one of these, pairs alone, or None or no pairs for labels without sides.
+    def of(
+        cls, given: Laterality | Sequence[Sequence[int]] | Mapping[str, Any] | None, spatial_dims: int = 3
+    ) -> Laterality | None:
+        """What an option means: one of these, pairs alone, a table of the arguments, or nothing for labels without sides.
 
         Raises:
             ConfigError: an image of ``spatial_dims`` has no such axis, or see the class.
 
         >>> Laterality.of([(1, 2)]), Laterality.of([])
         (Laterality(pairs=((1, 2),), axis=0, mirrors='swap'), None)
+        >>> Laterality.of({"pairs": [[1, 2]], "mirrors": "off"}).mirrors
+        'off'
         """
         if not given:
             return None
+        if isinstance(given, Mapping):
+            if not {"pairs"} <= set(given) <= {"pairs", "axis", "mirrors"}:
+                raise ConfigError(f"laterality: expected pairs, axis and mirrors, of which pairs are needed, got {given}")
+            off = given.get("mirrors") is False  # what YAML makes of the word
+            given = cls(**{**given, **({"mirrors": "off"} if off else {})})
         # __post_init__ makes it tuples
         known = given if isinstance(given, Laterality) else cls(given)  # type: ignore[arg-type]
         if known.axis >= spatial_dims:

@@ -10,6 +10,7 @@ Source: paper 002, Eqs. 10-11, per class and per cascade as its official impleme
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -63,15 +64,30 @@ class Sampled:
         values: (n,) hypergradients, detached.
         classes: (n,) int64.
         operations: (n, cascades) int64.
+        plain: (n,) hypergradients that the same patches would have without augmentation; None, becomes 0: not known.
     """
 
     values: Tensor
     classes: Tensor
     operations: Tensor
+    plain: Tensor = None  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.plain is None:  # frozen: no plain assignment
+            object.__setattr__(self, "plain", torch.zeros_like(self.values))
+
+    def parts(self) -> tuple[Tensor, ...]:
+        """The tensors, in the order in which a constructor takes them."""
+        return self.values, self.classes, self.operations, self.plain
 
     def rows(self, index: Tensor) -> Sampled:
         """The samples that ``index`` selects."""
-        return Sampled(self.values[index], self.classes[index], self.operations[index])
+        return Sampled(*(t[index] for t in self.parts()))
+
+    @staticmethod
+    def joined(several: Sequence[Sampled]) -> Sampled:
+        """All samples of several."""
+        return Sampled(*(torch.cat(parts) for parts in zip(*(s.parts() for s in several), strict=True)))
 
 
 class Pool:
@@ -100,9 +116,7 @@ class Pool:
     def add(self, samples: Sampled) -> Sampled | None:
         """Add an iteration's samples; returns, and forgets, all samples of those classes that now have enough."""
         self._clock += 1
-        kept = [samples] if self._kept is None else [self._kept, samples]
-        names = ("values", "classes", "operations")
-        everything = Sampled(*(torch.cat([getattr(s, n) for s in kept]) for n in names))
+        everything = samples if self._kept is None else Sampled.joined([self._kept, samples])
         born = torch.cat([self._born, torch.full((len(samples.values),), self._clock)])
         young = born > self._clock - self.age
         everything, born = everything.rows(young), born[young]
@@ -115,8 +129,8 @@ class Pool:
         """The samples that wait; empty where there are none."""
         if self._kept is None or not len(self._kept.values):
             return {}
-        names = ("values", "classes", "operations")
-        return {n: getattr(self._kept, n) for n in names} | {"age": self._clock - self._born}
+        names = ("values", "classes", "operations", "plain")
+        return dict(zip(names, self._kept.parts(), strict=True)) | {"age": self._clock - self._born}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` gave."""

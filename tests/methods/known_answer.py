@@ -107,11 +107,11 @@ def make(
     optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, nesterov=True)
     task = Task(network, optimizer, losses, Precision("cpu"), steps=steps)
     policy = TrainingPolicy(operations()) if policy is None else policy
-    settings: dict[str, Any] = {"test_time": False, "update_every": 1, "warm_up": 5, "pool": 2} | options
+    settings: dict[str, Any] = {"test_time": False, "update_every": 1, "warm_up": 0, "pool": 2} | options
     return method(task, seed=seed, policy=policy, learning_rate=rate, **settings), Problem(seed, train, meta)
 
 
-def run(seed: int, steps: int = 80, rate: float = 0.25, lr: float = 0.015, **options: Any) -> JointPolicy:
+def run(seed: int, steps: int = 120, rate: float = 0.15, lr: float = 0.015, **options: Any) -> JointPolicy:
     """Train to the end."""
     method, problem = make(seed, steps, rate, lr=lr, **options)
     for step in range(steps):

@@ -157,6 +157,40 @@ def test_two_samples_of_different_class_wait_for_others() -> None:
     assert not torch.equal(method.training.logits, start)
 
 
+@pytest.mark.parametrize(("options", "asked"), [({"pool": 4}, True), ({"pool": 2}, False), ({"paired": True}, True),
+                                                  ({"pool": 4, "paired": False}, False)])  # fmt: skip
+def test_pooled_samples_are_compared_with_their_patches_as_they_were(options: dict[str, Any], asked: bool) -> None:
+    """What the patch would be worth unaugmented, in the same step; if the policy leaves it alone, it is the same."""
+    found: list[Sampled] = []
+
+    class Kept(JointPolicy):
+        def _improve(self, drawn: Sampled) -> None:
+            found.append(drawn)
+
+    streams = Streams(size=4, shape=(16, 16, 16))
+    method = build(method=Kept, test_time=False, **options)
+    method.step(streams)
+    assert bool(found[0].plain.any()) == asked
+    assert not torch.equal(found[0].plain, found[0].values)
+    with torch.no_grad():
+        method.training.logits.fill_(-30)  # the identity, which comes first, and nothing else
+        start = 0
+        for cascade in method.training.cascades:
+            method.training.logits[:, start] = 30
+            start += len(cascade)
+    method.step(streams)
+    assert torch.allclose(found[1].plain, found[1].values, rtol=1e-3) == asked
+
+
+def test_samples_of_workers_cannot_be_paired() -> None:
+    streams = Streams(size=4, shape=(16, 16, 16))
+    drawn = build().drawing()(streams.batches["train"], torch.Generator().manual_seed(0))
+    streams.batches["train"] = drawn
+    build(test_time=False, pool=4).step(streams)
+    with pytest.raises(ConfigError, match="which workers don't send"):
+        build(test_time=False, paired=True).step(streams)
+
+
 @pytest.mark.parametrize("dims", [2, 3])
 def test_everything_that_belongs_to_a_patch_is_taken_along(dims: int) -> None:
     """Margin, a partly unknown label, further channels, a non-zero mask, regions; in 2D and 3D, in bfloat16."""
