@@ -173,8 +173,8 @@ class TrainOptions:
 
     @property
     def learns_from_meta(self) -> bool:
-        """Whether the method needs meta-validation cases."""
-        return "meta" in methods.find(self.method).needs
+        """Whether the method, with its options, needs meta-validation cases."""
+        return "meta" in methods.streams(self.method, **self.method_options)
 
     @property
     def meta_share(self) -> int | float:

@@ -25,6 +25,8 @@ from monai_autoaug.yaml_values import parse
 
 __all__ = ["apply_to_plans", "read_options"]
 
+_META = ("meta_cases", "meta_split")
+
 
 def _read_file(path: str) -> dict[str, Any]:
     file = Path(path)
@@ -44,8 +46,9 @@ def _read_file(path: str) -> dict[str, Any]:
 def read_options(defaults: Mapping[str, Any], plans: Mapping[str, Any], configuration: str) -> Options:
     """Merge a trainer's defaults, the plans' key ``autoaug`` and the file of ``MONAI_AUTOAUG_CONFIG``.
 
-    A layer that chooses another method drops ``method_options`` and the choice of meta-validation cases of the layers
-    below it, which were not meant for it.
+    A layer that chooses another method drops ``method_options``, ``policy_place`` and the choice of meta-validation
+    cases of the layers below it, which were not meant for it; one whose ``method_options`` leave nothing to learn from
+    meta-validation drops that choice too.
 
     Args:
         defaults: the trainer's defaults.
@@ -67,13 +70,16 @@ def read_options(defaults: Mapping[str, Any], plans: Mapping[str, Any], configur
     merged: dict[str, Any] = {}
     for source, layer in layers:
         if layer.get("method", merged.get("method")) != merged.get("method"):
-            for name in ("method_options", "meta_cases", "meta_split"):
+            for name in ("method_options", "policy_place", *_META):
                 merged.pop(name, None)
         for alternative in ("features", "width"):
             if layer.get(alternative) is not None:
                 merged.pop("width", None)
                 merged.pop("features", None)
         merged.update(layer)
+        others = {name: value for name, value in merged.items() if name not in _META}
+        if not Options.from_mapping(others, source).learns_from_meta:
+            merged = others | {name: layer[name] for name in _META if name in layer}
         Options.from_mapping(merged, source)
     return Options.from_mapping(merged)
 

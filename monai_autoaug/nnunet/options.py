@@ -7,10 +7,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.methods import METHODS, find
+from monai_autoaug.methods import METHODS, find, streams
 from monai_autoaug.methods import options as method_options
 from monai_autoaug.nnunet.split import META_SPLITS
 from monai_autoaug.precision import DTYPES
@@ -20,6 +21,7 @@ __all__ = [
     "CONFIG_VARIABLE",
     "LOADERS",
     "OPTIMIZERS",
+    "POLICY_PLACES",
     "Options",
 ]
 
@@ -27,6 +29,7 @@ CONFIG_VARIABLE = "MONAI_AUTOAUG_CONFIG"
 LOADERS = ("seeded", "stock")
 BASE_AUGMENTATIONS = ("stock", "mirror", "none")
 OPTIMIZERS = ("sgd", "adamw")
+POLICY_PLACES = ("device", "workers")
 
 
 @dataclass(frozen=True)
@@ -60,10 +63,13 @@ class Options:
             nnU-Net's augmentation (enough for a rotation by 30 degrees or a scaling by 1.5), nothing with method
             "none". nnU-Net's workers augment the enlarged patches, which takes them up to twice the time.
         save_every: epochs between two checkpoints ``checkpoint_latest.pth``.
-        meta_cases: for methods that learn from meta-validation ("joint_policy"): how many of the fold's training cases
-            are set apart for it, or which share of them; default 0.25. Or names of cases, for example of another site,
-            that are not the fold's validation cases. Those never take part.
+        meta_cases: where something is learned from meta-validation (by "joint_policy"): how many of the fold's training
+            cases are set apart for it, or which share of them; default 0.25. Or names of cases, for example of another
+            site, that are not the fold's validation cases. Those never take part.
         meta_split: "fixed" (default) or "resampled": set other cases apart in each epoch, so that all of them train.
+        policy_place: for methods that augment by a training policy ("joint_policy"): on the "device" (default), by the
+            policy as it is, in the training step; or in nnU-Net's "workers", on the CPU and by the policy as it was 32
+            batches before, for a GPU that has no time to spare. With more than 12 workers some wait for it.
 
     >>> Options(method="none", epochs=2).epochs
     2
@@ -92,6 +98,7 @@ class Options:
     save_every: int | None = None
     meta_cases: int | float | tuple[str, ...] | None = None
     meta_split: str | None = None
+    policy_place: str | None = None
 
     def __post_init__(self) -> None:
         for name in ("features", "margin", "meta_cases"):
@@ -102,11 +109,21 @@ class Options:
         _check_combinations(self)
         method = find(self.method)
         defaults: dict[str, Any] = {"base_augmentation": "none" if method.replaces_augmentation else "stock"}
-        if "meta" in method.needs:
+        if self.learns_from_meta:
             defaults |= {"meta_cases": 0.25, "meta_split": "fixed"}
+        if method.draws_operations:
+            defaults["policy_place"] = "device"
         for name, value in defaults.items():
             if getattr(self, name) is None:  # frozen: no plain assignment
                 object.__setattr__(self, name, value)
+
+    @property
+    def learns_from_meta(self) -> bool:
+        """Whether the method, with its options, needs meta-validation cases.
+
+        >>> Options(method="joint_policy", method_options={"learn_training": False, "test_time": False}).meta_cases
+        """
+        return "meta" in streams(self.method, **self.method_options)
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any], source: str = "autoaug") -> Options:
@@ -126,12 +143,16 @@ class Options:
         return cls(**dict(given))
 
     def as_dict(self) -> dict[str, Any]:
-        """Numbers, strings, lists and dicts only: what plans and checkpoints hold.
+        """Numbers, strings, lists and dicts only: what plans and checkpoints hold, of an absolute path the file's name.
 
         >>> Options(features=[8, 16]).as_dict()["features"]
         [8, 16]
         """
         plain = asdict(self)
+        policy = plain["method_options"].get("policy")
+        if isinstance(policy, str | Path):  # folders tell of the machine and its users
+            path = Path(policy)
+            plain["method_options"]["policy"] = path.name if path.is_absolute() else path.as_posix()
         return {k: list(v) if isinstance(v, tuple) else v for k, v in plain.items()}
 
     def margins(self, patch_size: Sequence[int], image_size: Sequence[float]) -> tuple[int, ...]:
@@ -206,6 +227,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "save_every": (_is_count, "a positive whole number"),
     "meta_cases": (_is_meta, "a positive whole number, a share between 0 and 1, or a list of different names of cases"),
     "meta_split": (lambda v: v in META_SPLITS, f"one of {', '.join(META_SPLITS)}"),
+    "policy_place": (lambda v: v in POLICY_PLACES, f"one of {', '.join(POLICY_PLACES)}"),
 }
 _REQUIRED = ("method", "method_options", "loader")
 
@@ -224,16 +246,10 @@ def _check_combinations(options: Options) -> None:
         raise ConfigError("autoaug options features and width both set the network's channels; give one of them")
     if options.momentum is not None and options.optimizer != "sgd":
         raise ConfigError("autoaug option momentum belongs to optimizer sgd; set optimizer: sgd beside it")
-    meta = {n: getattr(options, n) for n in ("meta_cases", "meta_split")}
-    if "meta" not in find(options.method).needs:
-        for name, value in meta.items():
-            if value is not None:
-                raise ConfigError(f"method {options.method!r} learns nothing from meta-validation; leave {name} out")
-    elif options.meta_split == "resampled":
-        if isinstance(options.meta_cases, tuple):
-            raise ConfigError("meta_split: resampled draws the cases that meta_cases names; give a number or a share")
-        if options.loader != "seeded":
-            raise ConfigError("meta_split: resampled needs loader: seeded, by which a batch knows its epoch")
+    if options.policy_place is not None and not find(options.method).draws_operations:
+        raise ConfigError(f"method {options.method!r} has no training policy; leave policy_place out")
+    if options.policy_place == "workers" and options.loader != "seeded":
+        raise ConfigError("policy_place: workers needs loader: seeded, by which a batch knows its policy")
     known = method_options(options.method) if options.method_options else {}
     for key in options.method_options:
         if key not in known:
@@ -244,3 +260,20 @@ def _check_combinations(options: Options) -> None:
         raise ConfigError(
             "the trainer knows the image's channels from the plans; take image_channels out of method_options"
         )
+    _check_meta(options)
+
+
+def _check_meta(options: Options) -> None:
+    meta = {n: getattr(options, n) for n in ("meta_cases", "meta_split")}
+    if not options.learns_from_meta:
+        with_these = " with these method_options" if "meta" in find(options.method).needs else ""
+        for name, value in meta.items():
+            if value is not None:
+                raise ConfigError(
+                    f"method {options.method!r} learns nothing from meta-validation{with_these}; leave {name} out"
+                )
+    elif options.meta_split == "resampled":
+        if isinstance(options.meta_cases, tuple):
+            raise ConfigError("meta_split: resampled draws the cases that meta_cases names; give a number or a share")
+        if options.loader != "seeded":
+            raise ConfigError("meta_split: resampled needs loader: seeded, by which a batch knows its epoch")

@@ -130,6 +130,18 @@ def test_meta_patches_are_as_the_method_wants_them(
         assert [meta._forced(0, slot) for slot in range(wanted)] == [False] * (wanted // 2) + [True] * (wanted // 2)
 
 
+def test_where_nothing_learns_no_case_is_set_apart(data: Path, tmp_path: Path) -> None:
+    nothing = {"learn_training": False, "test_time": False}
+    given = JOINT | {"epochs": 1, "iterations": 2, "method_options": METHOD | nothing}
+    run = train(options(data, tmp_path / "fixed_policy", **given))
+    assert [len(split_of(run)[part]) for part in ("train", "meta", "validation")] == [5, 0, 2]
+    for name in nothing:
+        half = TrainOptions("nowhere", "run", method="joint_policy", method_options=nothing | {name: True})
+        assert half.meta_share == 0.25
+    with pytest.raises(ConfigError, match="has no meta-validation cases that could be resampled"):
+        TrainOptions("nowhere", "run", method="joint_policy", method_options=nothing, meta_split="resampled")
+
+
 def test_other_parts_stay_whatever_is_set_apart(data: Path, tmp_path: Path, run: Run) -> None:
     """Validation cases and preprocessing are those of a run without meta-validation, so that runs can be compared."""
     plain = train(options(data, tmp_path / "plain", method="none", epochs=1))

@@ -71,6 +71,7 @@ def test_training_goes_on_with_the_checkpoints_options_only(
 def test_every_option_is_compared_or_free() -> None:
     compared = {name for changed, _ in CHANGES for name in changed}
     compared |= {"meta_cases", "meta_split"}  # of methods with meta-validation: see test_joint_trainer.py
+    compared |= {"policy_place"}  # of methods with a training policy: see test_worker_policy.py
     assert compared | set(FREE) == {f.name for f in fields(Options)}
     assert not compared & set(FREE)
 
