@@ -99,12 +99,14 @@ FOREGROUND, BACKGROUND = 1, 2  # the right operations' places
 
 def make(
     seed: int, steps: int, rate: float, *, train: int = 10, meta: int = 10, policy: TrainingPolicy | None = None,
-    method: type[JointPolicy] = JointPolicy, lr: float = 0.015, **options: Any,
+    method: type[JointPolicy] = JointPolicy, lr: float = 0.015, adam: bool = False, **options: Any,
 ) -> tuple[JointPolicy, Problem]:  # fmt: skip
     """The method on the problem."""
     torch.manual_seed(seed)
     network = UNet(3, 1, 2, (8, 16, 32), (2, 2), num_res_units=1, norm=("INSTANCE", {"affine": True}))
-    optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, nesterov=True)
+    optimizer: torch.optim.Optimizer = torch.optim.SGD(network.parameters(), lr, momentum=0.9, nesterov=True)
+    if adam:
+        optimizer = torch.optim.AdamW(network.parameters(), lr)
     task = Task(network, optimizer, losses, Precision("cpu"), steps=steps)
     policy = TrainingPolicy(operations()) if policy is None else policy
     settings: dict[str, Any] = {"test_time": False, "update_every": 1, "warm_up": 0, "pool": 2} | options

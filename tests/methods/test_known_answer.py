@@ -48,6 +48,13 @@ def test_without_the_meta_gradient_nothing_is_found(seed: int) -> None:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_adam_looks_ahead_as_well(seed: int) -> None:
+    """Its step is not proportional to the gradient."""
+    assert min(answers(run(seed, adam=True, lr=1e-3))) > 0.8
+
+
+@pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 def test_a_batch_of_two_learns_from_pooled_samples(seed: int) -> None:
     """nnU-Net's batch: one patch of each class; the network learns as much from a sample as with ten."""
