@@ -23,6 +23,7 @@ from monai_autoaug.methods import Losses, Method
 from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm
 from monai_autoaug.nnunet import ranks
 from monai_autoaug.nnunet.course import course
+from monai_autoaug.nnunet.given_policy import GivenPolicy
 from monai_autoaug.nnunet.losses import soft_losses
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.nnunet.orientation import laterality_of
@@ -49,6 +50,7 @@ class BuildingMixin(_Host):
     layout: PatchLayout
     run_seed: int
     _course: dict[str, Any]
+    _given_policy: GivenPolicy | None
     _prepare_views: Any
     _laterality: tuple[Laterality | None] | None = None
     is_ddp: bool
@@ -113,18 +115,38 @@ class BuildingMixin(_Host):
         given = {**self.autoaug.method_options, "seed": self.run_seed}
         if "image_channels" in methods.options(self.autoaug.method):
             given["image_channels"] = self._image_channels()
-        if given.get("laterality"):
+        sides = self._sides()
+        if sides:
             if self._laterality is None:
                 folder, plans = Path(self.preprocessed_dataset_folder), self.plans_manager
                 dims = len(self.configuration_manager.patch_size)
-                self._laterality = (laterality_of(given["laterality"], folder, plans.transpose_forward, dims),)
+                self._laterality = (laterality_of(sides, folder, plans.transpose_forward, dims),)
+                self._check_sides(self._laterality[0])
             (given["laterality"],) = self._laterality
+        if self._given_policy is not None:
+            self._given_policy.check_sides(given.get("laterality") or None)
+            given["policy"] = self._given_policy.build()
         return given
+
+    def _check_sides(self, known: Laterality | None) -> None:
+        """Refuse pairs of labels that the network doesn't tell."""
+        largest = self.label_manager.num_segmentation_heads - 1  # channel k is label k, or region k
+        unknown = [] if known is None else sorted(v for pair in known.pairs for v in pair if v > largest)
+        if unknown:
+            kind = "region" if self.label_manager.has_regions else "label"
+            raise ConfigError(
+                f"method option laterality: there is no {kind} {unknown[0]}, the largest is {largest}; correct it"
+            )
+
+    def _sides(self) -> Any:
+        """Which labels are each other's mirror image: what the option says, or else a policy that is given."""
+        given = self.autoaug.method_options.get("laterality")
+        return given or (None if self._given_policy is None else self._given_policy.sides)
 
     def _warn_of_sides(self) -> None:
         """Say that labels look lateral, where mirroring may teach the network to confuse them."""
         known = methods.options(self.autoaug.method)
-        if "laterality" not in known or self.autoaug.method_options.get("laterality"):
+        if "laterality" not in known or self._sides():
             return
         values = {name: value for name, value in self.dataset_json["labels"].items() if isinstance(value, int)}
         pairs = lateral_pairs(values)

@@ -44,7 +44,8 @@ def course(options: Options, trainer: Any, margin: tuple[int, ...]) -> dict[str,
     optimizer, momentum = _optimizer(trainer)
     found = {
         "method": options.method,
-        "method_options": _method_options(options, trainer.method),
+        "method_options": _method_options(options, trainer.method)
+        | ({} if trainer._given_policy is None else {"policy": trainer._given_policy.digest}),
         "epochs": trainer.num_epochs,
         "iterations_per_epoch": trainer.num_iterations_per_epoch,
         "val_iterations_per_epoch": trainer.num_val_iterations_per_epoch,
@@ -65,6 +66,7 @@ def course(options: Options, trainer: Any, margin: tuple[int, ...]) -> dict[str,
         "margin": margin,
         "save_every": trainer.save_every,
         **({n: getattr(options, n) for n in ("meta_cases", "meta_split")} if "meta" in trainer.method.needs else {}),
+        **({"policy_place": options.policy_place} if trainer.method.draws_operations else {}),
         "plans": _plans(configuration.configuration),
     }
     plain: dict[str, Any] = json.loads(json.dumps(found))  # tuples become lists, as in the plans

@@ -6,18 +6,20 @@ from __future__ import annotations
 
 import inspect
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
+from nnunetv2.paths import nnUNet_results
 from nnunetv2.utilities.plans_handling.plans_handler import PlansManager
 
 from monai_autoaug import augmenters
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import checkpoint, journal, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
+from monai_autoaug.nnunet.given_policy import find_policy
 from monai_autoaug.nnunet.keeping import KeepingMixin
 from monai_autoaug.nnunet.layers import apply_to_plans, read_options
 from monai_autoaug.nnunet.patches import label_names
@@ -58,9 +60,16 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin, KeepingMixin):
         self._continues = bool(given["continue_training"])  # --c
         wanted = read_options(self.autoaug_defaults, given, configuration)
         self.autoaug, given = apply_to_plans(wanted, given, configuration)
-        patch_size = PlansManager(given).get_configuration(configuration).patch_size
+        manager = PlansManager(given)
+        patch_size = manager.get_configuration(configuration).patch_size
         # before folders are made and data are prepared
-        rehearse(self.autoaug, spatial_dims=len(patch_size), label_names=label_names(dataset_json))
+        self._said: set[str] = set()
+        self._given_policy = find_policy(
+            self.autoaug, self._fold_folder(manager, configuration, fold), continues=self._continues
+        )
+        rehearse(
+            self.autoaug, spatial_dims=len(patch_size), label_names=label_names(dataset_json), policy=self._given_policy
+        )
         super().__init__(given, configuration, fold, dataset_json, device)
         if self.is_ddp and device.type == "cpu":
             self.device, self.grad_scaler = device, None  # nnU-Net takes several ranks to be several GPUs
@@ -69,8 +78,16 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin, KeepingMixin):
         self._positions = {}
         self._split = None
         self._resumed = None
+        self._shared_policy, self._policy_versions = None, None
         self._refusal = None
         self._apply_options()
+
+    def _fold_folder(self, plans: PlansManager, configuration: str, fold: Any) -> Path | None:
+        """Where nnU-Net's trainer will write, or has written before."""
+        if not nnUNet_results.is_set():
+            return None
+        name = f"{type(self).__name__}__{plans.plans_name}__{configuration}"
+        return Path(str(nnUNet_results)) / plans.dataset_name / name / f"fold_{fold}"
 
     def _apply_options(self) -> None:
         """Options that are attributes of nnU-Net's trainer."""
@@ -106,7 +123,10 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin, KeepingMixin):
 
         Raises:
             CheckpointError: a checkpoint was loaded from which this training can't go on.
+            ConfigError: the file of a policy that this training is given is gone.
         """
+        if self._given_policy is not None and self._given_policy.missing is not None:
+            raise ConfigError(self._given_policy.missing)
         if self._refusal is not None:
             raise CheckpointError(self._refusal)
         self._continues = False  # what is loaded from now on (--val_best) is validated only
@@ -117,6 +137,7 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin, KeepingMixin):
         if self.local_rank == 0:
             journal.cut(self._log_path(), self.current_epoch)  # epochs that this run will do again
             self.print_to_log_file(f"Learned augmentation: {json.dumps(self.autoaug.as_dict())}")
+            self._say(self.method.announcement())
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of the method: all players, one backward."""
@@ -145,8 +166,14 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin, KeepingMixin):
         for logger in self.logger.loggers:  # those beside nnU-Net's own file, which takes its own keys only
             for name, value in figures.items():
                 logger.log(f"autoaug/{name}", value, self.current_epoch)
-        for sentence in warnings:
-            self.print_to_log_file(f"WARNING: {sentence}")
+        self._say([f"WARNING: {sentence}" for sentence in warnings])
+
+    def _say(self, sentences: Iterable[str]) -> None:
+        """Print each sentence to nnU-Net's log the first time that it is said."""
+        for sentence in sentences:
+            if sentence not in self._said:
+                self._said.add(sentence)
+                self.print_to_log_file(sentence)
 
     def _log_path(self) -> Path:
         return Path(self.output_folder) / "autoaug.jsonl"

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pickle
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -69,19 +70,27 @@ def left_right_of_dataset(folder: Path, transposed: Sequence[int]) -> int:
 
 
 def laterality_of(
-    pairs: Sequence[Sequence[int]], folder: Path, transposed: Sequence[int], spatial_dims: int
+    given: Laterality | Sequence[Sequence[int]] | Mapping[str, Any],
+    folder: Path,
+    transposed: Sequence[int],
+    spatial_dims: int,
 ) -> Laterality | None:
     """Pairs of labels with the axis along which they are each other's mirror image in a network's patches.
 
     Args:
-        pairs: the method's option ``laterality``.
+        given: the method's option ``laterality``: pairs, or pairs and ``mirrors``; an axis in it is replaced.
         folder: see `left_right_of_dataset`.
         transposed: see `left_right_of_dataset`.
         spatial_dims: 2 for slices across the first axis, or 3.
 
     Returns:
-        None for sagittal slices: nothing that is done within them exchanges left and right.
+        None without pairs, and for sagittal slices: nothing that is done within them exchanges left and right.
+
+    Raises:
+        ConfigError: see `left_right_of_dataset`, or the option gives an axis.
     """
+    if isinstance(given, Mapping) and "axis" in given:
+        raise ConfigError("method option laterality: the trainer finds the axis itself; give pairs and mirrors only")
+    known = Laterality.of(given)
     axis = left_right_of_dataset(folder, transposed) - (3 - spatial_dims)
-    # Laterality makes tuples of them
-    return None if axis < 0 else Laterality(pairs, axis=axis)  # type: ignore[arg-type]
+    return None if known is None or axis < 0 else replace(known, axis=axis)

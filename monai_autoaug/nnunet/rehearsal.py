@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from monai_autoaug import methods
 from monai_autoaug.errors import AutoAugError, ConfigError
 from monai_autoaug.methods import Task
+from monai_autoaug.nnunet.given_policy import GivenPolicy
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
 from monai_autoaug.precision import Precision
 
@@ -22,7 +23,11 @@ _REMEDY = f"correct it in the plans' key autoaug, or in the file that {CONFIG_VA
 
 
 def rehearse(
-    options: Options, *, spatial_dims: int = 3, label_names: tuple[str, ...] = ("background", "foreground")
+    options: Options,
+    *,
+    spatial_dims: int = 3,
+    label_names: tuple[str, ...] = ("background", "foreground"),
+    policy: GivenPolicy | None = None,
 ) -> None:
     """Build the method with its options for a network of a few weights on the CPU, and throw it away.
 
@@ -32,6 +37,7 @@ def rehearse(
         options: of an nnU-Net trainer.
         spatial_dims: 2 or 3.
         label_names: see `Task`.
+        policy: what its method option ``policy`` names.
 
     Raises:
         ConfigError: an option of the method has a value that it can't be built with.
@@ -44,6 +50,9 @@ def rehearse(
     convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
     norm = nn.InstanceNorm3d if spatial_dims == 3 else nn.InstanceNorm2d
     given = dict(options.method_options)
+    if policy is not None:
+        policy.check(spatial_dims, label_names)
+        given["policy"] = policy.build()
     with torch.random.fork_rng(devices=[]):
         network = nn.Sequential(convolution(1, 2, 1), norm(2, affine=True))
         try:
@@ -59,8 +68,8 @@ def rehearse(
             raise ConfigError(f"method {options.method!r} can't be built: {error}; {_REMEDY}") from error
         except Exception as error:  # torch raises many kinds for sizes and rates that can't be
             raise ConfigError(
-                f"method {options.method!r} can't be built with the options {given} ({type(error).__name__}: {error});"
-                f" {_REMEDY}"
+                f"method {options.method!r} can't be built with the options {dict(options.method_options)}"
+                f" ({type(error).__name__}: {error}); {_REMEDY}"
             ) from error
 
 

@@ -15,11 +15,13 @@ from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods import Method
 from monai_autoaug.nnunet import checkpoint, ranks
 from monai_autoaug.nnunet.course import FREE, describe, differences
+from monai_autoaug.nnunet.given_policy import KEPT, GivenPolicy
 from monai_autoaug.nnunet.loading import StockStream, Stream
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
 from monai_autoaug.nnunet.serving import environment
 from monai_autoaug.nnunet.task import TrainingTask
 from monai_autoaug.nnunet.test_time import without_views
+from monai_autoaug.nnunet.worker_policy import SharedPolicy
 from monai_autoaug.precision import gather_over_ranks, rank, world_size
 
 if TYPE_CHECKING:
@@ -47,6 +49,9 @@ class ResumingMixin(_Host):
     _streams: dict[str, Stream | StockStream]
     _positions: dict[str, int]
     _resumed: dict[str, Any] | None
+    _given_policy: GivenPolicy | None
+    _shared_policy: SharedPolicy | None
+    _policy_versions: dict[str, Any] | None
 
     def save_checkpoint(self, filename: str) -> None:
         """nnU-Net's checkpoint with one more key, put in place in one step; every rank takes part."""
@@ -71,9 +76,11 @@ class ResumingMixin(_Host):
             "options": self.autoaug.as_dict(),
             "course": self._course,
             "seed": self.run_seed,
+            KEPT: None if self._given_policy is None else dict(self._given_policy.described),
             "method": method,
             "ranks": gather_over_ranks(here),
             "streams": {name: stream.position for name, stream in self._streams.items()},
+            "policy_versions": None if self._shared_policy is None else self._shared_policy.state_dict(),
             "parameter_names": checkpoint.parameter_names(self.task.network, self.optimizer),
             "plain_trainer": nnUNetTrainer.__name__ if plain else self.autoaug_base.__name__,
         }
@@ -115,6 +122,7 @@ class ResumingMixin(_Host):
         same_ranks = len(kept["ranks"]) == world_size()
         self.method.load_state_dict(kept["method"] | (kept["ranks"][rank()]["method"] if same_ranks else {}))
         self._positions, self.run_seed = dict(kept["streams"]), kept["seed"]
+        self._policy_versions = kept.get("policy_versions")
         if same_ranks:
             self._resumed = kept["ranks"][rank()]["random"]
         else:

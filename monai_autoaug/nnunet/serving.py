@@ -54,6 +54,8 @@ class ServingMixin(_Host):
     _positions: dict[str, int]
     _split: MetaSplit[str] | None
     _meta_loader: RecordingLoader
+    _shared_policy: SharedPolicy | None
+    _policy_versions: dict[str, Any] | None
 
     def get_dataloaders(self) -> tuple[Any, Any]:
         """The base trainer's loaders, recorded, and served seeded and in order (or as nnU-Net serves them)."""
@@ -71,7 +73,8 @@ class ServingMixin(_Host):
         if options.base_augmentation == "none":
             self.inference_allowed_mirroring_axes = None  # a network that saw no mirrored patch shan't predict on them
         fewer = max(1, workers // 2) if workers else 0
-        self._streams["train"] = self._stream("train", train, workers, cases)
+        self._shared_policy = self._share_policy()
+        self._streams["train"] = self._stream("train", train, workers, cases, self._shared_policy)
         self._streams["val"] = self._stream("val", val, fewer)
         if "real" in self.method.needs:
             self._streams["real"] = self._stream("real", second_loader(train), fewer, cases)
@@ -117,12 +120,23 @@ class ServingMixin(_Host):
         if split is not None and list(split.meta(self.current_epoch)) != self._meta_loader.loader.indices:
             self._serve_meta(split)
 
+    def _share_policy(self) -> SharedPolicy | None:
+        """What the training stream's workers augment by, if it is theirs to do."""
+        drawing = self.method.drawing() if self.autoaug.policy_place == "workers" else None
+        if drawing is None:
+            return None
+        shared = SharedPolicy(drawing, self.layout)
+        if self._policy_versions is not None:
+            shared.load_state_dict(self._policy_versions)
+        return shared
+
     def _stream(
         self,
         name: str,
         loader: RecordingLoader,
         workers: int,
         cases: Callable[[int], Sequence[str]] | None = None,
+        policy: SharedPolicy | None = None,
     ) -> Stream | StockStream:
         start, pinned = self._positions.get(name, 0), self.device.type == "cuda"
         if self.autoaug.loader == "stock":
@@ -130,7 +144,7 @@ class ServingMixin(_Host):
         steady_blur(loader.loader.transforms.transforms)
         return Stream(
             loader, seed=self.run_seed, rank=rank(), stream=name, workers=workers, start=start, pin_memory=pinned,
-            cases=cases,
+            cases=cases, policy=policy,
         )  # fmt: skip
 
     def _close_streams(self) -> None:

@@ -17,6 +17,7 @@ from test_joint_trainer import joint
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.nnunet.orientation import axis_of_case, laterality_of, left_right_of_dataset
+from monai_autoaug.policies import Laterality
 
 
 @pytest.mark.parametrize("reader", [SimpleITKIO, NibabelIO, NibabelIOWithReorient])
@@ -50,6 +51,15 @@ def test_a_data_set_has_one_axis_or_is_refused(tmp_path: Path) -> None:
     assert found is not None
     assert (found.pairs, found.axis) == (((1, 2),), 1)
     assert laterality_of([[1, 2]], tmp_path, (2, 0, 1), 2) is None  # sagittal slices
+    assert laterality_of([], tmp_path, (0, 1, 2), 3) is None
+    for off in ("off", False):  # YAML reads the word so
+        assert laterality_of({"pairs": [[1, 2]], "mirrors": off}, tmp_path, (0, 1, 2), 3) == Laterality(
+            ((1, 2),), 2, "off"
+        )
+    with pytest.raises(ConfigError, match="the trainer finds the axis itself"):
+        laterality_of({"pairs": [[1, 2]], "axis": 1}, tmp_path, (0, 1, 2), 3)
+    with pytest.raises(ConfigError, match="expected pairs, axis and mirrors, of which pairs are needed"):
+        laterality_of({"pair": [[1, 2]]}, tmp_path, (0, 1, 2), 3)
     write("c", {"sitk_stuff": {"direction": tuple(np.eye(3)[[2, 1, 0]].flatten())}})
     with pytest.raises(ConfigError, match=r"axis 2 \(a\), axis 0 \(c\)"):
         left_right_of_dataset(tmp_path, (0, 1, 2))
@@ -64,6 +74,24 @@ def test_the_trainer_gives_the_axis_to_both_policies(tiny: Any) -> None:
     for policy in trainer.method.policies().values():
         assert (policy.laterality.pairs, policy.laterality.axis) == (((1, 2),), 2)
     assert trainer._course["method_options"]["laterality"] == [[1, 2]]
+
+
+@pytest.mark.parametrize("mirrors", ["swap", "off"])
+def test_labels_are_swapped_or_mirroring_is_left_out(tiny: Any, mirrors: str) -> None:
+    """In training and at test time, where left and right are."""
+    option: Any = [[1, 2]] if mirrors == "swap" else {"pairs": [[1, 2]], "mirrors": "off"}
+    trainer = joint(tiny, method_options={"laterality": option}, iterations_per_epoch=2)
+    trainer.run_training()
+    assert trainer.method.updates == 2
+    training, views = trainer.method.training, trainer.method.test_time
+    for operations in ([o for c in training.cascades for o in c.operations], views.operations):
+        turned = [o.name for o in operations if views.laterality.reverses(o)]
+        assert bool(turned) == (mirrors == "swap"), turned
+
+
+def test_labels_that_there_are_not_have_no_sides(tiny: Any) -> None:
+    with pytest.raises(ConfigError, match=r"laterality: there is no label 3, the largest is 2"):
+        joint(tiny, method_options={"laterality": [[1, 3]]}).initialize()
 
 
 @pytest.mark.parametrize("declared", [False, True])
