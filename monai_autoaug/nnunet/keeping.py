@@ -13,7 +13,7 @@ from torch import Tensor
 
 from monai_autoaug import policies
 from monai_autoaug.methods import Method
-from monai_autoaug.nnunet import ranks, test_time
+from monai_autoaug.nnunet import progress, ranks, test_time
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.policies import TestTimePolicy, TrainingPolicy
 
@@ -33,6 +33,7 @@ class KeepingMixin(_Host):
     run_seed: int
     network: torch.nn.Module
     _image_channels: Any
+    _log_path: Any
     _start_of_views: Tensor | None
 
     def _prepare_views(self) -> None:
@@ -47,9 +48,11 @@ class KeepingMixin(_Host):
         return policy if isinstance(policy, TestTimePolicy) else None
 
     def _keep_views(self) -> None:
-        """Write the views into the network's state as soon as anything has been learned of them."""
+        """Write the views into the network's state as soon as anything has been learned of them, if anything shall."""
         policy, start = self._test_time(), self._start_of_views
-        if policy is None or start is None or torch.equal(policy.logits.detach().cpu(), start):
+        if policy is None or start is None:
+            return
+        if self.method.views_learn and torch.equal(policy.logits.detach().cpu(), start):
             return
         still = int(self.num_input_channels) - int(self._image_channels())
         test_time.learn(ranks.unwrapped(self.network), policy, still)
@@ -77,6 +80,15 @@ class KeepingMixin(_Host):
         """Of the data set: of what nnU-Net has measured on it, which names neither files nor patients."""
         file = Path(self.preprocessed_dataset_folder_base) / "dataset_fingerprint.json"
         return hashlib.sha256(file.read_bytes()).hexdigest()[:16] if file.is_file() else None
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net; its progress.png also shows how decided the policies are."""
+        policy = self.method.policies().get("training")
+        panels: list[progress.Panel] = []
+        if self.local_rank == 0 and isinstance(policy, TrainingPolicy):
+            panels = progress.entropy_panels(self._log_path(), policy.classes, [c.name for c in policy.cascades])
+        with progress.panels_below(panels):
+            super().on_epoch_end()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, with the learned views as in prediction."""

@@ -139,13 +139,19 @@ def test_figures_of_an_epoch_do_not_stay_for_the_next() -> None:
     assert metrics == [{"figure_1": 1.0}, {"figure_2": 1.0}]
 
 
-def test_warnings_of_the_method_go_to_the_log(caplog: pytest.LogCaptureFixture) -> None:
-    engine = trainer("random")
-    engine.method.warnings = lambda: ["affine: collapsed"]  # type: ignore[method-assign]
+def test_what_the_method_says_goes_to_the_log_once(caplog: pytest.LogCaptureFixture) -> None:
+    engine = trainer("random", max_epochs=3)
+    seen = iter(range(3))
+    engine.method.announcement = lambda: ["10 updates"]  # type: ignore[method-assign]
+    engine.method.warnings = lambda: ["affine: collapsed", f"{next(seen) // 2} of them"]  # type: ignore[method-assign]
     engine.logger.propagate = True
-    with caplog.at_level(logging.WARNING, logger=engine.logger.name):
+    with caplog.at_level(logging.INFO, logger=engine.logger.name):
         engine.run()
-    assert "affine: collapsed" in caplog.text
+    said = [(r.levelname, r.message) for r in caplog.records if r.name == engine.logger.name]
+    own = [pair for pair in said if any(word in pair[1] for word in ("updates", "collapsed", "of them"))]
+    assert own == [
+        ("INFO", "10 updates"), ("WARNING", "affine: collapsed"), ("WARNING", "0 of them"), ("WARNING", "1 of them"),
+    ]  # fmt: skip
 
 
 def test_train_metric_and_postprocessing_work_on_augmented_batches() -> None:
