@@ -347,7 +347,7 @@ class JointPolicy(Method):
         if not self.learners:
             return []
         found = self.schedule.warnings(self._share) if self.along else []
-        found += self.late.schedule.warnings() if self.late else []
+        found += self.late.warnings() if self.late else []
         found += [] if self.learning is None else self._shares.warnings()
         return found + ([] if self.viewing is None else self.viewing.warnings())
 

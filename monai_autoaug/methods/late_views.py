@@ -46,6 +46,12 @@ class LateViews:
         self.rate = self.schedule.learning_rate() if learning_rate is None else learning_rate
         self.done_at = -1
 
+    def warnings(self) -> list[str]:
+        """That there are too few updates."""
+        if not self.schedule.warnings():
+            return []
+        return [f"views_after: the test-time policy is updated {self.schedule.steps} times only, which says little"]
+
     def learn(
         self, batches: Batches, steps: int, updates: int, tell: Callable[[str, Mapping[str, Any]], None]
     ) -> dict[str, float]:

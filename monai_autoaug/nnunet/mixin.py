@@ -19,6 +19,7 @@ from monai_autoaug import augmenters
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import checkpoint, journal, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
+from monai_autoaug.nnunet.finishing import finish
 from monai_autoaug.nnunet.given_policy import find_policy
 from monai_autoaug.nnunet.keeping import KeepingMixin
 from monai_autoaug.nnunet.layers import apply_to_plans, read_options
@@ -179,7 +180,8 @@ class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin, KeepingMixin):
         return Path(self.output_folder) / "autoaug.jsonl"
 
     def on_train_end(self) -> None:
-        """Final checkpoint; the learned augmenters as files of their own."""
+        """What the method does last, and the final checkpoint; the learned augmenters as files of their own."""
+        finish(self)
         super().on_train_end()
         self._close_streams()
         learned = self.method.augmenters()
