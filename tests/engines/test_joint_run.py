@@ -19,6 +19,7 @@ from monai_autoaug import policies
 from monai_autoaug.data import PatchBatches, loader, write_phantom
 from monai_autoaug.engines import TrainOptions, predict, resume, train
 from monai_autoaug.engines.folder import Run
+from monai_autoaug.engines.progress import Progress
 from monai_autoaug.errors import CheckpointError, ConfigError, DataError
 
 METHOD: dict[str, Any] = {"warm_up": 0, "update_every": 2, "meta_batch": 4, "views": 3, "pool": 2}
@@ -79,12 +80,20 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(data: Path, tmp_path: Pa
     assert all(torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True))
 
 
-def test_workers_change_nothing(data: Path, tmp_path: Path) -> None:
+def test_workers_change_nothing_and_a_run_says_what_it_will_do(data: Path, tmp_path: Path) -> None:
+    heard: list[Progress] = []
     one, two = (
-        train(options(data, tmp_path / str(n), **JOINT | {"iterations": 2}, meta_split="resampled", workers=n))
+        train(
+            options(data, tmp_path / str(n), **JOINT | {"iterations": 2}, meta_split="resampled", workers=n),
+            listener=heard.append,
+        )
         for n in (0, 2)
     )
     assert rows(one) == rows(two)
+    notes = [progress.note for progress in heard if progress.note is not None]
+    assert len(notes) == 2 * 3  # once a run
+    assert "U = 2 times in all" in notes[0]
+    assert "learning rate x U" in notes[1]
 
 
 def test_who_is_drawn_from(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
