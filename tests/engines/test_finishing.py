@@ -15,10 +15,12 @@ from engine_helpers import items, network, trainer
 from run_helpers import options, rows, stop_at, weights
 
 from monai_autoaug import policies
-from monai_autoaug.data import PatchBatches, loader, write_phantom
+from monai_autoaug.data import PatchBatches, loader, read_datalist, write_phantom
 from monai_autoaug.engines import AutoAugTrainer, PolicyLogger, PolicySaver, TrainingCheckpoint, resume, train
 from monai_autoaug.engines.folder import Run
+from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.methods.comparisons import comparison
+from monai_autoaug.methods.late_views import LateViews
 
 METHOD: dict[str, Any] = {"learn_training": False, "views": 3, "views_after": 4, "meta_batch": 2}
 LATE: dict[str, Any] = {"method": "joint_policy", "method_options": METHOD, "epochs": 2, "iterations": 2}
@@ -161,3 +163,17 @@ def test_what_cases_that_are_set_apart_are_for(data: Path, tmp_path: Path, drawn
     size = json.loads(runs["heuristic_tea"].config.read_text())["patch_size"]
     start = policies.TestTimePolicy.preset("nnunet", level="patch", patch_size=size)
     assert torch.equal(kept.logits, start.logits)
+
+
+def test_trying_the_options_out_makes_one_update(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A rehearsal is a run in miniature, whatever ``views_after`` says."""
+    made: list[int] = []
+    learn = LateViews.learn
+
+    def spied(self: LateViews, batches: Any, steps: int, updates: int, tell: Any) -> dict[str, float]:
+        made.append(updates)
+        return learn(self, batches, steps, updates, tell)
+
+    monkeypatch.setattr(LateViews, "learn", spied)
+    rehearse(options(data, tmp_path / "run", **LATE), read_datalist(data))
+    assert made == [1]
