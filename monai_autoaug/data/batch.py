@@ -45,6 +45,7 @@ class Batch:
         target: the label in the host's own form (what its own loss takes), on any device; used by the plain step only.
         operations: (B, cascades) int64: what a training policy has drawn for these patches and the host has applied
             already, for the label values in ``classes``; None: nothing was applied.
+        plain: the same patches as they were before, without margin, where the policy's update compares with them.
 
     >>> b = Batch(torch.zeros(2, 1, 8, 8, 8), torch.zeros(2, 3, 8, 8, 8), classes=torch.zeros(2, dtype=torch.long),
     ...           case=("a", "b"), spacing=torch.ones(2, 3), margin=(1, 1, 1))
@@ -63,14 +64,17 @@ class Batch:
     margin: tuple[int, ...] = ()
     target: Any = None
     operations: Tensor | None = None
+    plain: Batch | None = None
 
     def __post_init__(self) -> None:
         if not self.margin:  # frozen: no plain assignment
             object.__setattr__(self, "margin", (0,) * (self.image.ndim - 2))
 
     def _map(self, function: Callable[[Tensor], Tensor], *names: str) -> Batch:
-        """Apply ``function`` to the named tensors that are there."""
+        """Apply ``function`` to the named tensors that are there, and to those of ``plain``."""
         changed: dict[str, Any] = {n: function(getattr(self, n)) for n in names if getattr(self, n) is not None}
+        if self.plain is not None:
+            changed["plain"] = self.plain._map(function, *names)
         return replace(self, **changed)
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:

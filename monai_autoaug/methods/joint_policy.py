@@ -11,6 +11,7 @@ Source: Joint Optimization of Class-Specific Training- and Test-Time Data Augmen
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -33,7 +34,7 @@ from monai_autoaug.optim import LazyAdam
 from monai_autoaug.optim.hypergradient import MODES
 from monai_autoaug.policies import Sampled, Seen, TestTimePolicy, TrainingPolicy
 from monai_autoaug.policies.classes import Shares
-from monai_autoaug.policies.drawing import Drawing
+from monai_autoaug.policies.drawing import Compared, Drawing
 from monai_autoaug.policies.rand_augment import Magnitude
 from monai_autoaug.policies.viewing import view_batch
 
@@ -222,9 +223,9 @@ class JointPolicy(Method):
 
     def step(self, batches: Batches) -> dict[str, float]:
         """A training step on patches that are augmented by the policy of their class; now and then, the policies'."""
-        source, drawing = self.meta.batch(batches, self.steps), self.drawing()
-        # what has operations the host's workers have augmented
-        batch = drawing(source, self.generator) if source.operations is None else source
+        batch, drawing = self.meta.batch(batches, self.steps), self.drawing()
+        if batch.operations is None:  # otherwise the host's workers have drawn and applied them
+            batch = drawing(batch, self.generator, self.steps)
         assert batch.operations is not None  # noqa: S101  # for the type checker
         chosen, classes = batch.operations, drawing.classes(batch)
         self._shares.add(classes)
@@ -237,15 +238,18 @@ class JointPolicy(Method):
         self.backward(figures["loss"])
         if self.along and self.task.last_micro_batch and self.schedule.due(self.steps):
             drawn = Sampled(losses.detach(), classes.to(chosen.device), chosen)
-            figures |= self._learn(source, batch, drawn, batches)
+            figures |= self._learn(batch, drawn, batches)
         self.update()
         return self._means.add(figures)
 
     def drawing(self) -> Drawing:
         """See `Method.drawing`."""
-        return Drawing(self.training, self.class_of, self.loss_region, self.task.regions)
+        compared = None
+        if self.learning is not None and self.paired is not False:
+            compared = Compared(self.schedule.due, math.inf if self.paired else self.learning.enough())
+        return Drawing(self.training, self.class_of, self.loss_region, self.task.regions, compared)
 
-    def _learn(self, source: Batch, batch: Batch, drawn: Sampled, batches: Batches) -> dict[str, Tensor]:
+    def _learn(self, batch: Batch, drawn: Sampled, batches: Batches) -> dict[str, Tensor]:
         """One update of the policies, between the backward and the update of the network."""
         gradients = self.task.gradients()
         if not all(bool(torch.isfinite(g).all()) for g in gradients if g is not None):
@@ -258,8 +262,7 @@ class JointPolicy(Method):
             rate = self._rate(name, self._share if name == "training" else 1.0)
             player.optimizer.param_groups[0]["lr"] = rate * self.schedule.decay(self.steps)
         if self.learning is not None:
-            plain = self._plain(source)
-            judged = self.learning.judge(batch, drawn, gradients, self._seen(meta), plain)
+            judged = self.learning.judge(batch, drawn, gradients, self._seen(meta))
             if judged is not None:
                 figures["meta_loss"] = judged[0]
                 self._improve(judged[1])
@@ -270,17 +273,6 @@ class JointPolicy(Method):
                 self.viewing.watch(meta)
         self.updates += 1
         return figures
-
-    def _plain(self, source: Batch) -> Batch | None:
-        """The patches before augmentation, if samples are to be compared with them."""
-        here = source.operations is None
-        if self.paired and not here:
-            raise ConfigError(
-                "paired compares samples with the patches as they were before augmentation, which workers don't send;"
-                " set paired to false, or have the policy applied on the device"
-            )
-        wanted = self._share < 1 if self.paired is None else self.paired
-        return source.cropped() if wanted and here else None
 
     @torch.no_grad()
     def _seen(self, meta: Batch) -> Batch:

@@ -62,16 +62,16 @@ class TrainingLearner:
         self.meta_loss, self.ahead, self.derivative = meta_loss, ahead, derivative
 
     def judge(
-        self, batch: Batch, drawn: Sampled, gradients: list[Tensor | None], meta: Batch, plain: Batch | None = None
+        self, batch: Batch, drawn: Sampled, gradients: list[Tensor | None], meta: Batch
     ) -> tuple[Tensor, Sampled] | None:
         """Eqs. 5-9, between the backward and the update of the network.
 
         Args:
-            batch: what the network was trained on in this step, augmented.
+            batch: what the network was trained on in this step, augmented; if it has ``plain``, samples are compared
+                with that.
             drawn: what was drawn for its samples; the values are not used.
             gradients: of the network's parameters in the optimiser's order.
             meta: what the updated network is judged on, without margin.
-            plain: ``batch`` as it was before augmentation, without margin; None: it is not compared with that.
 
         Returns:
             The loss on ``meta`` after the update, and what each sample's weight changes about it; None where the
@@ -105,7 +105,8 @@ class TrainingLearner:
             return values / count
 
         values = worth(batch)
-        return loss, replace(drawn, values=values, plain=torch.zeros_like(values) if plain is None else worth(plain))
+        plain = torch.zeros_like(values) if batch.plain is None else worth(batch.plain)
+        return loss, replace(drawn, values=values, plain=plain)
 
     def _names(self) -> list[str]:
         """Names of the optimiser's parameters in its order."""
@@ -134,13 +135,17 @@ class TrainingLearner:
         self.player.descend(self.policy.logits, gradient)
         self.policy.constrain()
 
+    def enough(self) -> float:
+        """How many samples of this rank a step must have, so that its classes have enough of them."""
+        return self.pool.least * len(self.policy.classes) / world_size()
+
     def share(self, samples: int) -> float:
         """The share of the updates for which a class has enough samples.
 
         Args:
             samples: of this rank in a step.
         """
-        return min(1.0, samples * world_size() / len(self.policy.classes) / self.pool.least)
+        return min(1.0, samples / self.enough())
 
     def state_dict(self) -> dict[str, Any]:
         """What waits, and what is known of each operation."""

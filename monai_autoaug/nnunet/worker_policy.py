@@ -132,10 +132,10 @@ class PolicyInWorker:
         self.layout = replace(layout, scales=None)  # losses make lower resolutions out of the soft label
 
     def __call__(self, number: int, raw: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
-        """Batch ``number``, augmented; random numbers come from ``generator``."""
+        """Batch ``number``, augmented for the step of this number; random numbers come from ``generator``."""
         self.drawing.policy.logits.copy_(self.versions.wait(number))
         batch = self.layout.batch(raw, torch.device("cpu"))
-        return packed(self.drawing(batch, generator)) | {"keys": raw["keys"]}
+        return packed(self.drawing(batch, generator, number)) | {"keys": raw["keys"]}
 
 
 class SharedPolicy:
@@ -173,7 +173,7 @@ class SharedPolicy:
 
 
 def packed(batch: Batch) -> dict[str, Any]:
-    """An augmented batch as a worker hands it over: without mask, which has done its work, and with the label sparse.
+    """A batch as a worker hands it over: without mask, which has done its work, and with the label sparse.
 
     A soft label has a channel for each class, of which a voxel belongs to one, or at a boundary to a few.
     """
@@ -187,6 +187,7 @@ def packed(batch: Batch) -> dict[str, Any]:
         "valid": batch.valid,
         "classes": batch.classes,
         "operations": batch.operations,
+        "plain": None if batch.plain is None else packed(batch.plain),
     }
     return {name: value for name, value in raw.items() if value is not None}
 
@@ -195,7 +196,7 @@ def unpacked(raw: Mapping[str, Any], layout: PatchLayout, device: torch.device) 
     """What was `packed` as a batch on ``device``.
 
     Args:
-        raw: what a worker has handed over, with ``keys``.
+        raw: what a worker has handed over.
         layout: how it read nnU-Net's batch.
         device: where training runs.
     """
@@ -209,7 +210,8 @@ def unpacked(raw: Mapping[str, Any], layout: PatchLayout, device: torch.device) 
         valid=sent.get("valid"),
         extra=data[:, layout.image_channels :] if data.shape[1] > layout.image_channels else None,
         classes=sent["classes"],
-        case=tuple(str(k) for k in raw["keys"]),
+        case=tuple(str(k) for k in raw.get("keys", ())),
         spacing=torch.tensor(layout.spacing, device=device).repeat(len(data), 1),
-        operations=sent["operations"],
+        operations=sent.get("operations"),
+        plain=unpacked(raw["plain"], layout, device) if "plain" in raw else None,
     )

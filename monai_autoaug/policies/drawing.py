@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -16,7 +17,28 @@ from monai_autoaug.policies.classes import class_at_centre, patch_classes
 from monai_autoaug.policies.loss_region import restrict_loss
 from monai_autoaug.policies.training import TrainingPolicy
 
-__all__ = ["Drawing"]
+__all__ = ["Compared", "Drawing"]
+
+
+@dataclass(frozen=True)
+class Compared:
+    """Whose samples are compared with their patches as they were before augmentation; workers are sent this.
+
+    Args:
+        due: whether the policy is updated in a step, counted from 0.
+        below: number of samples of a step from which on they are enough to be compared with each other.
+
+    >>> compared = Compared(lambda step: step % 5 == 0, below=4)
+    >>> compared(10, 2), compared(11, 2), compared(10, 4)
+    (True, False, False)
+    """
+
+    due: Callable[[int], bool]
+    below: float
+
+    def __call__(self, step: int, samples: int) -> bool:
+        """Whether those of this step are."""
+        return samples < self.below and self.due(step)
 
 
 @dataclass(frozen=True)
@@ -30,6 +52,7 @@ class Drawing:
         class_of: see `patch_classes`.
         loss_region: below 1, the class is chosen by `restrict_loss`; 1: by ``class_of``.
         regions: the label's channels are regions, not classes.
+        compared: which samples are handed over as they were before, too; None: none.
 
     >>> policy, batch = TrainingPolicy.preset("nnunet"), Batch(torch.rand(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8))
     >>> drawing = Drawing(policy)
@@ -42,14 +65,16 @@ class Drawing:
     class_of: Literal["centre", "sampled"] = "centre"
     loss_region: float = 1.0
     regions: bool = False
+    compared: Compared | None = None
 
     @torch.no_grad()
-    def __call__(self, batch: Batch, generator: torch.Generator | None = None) -> Batch:
+    def __call__(self, batch: Batch, generator: torch.Generator | None = None, step: int | None = None) -> Batch:
         """The augmented batch without its margin, with ``operations``, and ``classes`` as they were before.
 
         Args:
             batch: patches with their margin.
             generator: random numbers come from it; None: torch's global one.
+            step: that is trained on them, counted from 0; None: one in which nothing is compared.
 
         Raises:
             ConfigError: see `restrict_loss`, `patch_classes` and `augment`.
@@ -59,7 +84,10 @@ class Drawing:
         elif self.class_of == "centre":  # of the patch as it is, of which nothing can be seen any more afterwards
             batch = replace(batch, classes=class_at_centre(batch.label, regions=self.regions, valid=batch.valid))
         indices, _ = self.policy.sample(self.classes(batch), generator)
-        return replace(augment(self.policy, batch, indices, generator, regions=self.regions), operations=indices)
+        drawn = replace(augment(self.policy, batch, indices, generator, regions=self.regions), operations=indices)
+        if step is None or self.compared is None or not self.compared(step, len(indices)):
+            return drawn
+        return replace(drawn, plain=replace(batch.cropped(), case=(), target=None))
 
     def classes(self, drawn: Batch) -> Tensor:
         """The places among the policy's classes that operations were drawn for, (B,) int64.

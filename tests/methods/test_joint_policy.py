@@ -182,13 +182,22 @@ def test_pooled_samples_are_compared_with_their_patches_as_they_were(options: di
     assert torch.allclose(found[1].plain, found[1].values, rtol=1e-3) == asked
 
 
-def test_samples_of_workers_cannot_be_paired() -> None:
-    streams = Streams(size=4, shape=(16, 16, 16))
-    drawn = build().drawing()(streams.batches["train"], torch.Generator().manual_seed(0))
-    streams.batches["train"] = drawn
-    build(test_time=False, pool=4).step(streams)
-    with pytest.raises(ConfigError, match="which workers don't send"):
-        build(test_time=False, paired=True).step(streams)
+@pytest.mark.parametrize("loss_region", [1.0, 0.5])
+def test_what_a_hosts_workers_have_augmented_teaches_the_same(loss_region: float) -> None:
+    """Also by the comparison with the patches as they were, which are in the batch where the step needs them."""
+    learned, streams = [], Streams(size=4, shape=(16, 16, 16), margin=(2, 2, 2))
+    source = streams.batches["train"]
+    for host in (False, True):
+        method = build(test_time=False, pool=2, classes="all", paired=True, update_every=2, loss_region=loss_region)
+        for step in range(3):
+            if host:
+                streams.batches["train"] = drawn = method.drawing()(source, method.generator, step)
+                assert (drawn.plain is None) == (step == 1)
+                assert drawn.plain is None or drawn.plain.image.shape == drawn.image.shape
+            method.step(streams)
+        learned.append(method.training.logits.detach().clone())
+    assert torch.equal(*learned)
+    assert not torch.equal(learned[0], build(classes="all").training.logits)
 
 
 @pytest.mark.parametrize("dims", [2, 3])

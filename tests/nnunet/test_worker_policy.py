@@ -62,6 +62,9 @@ def equal(a: Batch, b: Batch) -> None:
     for name in ("image", "label", "valid", "extra", "classes", "operations", "spacing"):
         same(getattr(a, name), getattr(b, name), name)
     assert (a.case, a.margin) == (b.case, b.margin)
+    assert (a.plain is None) == (b.plain is None)
+    if a.plain is not None and b.plain is not None:
+        equal(a.plain, b.plain)
 
 
 def by_hand(trainer: Any, number: int) -> Batch:
@@ -69,7 +72,7 @@ def by_hand(trainer: Any, number: int) -> Batch:
     source = trainer._streams["train"].source
     batch = trainer.layout.batch(source.batch(number), CPU)
     with one_thread():
-        drawn: Batch = trainer.method.drawing()(batch, source.generator(number))
+        drawn: Batch = trainer.method.drawing()(batch, source.generator(number), number)
     return drawn
 
 
@@ -184,7 +187,8 @@ def test_patches_are_those_of_the_device(
 ) -> None:
     """Operations, voxels, soft labels and all that moves with them, bit for bit, by the same random numbers."""
     dataset = request.getfixturevalue(kind)
-    options = {"margin": [2, 0, 3], "method_options": method | {"preset": "uniform"}}
+    more = {"preset": "uniform", "update_every": 2, "pool": 4}  # of two patches, each is compared with itself
+    options = {"margin": [2, 0, 3], "iterations_per_epoch": 3, "method_options": method | more}
     here = started(joint(dataset, **options))
     monkeypatch.setenv("nnUNet_n_proc_DA", "2")
     there = started(in_workers(dataset, **options))
@@ -196,6 +200,7 @@ def test_patches_are_those_of_the_device(
         assert batch.operations is not None
         assert bool(batch.operations.any())
         assert (batch.valid is None) == (kind == "tiny")
+        assert (batch.plain is None) == (number == 1)
 
 
 def test_a_training_is_that_of_the_device_while_nothing_is_learned(
