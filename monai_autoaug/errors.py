@@ -10,6 +10,7 @@ from contextlib import contextmanager
 
 __all__ = [
     "AutoAugError",
+    "AutoAugWarning",
     "CheckpointError",
     "ConfigError",
     "DataError",
@@ -23,6 +24,14 @@ class AutoAugError(Exception):
     """Base of every error that this package raises on purpose; the command line prints it without a traceback.
 
     >>> issubclass(DataError, AutoAugError)
+    True
+    """
+
+
+class AutoAugWarning(UserWarning):
+    """Something that works and may not be what was meant; the command line prints it as one line on stderr.
+
+    >>> issubclass(AutoAugWarning, UserWarning)
     True
     """
 

@@ -9,6 +9,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from monai.data import MetaTensor
+from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch, centre_crop
@@ -23,7 +25,7 @@ from monai_autoaug.engines.losses import (
 from monai_autoaug.engines.metadata import cases_of, plain, spacing_of
 from monai_autoaug.errors import ConfigError, DataError
 
-__all__ = ["Converter", "EngineBatches", "Prepared", "count_classes", "target_form"]
+__all__ = ["Converter", "EngineBatches", "Prepared", "count_classes", "output_of", "target_form"]
 
 
 def target_form(target: Tensor, num_classes: int, spatial_dims: int) -> TargetForm:
@@ -241,6 +243,28 @@ class Converter:
             return centre.argmax(1)
         numbers = torch.arange(1, label.shape[1] + 1, device=label.device)
         return (numbers * (centre > 0)).amax(1)
+
+
+def output_of(prepared: Prepared, batch: Batch | None, prediction: Any, converter: Converter) -> dict[str, Any]:
+    """Image, label and prediction as the network saw them, by MONAI's names.
+
+    Args:
+        prepared: the loader's batch.
+        batch: what became of it; None: the network saw it as it is, and the prediction gets its metadata.
+        prediction: of the network.
+        converter: that prepared it.
+    """
+    if batch is None:
+        inputs = prepared.inputs
+        if isinstance(inputs, MetaTensor) and isinstance(prediction, Tensor):
+            # not through the constructor, which can't take a batch's metadata (a channel axis for each sample)
+            prediction = MetaTensor(prediction)
+            prediction.copy_meta_from(inputs, copy_attr=False)
+        return {Keys.PRED: prediction}
+    valid = None if batch.valid is None else batch.valid.detach()
+    label = batch.label.detach() if valid is None else batch.label.detach() * valid
+    target = hard_target(label, converter.form or "index", converter.ignore, valid)
+    return {Keys.IMAGE: batch.image.detach(), Keys.LABEL: target, Keys.PRED: prediction}
 
 
 class EngineBatches:

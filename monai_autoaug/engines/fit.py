@@ -4,80 +4,30 @@
 
 from __future__ import annotations
 
-import logging
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, Literal
 
 import torch
 from ignite.engine import Events
-from monai.metrics import DiceMetric
-from torch import Tensor, nn
 
 from monai_autoaug import methods, policies
-from monai_autoaug.data import EpochCases, MetaSplit, PatchBatches, loader
+from monai_autoaug.data import EpochCases, MetaSplit, PatchBatches
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
+from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.progress import Listener, Progress
-from monai_autoaug.engines.segmentation import SegmentationLoss, build_network, infer
-from monai_autoaug.engines.trainer import AutoAugTrainer
+from monai_autoaug.engines.segmentation import build_network
+from monai_autoaug.engines.validation import validate
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods import Method
-from monai_autoaug.precision import DTYPES, Precision
+from monai_autoaug.policies import TrainingPolicy, no_ops
+from monai_autoaug.precision import Precision
 
-__all__ = ["Fit", "make_optimizer", "make_trainer", "masks", "skip_warnings"]
-
-_CLIP = 12.0  # as nnU-Net
-
-
-def make_optimizer(options: TrainOptions, network: nn.Module) -> torch.optim.Optimizer:
-    """The optimiser of the segmentation network, which has been through `methods.prepare`."""
-    return torch.optim.AdamW(network.parameters(), lr=options.learning_rate, weight_decay=options.weight_decay)
-
-
-def make_trainer(
-    options: TrainOptions,
-    network: nn.Module,
-    optimizer: torch.optim.Optimizer,
-    batches: PatchBatches,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    meta: PatchBatches | None = None,
-    label_names: Sequence[str] = (),
-) -> AutoAugTrainer:
-    """The engine of a run.
-
-    Args:
-        options: of the run.
-        network: prepared, on the device.
-        optimizer: its optimiser.
-        batches: training patches; they say what the labels are.
-        device: where training runs.
-        dtype: that the networks run in.
-        meta: meta-validation patches, where the method needs them.
-        label_names: see `AutoAugTrainer`.
-    """
-    regions, ignore = batches.regions is not None, batches.ignore_label is not None
-    pin, meta_loader = device.type == "cuda", None
-    if meta is not None:  # fewer batches, of which one process makes enough
-        meta_loader = loader(meta, num_workers=min(options.workers, 1), pin_memory=pin)
-    trainer = AutoAugTrainer(
-        device, options.epochs, loader(batches, num_workers=options.workers, pin_memory=pin),
-        network, optimizer, SegmentationLoss(regions=regions, ignore=ignore),
-        method=options.method, method_options=options.method_options, seed=options.seed, margin=batches.margin,
-        meta_data_loader=meta_loader, label_names=label_names,
-        num_classes=batches.num_classes if batches.regions is None else len(batches.regions), regions=regions,
-        clip=_CLIP, amp=dtype is not DTYPES["float32"], amp_kwargs={"dtype": dtype},
-        epoch_length=options.iterations, decollate=False,
-    )  # fmt: skip
-    # its warnings go into log and summary, not into the terminal every epoch; what it reports as errors is raised
-    trainer.logger = logging.getLogger(f"{__name__}.quiet")  # its own: ignite's belongs to all engines of a process
-    trainer.logger.setLevel(logging.CRITICAL)
-    return trainer
+__all__ = ["Fit", "skip_warnings"]
 
 
 class Fit:
@@ -145,10 +95,10 @@ class Fit:
             resampled: instead of ``meta``, how many of the training cases are meta-validation cases in each epoch.
         """
         self.validation = validation
-        batches = self._batches(items, resampled)
+        self.batches = self._batches(items, resampled)
         self.trainer = make_trainer(
-            self.options, self.network, self.optimizer, batches, self.device, self.precision.dtype,
-            meta=self._meta_batches(items if resampled else meta, resampled), label_names=self._label_names(),
+            self.options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
+            meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),
         )  # fmt: skip
         if checkpoint is not None:
             self._restore(checkpoint)
@@ -188,11 +138,6 @@ class Fit:
         size = self.options.meta_batch
         return self._batches(items, resampled, batch_size=size, stream="meta", foreground=0.5)
 
-    def _label_names(self) -> tuple[str, ...]:
-        """Of the label values from 0 on, or of the background and the regions."""
-        names = self.preprocessing.label_names
-        return names if self.preprocessing.regions is None else ("background", *names)
-
     def save_policies(self) -> None:
         """Write what the method has learned so far to ``policy.json``, if it learns policies."""
         learned: dict[str, Any] = self.method.policies()
@@ -200,7 +145,20 @@ class Fit:
             return
         origin = {"method": self.method.name, "seed": self.options.seed, "epoch": self.trainer.state.epoch,
                   "dataset": self.options.data.resolve().name}  # fmt: skip
-        policies.save(self.folder.policy, **learned, provenance=origin)
+        policies.save(self.folder.policy, **learned, provenance=origin, seen=self.method.seen())
+
+    def no_ops(self) -> list[str] | None:
+        """The operations of the training policy that the trained network can't see, on one training patch.
+
+        Returns:
+            None where the method has no training policy.
+        """
+        policy = self.method.policies().get("training")
+        if not isinstance(policy, TrainingPolicy):
+            return None
+        last = self.trainer.batches.current  # of a run that was resumed after its last step there is none
+        patch = (self.batches[0] if last is None else last).rows(slice(0, 1)).cropped().image
+        return list(no_ops(self.network, patch.to(self.device), policy.cascades))
 
     def _parts(self) -> dict[str, Any]:
         """What a checkpoint holds, by name."""
@@ -235,7 +193,9 @@ class Fit:
         row |= {"loss": sum(self._losses) / max(len(self._losses), 1)}
         row |= {name: float(value) for name, value in state.metrics.items()}
         if state.epoch % options.validation_interval == 0 or state.epoch == options.epochs:
-            self._dice = self.validate()
+            self._dice = validate(
+                self.network, self.validation, self.preprocessing, self.patch_size, self.precision
+            )
             row |= self._dice
             self.save_policies()
             self._tell()
@@ -257,27 +217,9 @@ class Fit:
             self.clock[name] = round(self.clock[name] + after - before, 3)
         self._started = now
 
-    def validate(self) -> dict[str, float]:
-        """Dice of each foreground structure over the validation cases, on the preprocessed grid, and their mean.
-
-        A structure that a case's label doesn't have is left out of its mean. It tells how the training goes;
-        `evaluation.evaluate` gives the final figure, on the voxels of the label files.
-        """
-        metric = DiceMetric(include_background=True, reduction="mean_batch", ignore_empty=True)
-        for i in range(len(self.validation)):
-            item = self.validation[i]
-            logits = infer(self.network, item["image"], self.patch_size, self.precision, overlap=0.25)
-            prediction, reference = masks(logits, item["label"], self.preprocessing)
-            metric(y_pred=prediction[None].float(), y=reference[None].float())
-        values = metric.aggregate()
-        assert isinstance(values, Tensor)  # noqa: S101  # for the type checker: no counts were asked for
-        names = self.preprocessing.label_names[0 if self.preprocessing.regions else 1 :]
-        figures = {"dice": float(values.nanmean())}
-        return figures | {f"dice_{n}": float(v) for n, v in zip(names, values, strict=True)}
-
     def summary(self) -> dict[str, Any]:
         """What the training took and gave; its warnings are those of the last epoch and what was skipped in all."""
-        skipped = dict(self.trainer.task.precision.skipped)
+        skipped, unseen = dict(self.trainer.task.precision.skipped), self.no_ops()
         return {
             "method": self.method.name,
             "epochs": self.options.epochs,
@@ -288,9 +230,12 @@ class Fit:
             "threads": torch.get_num_threads(),
             "skipped_updates": skipped,
             "validation_on_preprocessed_grid": {name: log.plain_number(value) for name, value in self._dice.items()},
-            "warnings": self._warnings + skip_warnings(skipped, self.steps, self.precision.dtype),
+            "warnings": [
+                *self.trainer.doubts, *self._warnings, *skip_warnings(skipped, self.steps, self.precision.dtype)
+            ],
             **({"after_training": self.trainer.finished} if self.trainer.finished else {}),
-        } | self.clock
+            **({} if unseen is None else {"no_ops": unseen}),
+        } | self.clock  # fmt: skip
 
 
 def skip_warnings(skipped: Mapping[str, int], steps: int, dtype: torch.dtype) -> list[str]:
@@ -314,23 +259,3 @@ def skip_warnings(skipped: Mapping[str, int], steps: int, dtype: torch.dtype) ->
         for name, count in skipped.items()
         if count > usual
     ]
-
-
-def masks(logits: Tensor, label: Tensor, preprocessing: Preprocessing) -> tuple[Tensor, Tensor]:
-    """Where each foreground structure is predicted and where it is, leaving out voxels of unknown label.
-
-    Args:
-        logits: (K, D, H, W).
-        label: (1, D, H, W) class indices; the number of classes marks unknown voxels.
-        preprocessing: says what the channels and indices are.
-
-    Returns:
-        Two boolean tensors (structures, D, H, W).
-    """
-    known = label != preprocessing.num_classes
-    if preprocessing.regions is None:
-        classes = torch.arange(1, preprocessing.num_classes).view(-1, 1, 1, 1)
-        return (logits.max(0, keepdim=True).indices == classes) & known, label == classes
-    groups = preprocessing.patch_options["regions"]
-    reference = torch.stack([torch.isin(label[0], torch.tensor(g)) for g in groups])
-    return (logits > 0) & known, reference

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -16,11 +17,11 @@ from torch import nn
 from monai_autoaug import methods
 from monai_autoaug.data import DataList, PatchBatches
 from monai_autoaug.data.preprocess import patch_options
-from monai_autoaug.engines.fit import make_optimizer, make_trainer
+from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.random_states import random_states, restore_random_states
 from monai_autoaug.engines.segmentation import build_network, downsampling
-from monai_autoaug.errors import AutoAugError, ConfigError
+from monai_autoaug.errors import AutoAugError, AutoAugWarning, ConfigError
 
 __all__ = ["rehearse"]
 
@@ -31,7 +32,7 @@ _PATCHES = 4  # one a part of the combined mode
 def rehearse(options: TrainOptions, datalist: DataList) -> None:
     """Build network, loss and method as the run will, and take one step on random patches on the CPU.
 
-    Global random states are afterwards as they were before.
+    Global random states are afterwards as they were before. What a user should know before training is a warning.
 
     Args:
         options: of the run.
@@ -47,16 +48,18 @@ def rehearse(options: TrainOptions, datalist: DataList) -> None:
     states = random_states()
     try:
         torch.default_generator.manual_seed(0)
-        _rehearse(options, datalist)
+        doubts = _rehearse(options, datalist)
     finally:
         restore_random_states(states)
+    for doubt in doubts:  # now, not after hours; the run's summary repeats it
+        warnings.warn(doubt, AutoAugWarning, stacklevel=2)
 
 
-def _rehearse(options: TrainOptions, datalist: DataList) -> None:
+def _rehearse(options: TrainOptions, datalist: DataList) -> list[str]:
     """One rehearsal; what fails with the user's patches alone is blamed on them."""
     size = _patch_size(options)
     try:
-        _try(options, datalist, size)
+        return _try(options, datalist, size)
     except ConfigError as error:
         usual = _patch_size(replace(options, patch_size=None))
         if size == usual:
@@ -69,15 +72,15 @@ def _rehearse(options: TrainOptions, datalist: DataList) -> None:
         ) from error
 
 
-def _try(options: TrainOptions, datalist: DataList, size: tuple[int, ...]) -> None:
-    """Build everything and take a step on patches of this size."""
+def _try(options: TrainOptions, datalist: DataList, size: tuple[int, ...]) -> list[str]:
+    """Build everything and take a step on patches of this size; what a user should know before training."""
     with _blaming(f"network {options.network!r}", options.network_options):
         network = build_network(
             options.network, len(datalist.channels), datalist.num_outputs, **options.network_options
         )
         network(torch.zeros(2, len(datalist.channels), *size))
     with _blaming(f"method {options.method!r}", options.method_options):
-        _step(options, methods.prepare(options.method, network, **options.method_options), datalist, size)
+        return _step(options, methods.prepare(options.method, network, **options.method_options), datalist, size)
 
 
 def _patch_size(options: TrainOptions) -> tuple[int, ...]:
@@ -97,8 +100,8 @@ def _patch_size(options: TrainOptions) -> tuple[int, ...]:
     return small if wanted is None else tuple(min(w, s) for w, s in zip(wanted, small, strict=True))
 
 
-def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: tuple[int, ...]) -> None:
-    """One or two steps of the run's own trainer, with all that a method does at the end of an epoch."""
+def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: tuple[int, ...]) -> list[str]:
+    """One or two steps of the run's own trainer, with all that a method does at the end of an epoch; its doubts."""
     labels = patch_options(datalist.label_values, datalist.regions, datalist.ignore_label)
     values = labels["num_classes"] + (datalist.ignore_label is not None)
     item = {"image": torch.randn(len(datalist.channels), *size), "label": torch.randint(values, (1, *size))}
@@ -106,12 +109,11 @@ def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: t
     given: dict[str, Any] = {"patch_size": size, "seed": 0, "length": 2, **labels}
     batches = PatchBatches([item], batch_size=_PATCHES, **given)
     meta = PatchBatches([item], batch_size=options.meta_batch, stream="meta", **given) if learns else None
-    names = ("background", *datalist.foreground) if datalist.has_regions else tuple(map(str, datalist.label_values))
     device = torch.device("cpu")
     # with all its epochs, from which a method makes its schedule
     trainer = make_trainer(
         replace(options, workers=0), network, make_optimizer(options, network), batches, device, torch.float32,
-        meta=meta, label_names=names,
+        meta=meta, labels=Labels.of_datalist(datalist),
     )  # fmt: skip
     # policies look ahead at the step of an optimiser that has made one; all others play from the first one on
     trainer.state.max_epochs, trainer.state.epoch_length = 1, 1 + learns
@@ -122,6 +124,7 @@ def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: t
     wrong = [f"the gradient of {name}" for name in trainer.task.precision.skipped]
     if not math.isfinite(loss) or wrong:
         raise ArithmeticError(f"{' and '.join(wrong) or 'the loss'} is not finite in the first step")
+    return trainer.doubts
 
 
 @contextmanager

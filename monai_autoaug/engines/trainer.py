@@ -5,34 +5,31 @@
 from __future__ import annotations
 
 import logging
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
 from ignite.engine import Events
-from monai.data import MetaTensor
 from monai.engines import SupervisedTrainer, Workflow
-from monai.engines.utils import IterationEvents, PrepareBatchExtraInput, default_prepare_batch
+from monai.engines.utils import IterationEvents, default_prepare_batch
 from monai.inferers import Inferer, SimpleInferer
 from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
-from monai_autoaug import methods
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.data.patches import PatchBatches
-from monai_autoaug.engines.batches import Converter, EngineBatches, Prepared
+from monai_autoaug.engines.assembly import build_method, check_host, planned_updates
+from monai_autoaug.engines.batches import Converter, EngineBatches, output_of
 from monai_autoaug.engines.checkpoints import AutoAugState
-from monai_autoaug.engines.losses import PerSampleLoss, hard_target, preferred_form
+from monai_autoaug.engines.losses import PerSampleLoss, preferred_form
 from monai_autoaug.engines.side_streams import SideStreams, check_meta_size
+from monai_autoaug.engines.sides import sides_warning
 from monai_autoaug.engines.streams import starting_at
 from monai_autoaug.engines.task import (
     AmpPrecision,
     EngineTask,
     broadcast,
     can_compile,
-    check_inferer,
-    check_optimizer,
     check_options,
     first_convolution,
     has_sigmoid,
@@ -85,7 +82,10 @@ class AutoAugTrainer(SupervisedTrainer):
         num_classes: classes or regions, the background included; None: as many channels as the network gives.
         regions: whether the label's channels overlap; None: yes if the loss has a sigmoid and no ``to_onehot_y``.
         patch_size: voxels of a patch without margin, if all are alike; None: as a loader of `PatchBatches` says.
-        label_names: names of the label values from 0 on (of regions "background" and theirs), for policies by label.
+        label_names: names of the label values from 0 on (of regions "background" and theirs), for policies by label and
+            for ``laterality``, whose pairs may be names; names that look like left and right are warned of.
+        orientation: the directions in which the patches' axes increase, such as "RAS", as preprocessing has left them:
+            says which axis runs between left and right, where ``laterality`` needs it.
         clip: largest norm of the network's gradient, or None.
         prepare_batch: as in MONAI; with a learned augmentation it gives the network no further tensors.
         inferer: as in MONAI; with a learned augmentation none that cuts samples into windows.
@@ -98,6 +98,9 @@ class AutoAugTrainer(SupervisedTrainer):
         options: further arguments of ``SupervisedTrainer``: epoch_length, non_blocking, postprocessing,
             key_train_metric, additional_metrics, metric_cmp_fn, event_names, event_to_attr, decollate, to_kwargs,
             accumulation_steps.
+
+    Attributes:
+        doubts: what a user should know before training; its start logs them.
 
     Raises:
         ConfigError: something that can't work with the method, named, before training starts.
@@ -132,6 +135,7 @@ class AutoAugTrainer(SupervisedTrainer):
         regions: bool | None = None,
         patch_size: Sequence[int] | None = None,
         label_names: Sequence[str] = (),
+        orientation: str | None = None,
         clip: float | None = None,
         prepare_batch: Callable[..., Any] = default_prepare_batch,
         inferer: Inferer | None = None,
@@ -165,13 +169,18 @@ class AutoAugTrainer(SupervisedTrainer):
         if len(sizes) != dims or min(sizes) < 0:
             raise ConfigError(f"margin must be {dims} numbers of voxels, not negative, got {margin}")
         self.task = self._make_task(dims, regions, clip, patch_size, tuple(label_names))
-        self.method = self._make_method(method, dict(method_options or {}), None if found is None else found[1])
+        self.method, image_channels = build_method(
+            method, method_options or {}, self.task, seed=seed, channels=None if found is None else found[1],
+            orientation=orientation,
+        )  # fmt: skip
+        doubt = sides_warning(self.method.policies(), label_names, orientation=orientation)
+        self.doubts = [] if doubt is None else [doubt]
         self.converter = Converter(
             self._prepare, self.plain_network, self.task.device, spatial_dims=dims, margin=sizes,
-            soft=self.method.name != "none", image_channels=self._image_channels, regions=self.task.regions,
+            soft=self.method.name != "none", image_channels=image_channels, regions=self.task.regions,
             num_classes=num_classes, loss_function=loss_function,
         )  # fmt: skip
-        self._check()
+        check_host(self.method, self.plain_network, self.optimizer, self.inferer, self.prepare_batch)
         self.streams = SideStreams(
             self.method.needs, self.data_loader, {"real": real_data_loader, "meta": meta_data_loader},
             lambda data: self.converter(data).batch, seed=seed, method=self.method.name,
@@ -209,53 +218,10 @@ class AutoAugTrainer(SupervisedTrainer):
             self.plain_network, self.optimizer, self.loss_function, precision=precision, losses=self.losses,
             inferer=self.inferer,
             runs=self.network if self.compile else self.plain_network, spatial_dims=dims, regions=regions, clip=clip,
-            accumulation_steps=self.accumulation_steps, steps=self._planned_updates(), label_names=label_names,
+            accumulation_steps=self.accumulation_steps, label_names=label_names,
+            steps=planned_updates(self.state.epoch_length, self.state.max_epochs, self.accumulation_steps),
             patch_size=None if patch_size is None else tuple(patch_size), listener=self._listen,
         )  # fmt: skip
-
-    def _planned_updates(self) -> int | None:
-        """How many updates the run has, if it knows how long an epoch is; the last micro-batch of each updates."""
-        length, epochs = self.state.epoch_length, self.state.max_epochs
-        if length is None or epochs is None:
-            return None
-        return int(epochs * math.ceil(length / self.accumulation_steps))
-
-    def _make_method(
-        self, method: str | Callable[[Task], Method], given: dict[str, Any], channels: int | None
-    ) -> Method:
-        """Build the method and give every rank the same players."""
-        self._image_channels: int | None = None
-        if callable(method):
-            if given:
-                raise ConfigError("method_options go with a method's name; give a function its options itself")
-            built = method(self.task)
-        else:
-            known = methods.options(method)
-            if "image_channels" in known and "image_channels" not in given:
-                if channels is None:
-                    raise ConfigError(
-                        "the network has no convolution that tells the number of image channels: set image_channels in"
-                        " method_options"
-                    )
-                given["image_channels"] = channels
-            self._image_channels = given.get("image_channels")
-            built = methods.build(method, self.task, **({"seed": self.seed} | given))
-        players = (player.module for player in built.players.values())
-        for module in [self.plain_network, *players, *built.policies().values()]:
-            broadcast([*module.parameters(), *module.buffers()])
-        return built
-
-    def _check(self) -> None:
-        """Refuse, before training, what can't work with the method."""
-        check_optimizer(self.plain_network, self.optimizer)
-        if self.method.name == "none":
-            return
-        check_inferer(self.inferer, self.method.name)
-        if isinstance(self.prepare_batch, PrepareBatchExtraInput):
-            raise ConfigError(
-                f"PrepareBatchExtraInput gives the network further inputs, which method {self.method.name!r} can't"
-                " transform with the image; append them to the image as channels, or use method 'none'"
-            )
 
     def _prepare(self, data: Any) -> Any:
         return self.prepare_batch(data, self.state.device, self.non_blocking, **self.to_kwargs)
@@ -314,6 +280,8 @@ class AutoAugTrainer(SupervisedTrainer):
     def run(self) -> None:  # type: ignore[override]  # MONAI's signature, not ignite's
         """Train; called again with a larger ``max_epochs``, it goes on (and so does the gradient scaler)."""
         self._entered = True
+        for doubt in self.doubts:
+            self._say(logging.WARNING, doubt)
         for sentence in self.method.announcement():
             self._say(logging.INFO, sentence)
         Workflow.run(self)
@@ -361,24 +329,12 @@ class AutoAugTrainer(SupervisedTrainer):
             return
         output = self.state.output
         if event == "forward":
-            output.update(self._seen(self._prepared, values["batch"], values["output"]))
+            plain = self.method.name == "none"
+            batch = None if plain else values["batch"]
+            output.update(output_of(self._prepared, batch, values["output"], self.converter))
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
         elif event == "loss":
             output[Keys.LOSS] = values["loss"]
             self.fire_event(IterationEvents.LOSS_COMPLETED)
         elif event == "backward":
             self.fire_event(IterationEvents.BACKWARD_COMPLETED)
-
-    def _seen(self, prepared: Prepared, batch: Batch, prediction: Any) -> dict[str, Any]:
-        """Image, label and prediction as the network saw them; those of the plain step keep their metadata."""
-        if self.method.name == "none":
-            inputs = prepared.inputs
-            if isinstance(inputs, MetaTensor) and isinstance(prediction, Tensor):
-                # not through the constructor, which can't take a batch's metadata (a channel axis for each sample)
-                prediction = MetaTensor(prediction)
-                prediction.copy_meta_from(inputs, copy_attr=False)
-            return {Keys.PRED: prediction}
-        valid = None if batch.valid is None else batch.valid.detach()
-        label = batch.label.detach() if valid is None else batch.label.detach() * valid
-        target = hard_target(label, self.converter.form or "index", self.converter.ignore, valid)
-        return {Keys.IMAGE: batch.image.detach(), Keys.LABEL: target, Keys.PRED: prediction}

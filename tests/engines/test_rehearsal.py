@@ -65,7 +65,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
         {"method": "joint_policy", "method_options": {"derivative": "guess", "warm_up": 0}},
         "method 'joint_policy' can't work with derivative='guess'|derivative|mode must be",
     ),
-    ({"method": "joint_policy"}, "the policy would never be updated: training has 9 steps, updates begin after 20"),
+    ({"method": "joint_policy", "method_options": {"warm_up": 20}}, "training has 9 steps, updates begin after 20"),
     ({"patch_size": (16, 18, 16)}, r"divisible by 4 with network 'unet', got \[16, 18, 16\]"),
 ]
 
@@ -79,7 +79,7 @@ def test_what_cannot_work_is_refused(changes: dict[str, Any], message: str) -> N
 def test_policies_are_tried_out_at_an_update(monkeypatch: pytest.MonkeyPatch) -> None:
     """Not at a step that only warms up, and with the schedule of the whole run."""
     found: list[tuple[int, int | None]] = []
-    original = JointPolicy._learn_training
+    original = JointPolicy._learn
 
     def note(self: JointPolicy, *args: Any) -> Any:
         result = original(self, *args)
@@ -87,9 +87,9 @@ def test_policies_are_tried_out_at_an_update(monkeypatch: pytest.MonkeyPatch) ->
         assert {"meta_loss"} <= set(result)
         return result
 
-    monkeypatch.setattr(JointPolicy, "_learn_training", note)
+    monkeypatch.setattr(JointPolicy, "_learn", note)
     rehearse(options(Path("nowhere"), Path("nowhere"), method="joint_policy", epochs=20, iterations=10), CLASSES)
-    assert found == [(20, 200)]
+    assert found == [(10, 200)]
 
 
 def test_a_fault_of_ours_is_not_blamed_on_an_option(monkeypatch: pytest.MonkeyPatch) -> None:

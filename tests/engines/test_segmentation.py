@@ -11,7 +11,6 @@ import torch
 from monai.losses import DiceCELoss
 from torch import nn
 
-from monai_autoaug.engines.fit import masks
 from monai_autoaug.engines.losses import per_sample
 from monai_autoaug.engines.segmentation import (
     IGNORED,
@@ -23,6 +22,7 @@ from monai_autoaug.engines.segmentation import (
     downsampling,
     infer,
 )
+from monai_autoaug.engines.validation import masks
 from monai_autoaug.precision import Precision
 
 

@@ -1,0 +1,115 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What an `AutoAugTrainer` is put together from, and what is refused before it trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from monai.engines.utils import PrepareBatchExtraInput
+from monai.inferers import Inferer
+from torch import nn
+
+from monai_autoaug import methods
+from monai_autoaug.engines.sides import find_sides
+from monai_autoaug.engines.task import broadcast, check_inferer, check_optimizer
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods import Method, Task
+
+__all__ = ["build_method", "check_host", "planned_updates"]
+
+
+def planned_updates(length: int | None, epochs: int | None, accumulation_steps: int) -> int | None:
+    """How many updates a run has, if it knows how long an epoch is; the last micro-batch of each updates.
+
+    Args:
+        length: iterations an epoch.
+        epochs: epochs.
+        accumulation_steps: micro-batches an update.
+
+    >>> planned_updates(5, 10, 2)
+    30
+    """
+    if length is None or epochs is None:
+        return None
+    return int(epochs * math.ceil(length / accumulation_steps))
+
+
+def build_method(
+    method: str | Callable[[Task], Method],
+    options: Mapping[str, Any],
+    task: Task,
+    *,
+    seed: int,
+    channels: int | None,
+    orientation: str | None,
+) -> tuple[Method, int | None]:
+    """Build the method and give every rank the same players.
+
+    Args:
+        method: its name, or a function that makes it.
+        options: of the method.
+        task: what the host owns.
+        seed: of the method, unless its options say another.
+        channels: image channels, as the network's first convolution has them.
+        orientation: of the patches, see `AutoAugTrainer`.
+
+    Returns:
+        The method, and the number of image channels if it was told one.
+
+    Raises:
+        ConfigError: an option can't be.
+    """
+    given = dict(options)
+    if callable(method):
+        if given:
+            raise ConfigError("method_options go with a method's name; give a function its options itself")
+        built = method(task)
+    else:
+        known = methods.options(method)
+        if "image_channels" in known and "image_channels" not in given:
+            if channels is None:
+                raise ConfigError(
+                    "the network has no convolution that tells the number of image channels: set image_channels in"
+                    " method_options"
+                )
+            given["image_channels"] = channels
+        if "laterality" in known and "laterality" in given:
+            given["laterality"] = find_sides(
+                given["laterality"], task.label_names, orientation=orientation, regions=task.regions,
+                spatial_dims=task.spatial_dims,
+            )  # fmt: skip
+        built = methods.build(method, task, **({"seed": seed} | given))
+    players = (player.module for player in built.players.values())
+    for module in [task.network, *players, *built.policies().values()]:
+        broadcast([*module.parameters(), *module.buffers()])
+    return built, given.get("image_channels")
+
+
+def check_host(
+    method: Method, network: nn.Module, optimizer: torch.optim.Optimizer, inferer: Inferer, prepare_batch: Any
+) -> None:
+    """Refuse, before training, what can't work with the method.
+
+    Args:
+        method: as it was built.
+        network: prepared.
+        optimizer: of the network.
+        inferer: of the engine.
+        prepare_batch: of the engine.
+
+    Raises:
+        ConfigError: something can't; the message says what to do.
+    """
+    check_optimizer(network, optimizer)
+    if method.name == "none":
+        return
+    check_inferer(inferer, method.name)
+    if isinstance(prepare_batch, PrepareBatchExtraInput):
+        raise ConfigError(
+            f"PrepareBatchExtraInput gives the network further inputs, which method {method.name!r} can't"
+            " transform with the image; append them to the image as channels, or use method 'none'"
+        )
