@@ -4,12 +4,14 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import click
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import (
@@ -25,6 +27,8 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 from rich.table import Table
 from rich.text import Text
+
+from monai_autoaug.errors import AutoAugWarning
 
 if TYPE_CHECKING:
     from monai_autoaug.engines.progress import Listener, Progress
@@ -54,6 +58,7 @@ def bars() -> Iterator[Listener]:
     with warnings.catch_warnings(), Bars(*columns, console=console) as drawn:
         # one line an import and the same for everyone: MONAI says which of its own kernels it found
         warnings.filterwarnings("ignore", message=".*Using PyTorch native grid_sample.*")
+        warnings.showwarning = _warn
         tasks: dict[str, int] = {}
 
         def hear(progress: Progress) -> None:
@@ -65,6 +70,16 @@ def bars() -> Iterator[Listener]:
             drawn.update(task, completed=progress.done, total=progress.total, state=_state(progress))  # type: ignore[arg-type]  # rich's TaskID is an int
 
         yield hear
+
+
+def _warn(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, file: Any = None, line: Any = None
+) -> None:
+    """Our own warnings in one line on stderr, those of others as Python shows them."""
+    if issubclass(category, AutoAugWarning):
+        click.secho(f"warning: {message}", fg="yellow", err=True)
+    else:
+        (file or sys.stderr).write(warnings.formatwarning(message, category, filename, lineno, line))
 
 
 def check_file(option: str, path: Path) -> None:

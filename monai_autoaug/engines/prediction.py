@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
@@ -12,6 +13,7 @@ import torch
 from monai.inferers import Inferer, SimpleInferer
 from torch import Tensor, nn
 
+from monai_autoaug import methods
 from monai_autoaug.data import Case, DataList, read_images
 from monai_autoaug.data.audit import audit
 from monai_autoaug.data.nifti import is_nifti
@@ -22,7 +24,7 @@ from monai_autoaug.engines.options import find_device, find_precision
 from monai_autoaug.engines.progress import Listener, Progress, unheard
 from monai_autoaug.engines.segmentation import infer
 from monai_autoaug.engines.test_time import TestTimePolicyInferer
-from monai_autoaug.errors import ConfigError, DataError
+from monai_autoaug.errors import AutoAugWarning, ConfigError, DataError
 from monai_autoaug.policies import load
 from monai_autoaug.precision import Precision
 
@@ -69,6 +71,8 @@ def predict(
     listener: Listener = unheard,
 ) -> list[Path]:
     """Segment images with a trained run, and with the views at test time if it has learned any.
+
+    Where a run has learned views, but its ``policy.json`` is gone, images are predicted as they are, with a warning.
 
     Args:
         run: the folder of a run that has ended.
@@ -132,6 +136,8 @@ def _trained(run: Run) -> tuple[Preprocessing, nn.Module, list[int]]:
 def learned_views(run: Run, z: int | None = None, average: Average | None = None) -> Around | None:
     """What makes the inferer with a run's views at test time of the one without; None: there are to be none.
 
+    Warns where the run has learned some that can't be found, unless ``z`` is 0.
+
     Args:
         run: perhaps with a policy.
         z: as in `predict`.
@@ -143,6 +149,15 @@ def learned_views(run: Run, z: int | None = None, average: Average | None = None
     """
     policy = load(run.policy).test_time if run.policy.exists() else None
     if policy is None:
+        lost = _lost_views(run)
+        if lost and (z or average is not None):
+            raise ConfigError(f"{lost}. To do: put the file back, or leave out z and average")
+        if lost and z is None:
+            warnings.warn(
+                f"{lost}: images are predicted as they are, which is not what this run's validation has judged. To do:"
+                " put the file back, or say z=0 (--z 0) if that is meant",
+                AutoAugWarning, stacklevel=3,
+            )  # fmt: skip
         if z or average is not None:
             raise ConfigError(
                 f"{run.folder}: this run has learned no views at test time; leave out z and average, or train with"
@@ -155,6 +170,16 @@ def learned_views(run: Run, z: int | None = None, average: Average | None = None
         return None
     made = TestTimePolicyInferer(SimpleInferer(), policy, z, average=average)  # refuses what can't be, before any work
     return lambda inferer: TestTimePolicyInferer(inferer, made.policy, made.z)
+
+
+def _lost_views(run: Run) -> str:
+    """That the policy file of a run that has learned views doesn't hold them; empty where it has learned none."""
+    options = read_json(run.config)["options"]
+    method = options["method"]
+    if method not in methods.METHODS or not methods.find(method).learns_views(**options["method_options"]):
+        return ""
+    came = "holds no views" if run.policy.exists() else "is not there"
+    return f"{run.policy}: {came}, but this run (method {method}) has learned which views of an image to average"
 
 
 def _outputs(cases: Sequence[Case], output: Path, *, overwrite: bool) -> list[Path]:

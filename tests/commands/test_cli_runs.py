@@ -254,12 +254,21 @@ def test_joint_policies_from_data_to_predictions(data: Path, tmp_path: Path) -> 
         assert result.exit_code == 0, result.output
     learned, alone = (np.asarray(nib.load(tmp_path / f"{n}.nii.gz").dataobj) for n in ("learned", "alone"))
     assert (learned != alone).any()
+    assert "warning" not in result.stderr
     (folder / "policy.json").unlink()
-    assert call("predict", folder, image, tmp_path / "without.nii.gz", "--device", "cpu").exit_code == 0
+    result = call("predict", folder, image, tmp_path / "without.nii.gz", "--device", "cpu")
+    assert result.exit_code == 0
+    assert f"warning: {folder / 'policy.json'}: is not there, but this run (method joint_policy)" in result.stderr
+    assert "images are predicted as they are" in result.stderr
+    assert "(--z 0)" in result.stderr
+    assert "AutoAugWarning" not in result.stderr  # one plain line
+    meant = call("predict", folder, image, tmp_path / "meant.nii.gz", "--device", "cpu", "--z", "0")
+    assert meant.exit_code == 0
+    assert meant.stderr == ""
     np.testing.assert_array_equal(np.asarray(nib.load(tmp_path / "without.nii.gz").dataobj), alone)
     result = call("predict", folder, image, tmp_path / "x.nii.gz", "--z", "8")
     assert result.exit_code == 2
-    assert "has learned no views at test time" in " ".join(result.output.split())
+    assert "policy.json: is not there" in " ".join(result.output.split())
 
 
 def test_the_help_knows_every_method() -> None:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,10 @@ from run_helpers import options, rows, stop_at, weights
 
 from monai_autoaug import policies
 from monai_autoaug.data import PatchBatches, loader, write_phantom
-from monai_autoaug.engines import TrainOptions, predict, resume, train
+from monai_autoaug.engines import TrainOptions, building, predict, resume, train
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.progress import Progress
-from monai_autoaug.errors import CheckpointError, ConfigError, DataError
+from monai_autoaug.errors import AutoAugWarning, CheckpointError, ConfigError, DataError
 
 METHOD: dict[str, Any] = {"warm_up": 0, "update_every": 2, "meta_batch": 4, "views": 3, "pool": 2}
 JOINT: dict[str, Any] = {"method": "joint_policy", "method_options": METHOD, "epochs": 2}
@@ -128,7 +129,7 @@ def test_meta_patches_are_as_the_method_wants_them(
 ) -> None:
     """As many as it says, half of them about foreground, with the margin of training patches."""
     made: dict[str, PatchBatches] = {}
-    monkeypatch.setattr("monai_autoaug.engines.fit.loader", lambda b, **o: made.update({b.stream: b}) or loader(b, **o))
+    monkeypatch.setattr(building, "loader", lambda b, **o: made.update({b.stream: b}) or loader(b, **o))
     given = {"patch_size": (8, 8, 8), "meta_cases": 2, "batch_size": 2}
     for method, wanted in ((METHOD | {"meta_batch": 6}, 6), ({k: METHOD[k] for k in ("warm_up", "views")}, 8)):
         train(options(data, tmp_path / str(wanted), **JOINT | given | {"method_options": method}))
@@ -222,8 +223,23 @@ def test_predictions_average_the_learned_views(run: Run, data: Path, tmp_path: P
     plain.mkdir()
     for file in (run.model, run.config, run.preprocessing):
         (plain / file.name).write_bytes(file.read_bytes())
-    (file,) = predict(plain, image, tmp_path / "without.nii.gz", device="cpu")
+    with pytest.warns(AutoAugWarning, match=r"policy.json: is not there, but this run .*as they are.*--z 0"):
+        (file,) = predict(plain, image, tmp_path / "without.nii.gz", device="cpu")
     np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), alone)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", AutoAugWarning)
+        predict(plain, image, tmp_path / "meant.nii.gz", device="cpu", z=0)
+    for given in ({"z": 4}, {"average": "logits"}):
+        with pytest.raises(ConfigError, match="policy.json: is not there, .*put the file back"):
+            predict(plain, image, tmp_path / "x", **given)  # type: ignore[arg-type]
+    learned_from = policies.load(run.policy)
+    policies.save(plain / "policy.json", training=learned_from.training)
+    with pytest.warns(AutoAugWarning, match=r"policy.json: holds no views, but this run"):
+        predict(plain, image, tmp_path / "half.nii.gz", device="cpu")
+    (plain / "policy.json").unlink()
+    config = json.loads((plain / "config.json").read_text())
+    config["options"]["method_options"]["test_time"] = False
+    (plain / "config.json").write_text(json.dumps(config))  # as if it had learned none
     for given, message in (({"z": 4}, "has learned no views"), ({"average": "logits"}, "has learned no views")):
         with pytest.raises(ConfigError, match=message):
             predict(plain, image, tmp_path / "x", **given)  # type: ignore[arg-type]
