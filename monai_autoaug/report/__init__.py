@@ -7,16 +7,28 @@ from __future__ import annotations
 from monai_autoaug.report.augmentations import Panel, augmentation_figure
 from monai_autoaug.report.curves import training_curves
 from monai_autoaug.report.panels import augmentation_panels
-from monai_autoaug.report.pictures import augmentation_picture, picture_files, prediction_picture, run_pictures
+from monai_autoaug.report.pictures import (
+    augmentation_picture,
+    picture_files,
+    policy_picture,
+    prediction_picture,
+    run_pictures,
+)
+from monai_autoaug.report.policy import policy_figure
+from monai_autoaug.report.policy_rows import PolicyRow, policy_rows
 from monai_autoaug.report.predictions import PredictionRow, prediction_figure
 
 __all__ = [
     "Panel",
+    "PolicyRow",
     "PredictionRow",
     "augmentation_figure",
     "augmentation_panels",
     "augmentation_picture",
     "picture_files",
+    "policy_figure",
+    "policy_picture",
+    "policy_rows",
     "prediction_figure",
     "prediction_picture",
     "run_pictures",

@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The pictures of a finished run: what its augmenters do, what its network predicts, how it got there."""
+"""The pictures of a finished run: what its augmenters do or its policies are, what its network predicts, its course."""
 
 from __future__ import annotations
 
@@ -12,20 +12,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_autoaug import augmenters
+from monai_autoaug import augmenters, policies
 from monai_autoaug.data import Case, DataList
 from monai_autoaug.data.nifti import read_nifti
 from monai_autoaug.engines.folder import Run, read_json
 from monai_autoaug.engines.volumes import volumes
 from monai_autoaug.evaluation import Evaluation
 from monai_autoaug.report.augmentations import augmentation_figure
-from monai_autoaug.report.curves import training_curves
+from monai_autoaug.report.curves import read_log, training_curves
 from monai_autoaug.report.panels import augmentation_panels
+from monai_autoaug.report.policy import policy_figure
 from monai_autoaug.report.predictions import PredictionRow, prediction_figure
 
-__all__ = ["augmentation_picture", "picture_files", "prediction_picture", "run_pictures"]
+__all__ = ["augmentation_picture", "picture_files", "policy_picture", "prediction_picture", "run_pictures"]
 
-TRAINING, PREDICTIONS, AUGMENTATIONS = "training.png", "predictions.png", "augmentations.png"
+TRAINING, PREDICTIONS, AUGMENTATIONS, POLICY = "training.png", "predictions.png", "augmentations.png", "policy.png"
 _LEAST = 64  # voxels a side of the window about the structures, where volumes are as large
 
 
@@ -35,7 +36,7 @@ def picture_files(run: Run) -> list[Path]:
     Args:
         run: its training has ended.
     """
-    names = [TRAINING, PREDICTIONS] + [AUGMENTATIONS] * run.augmenters.exists()
+    names = [TRAINING, PREDICTIONS] + [AUGMENTATIONS] * run.augmenters.exists() + [POLICY] * run.policy.exists()
     return [run.folder / name for name in names]
 
 
@@ -51,12 +52,13 @@ def run_pictures(
         progress: called with the number of pictures drawn and of all pictures.
 
     Returns:
-        ``training.png``, ``predictions.png`` and, where something was learned, ``augmentations.png``.
+        ``training.png``, ``predictions.png`` and, where something was learned, ``augmentations.png`` or ``policy.png``.
     """
     draw: dict[str, Callable[[Path], Path]] = {
         TRAINING: lambda path: training_curves(run.log, path, classes=_names(datalist)[1:]),
         PREDICTIONS: lambda path: prediction_picture(run, datalist, evaluation, path),
         AUGMENTATIONS: lambda path: augmentation_picture(run, datalist, path),
+        POLICY: lambda path: policy_picture(run, path),
     }
     files = picture_files(run)
     for done, path in enumerate(files, 1):
@@ -100,6 +102,21 @@ def augmentation_picture(run: Run, datalist: DataList, path: str | Path, *, seed
     panels = augmentation_panels(augmenters.load(run.augmenters), image, one_hot, seed=seed)
     return augmentation_figure(
         panels, path, spacing=preprocessing.spacing, classes=_names(datalist)[1:], orientation=preprocessing.orientation
+    )
+
+
+def policy_picture(run: Run, path: str | Path) -> Path:
+    """Draw the policies that a run has learned.
+
+    Args:
+        run: with ``policy.json``.
+        path: a PNG file.
+
+    Returns:
+        ``path``.
+    """
+    return policy_figure(
+        policies.load(run.policy), path, log=read_log(run.log), no_ops=read_json(run.summary).get("no_ops", ())
     )
 
 
