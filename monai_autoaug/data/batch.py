@@ -38,7 +38,7 @@ class Batch:
         extra: (B, E, D, H, W) channels that move with the image but that no intensity operation touches (a cascade's
             previous segmentation), or None.
         mask: (B, C, D, H, W) float, 0 where the image must stay 0 (nnU-Net's non-zero mask), or None.
-        classes: (B,) int64, the label value at the patch's centre.
+        classes: (B,) int64, the label value that each patch was cut for, or, where a host cuts for none, at its centre.
         case: B names.
         spacing: (B, 3) voxel size in mm, order D, H, W; in 2D (B, 2).
         margin: voxels by which the patch is enlarged at each end of each axis; (): none, in 2D and in 3D.
