@@ -66,7 +66,7 @@ class Laterality:
     def of(
         cls, given: Laterality | Sequence[Sequence[int]] | Mapping[str, Any] | None, spatial_dims: int = 3
     ) -> Laterality | None:
-        """What an option means: one of these, pairs alone, a table of the arguments, or nothing for labels without sides.
+        """What an option means: one of these, pairs alone, a table of the arguments, or nothing where there are no sides.
 
         Raises:
             ConfigError: an image of ``spatial_dims`` has no such axis, or see the class.
@@ -80,7 +80,7 @@ class Laterality:
             return None
         if isinstance(given, Mapping):
             if not {"pairs"} <= set(given) <= {"pairs", "axis", "mirrors"}:
-                raise ConfigError(f"laterality: expected pairs, axis and mirrors, of which pairs are needed, got {given}")
+                raise ConfigError(f"laterality: expected pairs, and perhaps axis and mirrors, got {given}")
             off = given.get("mirrors") is False  # what YAML makes of the word
             given = cls(**{**given, **({"mirrors": "off"} if off else {})})
         # __post_init__ makes it tuples

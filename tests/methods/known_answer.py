@@ -43,14 +43,14 @@ def patch(foreground: bool, shifted: bool, generator: torch.Generator) -> tuple[
     """Image and label (24, 24, 24) of a patch whose centre is foreground or not."""
     image, label = 0.15 * torch.randn(SIZE, SIZE, SIZE, generator=generator), torch.zeros(SIZE, SIZE, SIZE)
     target, distractor = (2, 0) if shifted else (0, 1)
-    # bars of either kind lie at the centre and elsewhere, so that their place does not tell what they are
+    # a patch has bars of one kind, one of them at the centre, so that nothing but their direction tells what they are:
+    # beside bars of the other kind, distractors are known by those, and turning them either way is an answer
     middle = [SIZE // 2] * 3
-    kinds = [False, foreground, foreground]
-    for k, bright in enumerate(kinds):
-        axis = target if bright else distractor
+    axis = target if foreground else distractor
+    for k in range(3):
         centre = [int(v) for v in torch.randint(3, SIZE - 3, (3,), generator=generator)]
         centre[axis] = SIZE // 2
-        _bar(image, label, bright, axis, middle if k == 2 else centre, generator)
+        _bar(image, label, foreground, axis, middle if k == 2 else centre, generator)
     return image, label
 
 

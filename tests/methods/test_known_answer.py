@@ -58,7 +58,7 @@ def test_adam_looks_ahead_as_well(seed: int) -> None:
 @pytest.mark.parametrize("seed", range(5))
 def test_a_batch_of_two_learns_from_pooled_samples(seed: int) -> None:
     """nnU-Net's batch: one patch of each class; the network learns as much from a sample as with ten."""
-    method = run(seed, steps=600, rate=0.15, lr=0.003, train=2, meta=8, pool=5)
+    method = run(seed, steps=400, rate=0.2, lr=0.003, train=2, meta=8, pool=5)
     assert min(answers(method)) > 0.8
 
 
