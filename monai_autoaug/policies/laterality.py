@@ -66,7 +66,7 @@ class Laterality:
     def of(
         cls, given: Laterality | Sequence[Sequence[int]] | Mapping[str, Any] | None, spatial_dims: int = 3
     ) -> Laterality | None:
-        """What an option means: one of these, pairs alone, a table of the arguments, or nothing where there are no sides.
+        """What an option means: one of these, pairs alone, a table of arguments, or nothing where there are no sides.
 
         Raises:
             ConfigError: an image of ``spatial_dims`` has no such axis, or see the class.

@@ -58,7 +58,7 @@ def test_a_data_set_has_one_axis_or_is_refused(tmp_path: Path) -> None:
         )
     with pytest.raises(ConfigError, match="the trainer finds the axis itself"):
         laterality_of({"pairs": [[1, 2]], "axis": 1}, tmp_path, (0, 1, 2), 3)
-    with pytest.raises(ConfigError, match="expected pairs, axis and mirrors, of which pairs are needed"):
+    with pytest.raises(ConfigError, match="expected pairs, and perhaps axis and mirrors"):
         laterality_of({"pair": [[1, 2]]}, tmp_path, (0, 1, 2), 3)
     write("c", {"sitk_stuff": {"direction": tuple(np.eye(3)[[2, 1, 0]].flatten())}})
     with pytest.raises(ConfigError, match=r"axis 2 \(a\), axis 0 \(c\)"):
