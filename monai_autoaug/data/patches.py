@@ -203,7 +203,8 @@ class PatchBatches(TorchDataset[Batch]):
         index = self._case(number, slot, rng)
         image, label, name, spacing = self._load(index)
         shape = tuple(image.shape[1:])
-        centre = self._centre(index, label, self._forced(number, slot), rng)
+        forced = self._forced(number, slot)
+        centre = self._centre(index, label, forced, rng)
         corner = [self._corner(axis, shape[axis], centre, rng) for axis in range(len(shape))]
         corner = [c - m for c, m in zip(corner, self.margin, strict=True)]
         size = [p + 2 * m for p, m in zip(self.patch_size, self.margin, strict=True)]
@@ -214,14 +215,22 @@ class PatchBatches(TorchDataset[Batch]):
             known = values != self.ignore_label
             values = values.masked_fill(~known, 0)
         middle = tuple(p // 2 + m for p, m in zip(self.patch_size, self.margin, strict=True))
+        # near the volume's border what a patch is cut for is not at its centre
+        cut_for = label[0][tuple(centre)].long() if forced and centre is not None else values[middle]
         return {
             "image": patch,
             "label": self._channels(values, name),
             "valid": None if known is None else known[None].float(),
-            "classes": values[middle],
+            "classes": self._class(cut_for),
             "case": name,
             "spacing": spacing,
         }
+
+    def _class(self, value: Tensor) -> Tensor:
+        """A label value; of regions the number of the last one that has it, from 1 on."""
+        if self.regions is None:
+            return value
+        return torch.tensor(max((k for k, r in enumerate(self.regions, start=1) if int(value) in r), default=0))
 
     def _load(self, index: int) -> tuple[Tensor, Tensor, str, Tensor]:
         """Image, label, name and spacing of a case, as plain tensors."""

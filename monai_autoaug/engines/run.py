@@ -63,7 +63,11 @@ class _Plan:
     def _options(self) -> dict[str, Any]:
         """The options with whole paths, so that the run can be resumed from any folder."""
         paths = {name: getattr(self.options, name) for name in ("data", "meta_list", "cache")}
-        return self.options.to_dict() | {name: str(p.resolve()) for name, p in paths.items() if p is not None}
+        method_options = dict(self.options.method_options)
+        if "policy" in method_options:
+            method_options["policy"] = str(Path(method_options["policy"]).resolve())
+        whole = {name: str(p.resolve()) for name, p in paths.items() if p is not None}
+        return self.options.to_dict() | whole | {"method_options": method_options}
 
     def to_dict(self) -> dict[str, Any]:
         """JSON values."""

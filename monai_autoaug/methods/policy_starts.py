@@ -60,6 +60,7 @@ def training_start(
             laterality=laterality, floor=least,
         )  # fmt: skip
     made = policy if isinstance(policy, TrainingPolicy) else _loaded(policy)
+    _check_fits(made, task)
     if magnitude is not None:
         made = rand_augment(made, magnitude)
     if learns:
@@ -88,6 +89,21 @@ def views_start(task: Task, preset: str, laterality: Sides, *, learns: bool) -> 
         remedy = "set test_time_preset to another one, or learn_test_time or test_time to false"
         _check_movable("test-time", made.probabilities(), remedy)
     return made.to(task.device)
+
+
+def _check_fits(policy: TrainingPolicy, task: Task) -> None:
+    """A policy of other axes or labels would fail in the middle of training, or augment by another label's."""
+    if policy.spatial_dims != task.spatial_dims:
+        raise ConfigError(
+            f"policy: it is of {policy.spatial_dims}D patches, those of this training are {task.spatial_dims}D; give"
+            " one that such a training has learned"
+        )
+    classes, labels = tuple(policy.classes), tuple(task.label_names)
+    if len(classes) > 1 and classes != ("background", "foreground") and labels and classes != labels:
+        raise ConfigError(
+            f"policy: its classes are {', '.join(classes)}, the labels here are {', '.join(labels)}; give a policy of"
+            " these, of background and foreground, or of one class"
+        )
 
 
 def _check_movable(what: str, probabilities: Tensor, remedy: str) -> None:

@@ -137,6 +137,21 @@ def test_patches_at_the_border_stay_in_the_volume() -> None:
     torch.testing.assert_close(batch.image, items[0]["image"][None, :, -6:, -6:, -6:].expand(4, -1, -1, -1, -1))
 
 
+@pytest.mark.parametrize("regions", [None, [(1, 2), (2,)]])
+def test_a_patch_is_of_the_class_that_it_was_cut_for(regions: Any) -> None:
+    """Near the border that is not at its centre."""
+    items = _items(1, classes=1)
+    items[0]["label"][:] = 0
+    items[0]["label"][0, 0, 0, 0] = 2
+    stream = _batches(items, foreground=1.0, batch_size=1, regions=regions)
+    for number in range(5):
+        batch = stream[number]
+        assert batch.label[0, -1, 0, 0, 0] == 1
+        assert batch.label[0, -1, 3, 3, 3] == 0
+        assert batch.classes.tolist() == [2]
+    assert _batches(items, foreground=0.0, batch_size=1, regions=regions)[0].classes.tolist() == [0]
+
+
 def test_volume_smaller_than_the_patch_continues_by_its_border() -> None:
     items = _items(1, shape=(4, 9, 5))
     items[0]["label"][:] = 2

@@ -353,6 +353,19 @@ def test_views_that_do_harm_again_and_again_are_told(monkeypatch: pytest.MonkeyP
     assert not any("made the predictions" in w for w in method.warnings())
 
 
+@pytest.mark.parametrize(
+    ("classes", "dims", "message"),
+    [(("background", "liver"), 3, "its classes are background, liver, the"), (("all",), 2, "it is of 2D")],
+)
+def test_a_policy_that_does_not_fit_is_refused(classes: tuple[str, ...], dims: int, message: str) -> None:
+    """Other labels, or other axes."""
+    given = TrainingPolicy.preset("nnunet", classes, spatial_dims=dims)
+    with pytest.raises(ConfigError, match=message):
+        build(policy=given, task={"label_names": ("background", "anterior", "posterior")})
+    fitting = TrainingPolicy.preset("nnunet", ("background", "anterior", "posterior"))
+    build(policy=fitting, task={"label_names": ("background", "anterior", "posterior")})
+
+
 def test_checkpoints_of_other_policies_are_refused() -> None:
     """Other classes, operations or learners than those of the run."""
     state = build().state_dict()
