@@ -110,7 +110,9 @@ def show(run: Run, evaluation: Evaluation, console: Console) -> None:
         console: where to.
     """
     from monai_autoaug.commands.console import dice_table
+    from monai_autoaug.commands.learned import show_policies
     from monai_autoaug.engines.folder import read_json
+    from monai_autoaug.policies import load
     from monai_autoaug.report import picture_files
 
     summary = read_json(run.summary)
@@ -123,6 +125,8 @@ def show(run: Run, evaluation: Evaluation, console: Console) -> None:
             " volumes resampled for the network, with less overlap of the windows, and without the cases that lack a"
             " structure.", style="dim",
         )  # fmt: skip
+    if run.policy.exists():
+        show_policies(load(run.policy), summary.get("no_ops", ()), console)
     console.print(_line(summary), style="dim")
     doubts = read_json(run.audit)["counts"]["warn"]
     if doubts:

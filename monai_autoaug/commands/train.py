@@ -114,8 +114,8 @@ def train(config: Path | None, resume: bool, **given: Any) -> None:
     """Train a segmentation network on the data set in the folder DATA.
 
     The data set is audited first. The run's folder gets the trained network, the learned augmenters or policies
-    (policy.json), a log, the predictions of the validation cases with their Dice, and pictures. Options on the command
-    line win over --config.
+    (policy.json, drawn in policy.png), a log, the predictions of the validation cases with their Dice, and
+    pictures. Options on the command line win over --config.
 
     Methods: none; random (unlearned control); adversarial (learned transformations that make the task harder);
     joint_policy (learns which operations to augment with, for background and foreground, and which views to average at

@@ -15,6 +15,7 @@ from monai_autoaug.policies import Policies
 __all__ = ["PolicyRow", "policy_rows", "range_of"]
 
 _RANGE = re.compile(r"(?P<what>.*?)_(?P<low>\d[\d.]*)(_(?P<high>\d[\d.]*))?$")
+_ROUNDED = 1e-4  # what files and logits in float32 may lose
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class PolicyRow:
         >>> PolicyRow("all", "gamma", "no gamma", 0.8, 0.5, decided=True, no_op=False).rose
         True
         """
-        return self.start is not None and self.probability > self.start
+        return self.start is not None and self.probability > self.start + _ROUNDED
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ import torch
 from cli_helpers import SMALL, call
 from click.testing import Result
 
+from monai_autoaug import policies
 from monai_autoaug.commands import complete
 from monai_autoaug.commands.demo import demo as demo_command
 from monai_autoaug.data import read_datalist, write_phantom
@@ -249,6 +250,17 @@ def test_joint_policies_from_data_to_predictions(data: Path, tmp_path: Path) -> 
     # of 4 updates, those for which a batch of 4 has enough samples of both classes
     assert "the policy is updated 2 times only" in " ".join(result.output.split())
     assert json.loads((folder / "config.json").read_text())["options"]["meta_cases"] == 0.4
+    for kind in ("background", "foreground"):  # two updates decide nothing
+        assert any(kind in line and "no operation is decided" in line for line in result.output.splitlines())
+    assert "averaged at test time, with their weights: " in result.output
+    assert (folder / "policy.png").read_bytes()[:4] == b"\x89PNG"
+    assert "policy.png" in result.output
+    found = policies.load(folder / "policy.json")
+    assert found.seen is not None
+    assert not found.seen.decided().any()
+    (folder / "policy.png").unlink()  # killed before the last picture
+    assert call("train", "--resume", "--output", folder).exit_code == 0
+    assert (folder / "policy.png").exists()
     for name, more in (("learned", []), ("alone", ["--z", "0"]), ("three", ["--z", "3", "--average", "probabilities"])):
         result = call("predict", folder, image, tmp_path / f"{name}.nii.gz", "--device", "cpu", *more)
         assert result.exit_code == 0, result.output

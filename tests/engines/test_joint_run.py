@@ -53,8 +53,13 @@ def test_a_run_leaves_its_policies(run: Run, data: Path) -> None:
     expected = {"method": "joint_policy", "seed": 0, "epoch": 2, "dataset": data.name}
     assert expected.items() <= found.provenance.items()
     assert str(data.parent) not in run.policy.read_text()
-    start = policies.TrainingPolicy.preset("nnunet").logits
-    assert not torch.equal(logits(run)[0], start)
+    start = policies.TrainingPolicy.preset("nnunet")
+    assert not torch.equal(logits(run)[0], start.logits)
+    assert found.seen is not None
+    for row, name in zip(found.seen.start, start.classes, strict=True):
+        torch.testing.assert_close(row.float(), torch.cat(start.probabilities(name)).detach(), rtol=0, atol=1e-6)
+    assert torch.isfinite(found.seen.error).any()  # of operations that were drawn
+    assert json.loads(run.summary.read_text())["no_ops"] == []  # its residual units go around the norms
     parts = split_of(run)
     assert [len(parts[p]) for p in ("train", "meta", "validation")] == [3, 2, 2]
     assert len(set().union(*parts.values())) == 7
@@ -185,6 +190,16 @@ def test_listed_cases_and_another_site(data: Path, tmp_path: Path, run: Run) -> 
     with pytest.raises(DataError, match="holds the same image as the"):
         train(options(data, tmp_path / "bad", **JOINT, meta_list=site))
     assert not (tmp_path / "bad").exists()
+
+
+def test_operations_that_the_network_cannot_see_are_told(data: Path, tmp_path: Path) -> None:
+    """Before instance norm factors change nothing."""
+    dynunet = {"network": "dynunet", "network_options": {"channels": [4, 8, 8]}, "patch_size": (16, 16, 16)}
+    one = train(options(data, tmp_path / "run", **JOINT | dynunet | {"epochs": 1, "iterations": 2}))
+    factors = {f"brightness_multiply_{a}" for a in ("1.00_1.10", "1.10_1.20", "1.20_1.30")}
+    assert set(json.loads(one.summary.read_text())["no_ops"]) == factors
+    none = train(options(data, tmp_path / "none", method="none", epochs=1))
+    assert "no_ops" not in json.loads(none.summary.read_text())
 
 
 def test_a_run_is_not_resumed_with_other_meta_validation_cases(data: Path, tmp_path: Path) -> None:

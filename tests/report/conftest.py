@@ -21,6 +21,6 @@ def made(monkeypatch: pytest.MonkeyPatch) -> list[Figure]:
         kept.append(picture)
         return save(picture, path)
 
-    for module in ("augmentations", "predictions", "curves"):
+    for module in ("augmentations", "predictions", "curves", "policy"):
         monkeypatch.setattr(f"monai_autoaug.report.{module}.save", keep)
     return kept
