@@ -99,7 +99,7 @@ FOREGROUND, BACKGROUND = 1, 2  # the right operations' places
 
 def make(
     seed: int, steps: int, rate: float, *, train: int = 10, meta: int = 10, policy: TrainingPolicy | None = None,
-    method: type[JointPolicy] = JointPolicy, lr: float = 0.015, adam: bool = False, **options: Any,
+    method: type[JointPolicy] = JointPolicy, lr: float = 0.02, adam: bool = False, **options: Any,
 ) -> tuple[JointPolicy, Problem]:  # fmt: skip
     """The method on the problem."""
     torch.manual_seed(seed)
@@ -113,7 +113,7 @@ def make(
     return method(task, seed=seed, policy=policy, learning_rate=rate, **settings), Problem(seed, train, meta)
 
 
-def run(seed: int, steps: int = 120, rate: float = 0.15, lr: float = 0.015, **options: Any) -> JointPolicy:
+def run(seed: int, steps: int = 100, rate: float = 0.2, lr: float = 0.02, **options: Any) -> JointPolicy:
     """Train to the end."""
     method, problem = make(seed, steps, rate, lr=lr, **options)
     for step in range(steps):
