@@ -99,7 +99,8 @@ class AutoAugState:
 
     def _own(self) -> dict[str, Any]:
         """What differs between ranks: all of the method's state but players and norms, and all random states."""
-        method = {k: v for k, v in self.trainer.method.state_dict().items() if k not in ("players", "auxiliary")}
+        alike = ("players", "auxiliary", "learners")
+        method = {k: v for k, v in self.trainer.method.state_dict().items() if k not in alike}
         transforms = transform_states(*self._loaders())
         return {"method": method, "random": random_states(), "transforms": transforms}
 

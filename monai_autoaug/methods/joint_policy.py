@@ -160,7 +160,8 @@ class JointPolicy(Method):
         )  # fmt: skip
         self.test_time: TestTimePolicy | None = None
         if test_time:
-            self.test_time = views_start(task, test_time_preset or preset, laterality, learns=learn_test_time)
+            sides = self.training.laterality  # that of a given policy, too
+            self.test_time = views_start(task, test_time_preset or preset, sides, learns=learn_test_time)
         along = learn_training or (test_time and learn_test_time and not views_after)
         self.schedule = PolicySchedule(
             task.steps, update_every=update_every, warm_up=warm_up if along else 0, freeze=freeze
@@ -187,7 +188,7 @@ class JointPolicy(Method):
             player = Player(self.test_time, LazyAdam(self.test_time.parameters(), lr=1.0))
             if learn_test_time and not views_after:
                 player = self.along["test_time"] = self._learner("test_time", self.test_time)
-            self.viewing = ViewLearner(task, player, self.shared, self.generator, views=views, at_once=meta_batch)
+            self.viewing = ViewLearner(task, player, self.shared, self.generator, views=views)
             if learn_test_time:
                 self.learners["test_time"] = player
             if views_after:
@@ -341,6 +342,8 @@ class JointPolicy(Method):
         found = self.schedule.warnings(self._share) if self.along else []
         found += self.late.warnings() if self.late else []
         found += [] if self.learning is None else self._shares.warnings()
+        if self.learning is not None and self.learning.dropped:
+            found.append("the worth of some samples was not finite; they were left out of the policy's updates")
         return found + ([] if self.viewing is None else self.viewing.warnings())
 
     def policies(self) -> dict[str, nn.Module]:

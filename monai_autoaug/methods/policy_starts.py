@@ -61,6 +61,12 @@ def training_start(
         )  # fmt: skip
     made = policy if isinstance(policy, TrainingPolicy) else _loaded(policy)
     _check_fits(made, task)
+    sides = Laterality.of(laterality, task.spatial_dims)
+    if sides is not None and sides != made.laterality:
+        raise ConfigError(
+            f"policy: its laterality is {made.laterality}, the option laterality says {sides}; leave the option out, or"
+            " give a policy that was learned with it"
+        )
     if magnitude is not None:
         made = rand_augment(made, magnitude)
     if learns:

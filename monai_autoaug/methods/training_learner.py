@@ -59,6 +59,7 @@ class TrainingLearner:
         self.task, self.player, self.policy, self.shared = task, player, player.module, shared
         self.pool, self.evidence = Pool(pool), Evidence(self.policy)
         self.baseline = Baseline(len(self.policy.classes))
+        self.dropped = 0  # samples whose worth was not finite
         self.meta_loss, self.ahead, self.derivative = meta_loss, ahead, derivative
 
     def judge(
@@ -89,7 +90,7 @@ class TrainingLearner:
         clip = task.clip if self.ahead == "real" else None
         names = self._names()
         after = dict(zip(names, next_parameters(optimizer, gradients, clip=clip), strict=True))
-        loss, direction = meta_gradient(task, after, meta, self.meta_loss, at_once=max(len(batch.image), 1))
+        loss, direction = meta_gradient(task, after, meta, self.meta_loss, at_once=self._at_once(batch))
         u = look_ahead(optimizer, gradients, direction, clip=clip)
 
         own = dict(task.network.named_parameters())
@@ -104,9 +105,12 @@ class TrainingLearner:
             )  # fmt: skip
             return values / count
 
-        values = worth(batch)
-        plain = torch.zeros_like(values) if batch.plain is None else worth(batch.plain)
-        return loss, replace(drawn, values=values, plain=plain)
+        judged = Sampled(worth(batch), drawn.classes, drawn.operations)
+        return loss, judged if batch.plain is None else replace(judged, plain=worth(batch.plain))
+
+    def _at_once(self, batch: Batch) -> int:
+        """Samples whose graph fits where that of a training batch does, though it is in float32 here."""
+        return max(len(batch.image) // (1 if self.task.precision.dtype == torch.float32 else 2), 1)
 
     def _names(self) -> list[str]:
         """Names of the optimiser's parameters in its order."""
@@ -126,7 +130,10 @@ class TrainingLearner:
             drawn: this rank's samples, with their values.
         """
         everything = gather_over_ranks(tuple(t.cpu() for t in drawn.parts()))
-        ready = self.pool.add(Sampled.joined([Sampled(*parts) for parts in everything]))
+        samples = Sampled.joined([Sampled(*parts) for parts in everything])
+        finite = torch.isfinite(samples.values)  # one that isn't would spoil all of its class, for ever
+        self.dropped += int((~finite).sum())
+        ready = self.pool.add(samples.rows(finite))
         if ready is None:
             return
         ready = self.baseline.remove(ready)
@@ -153,6 +160,7 @@ class TrainingLearner:
             "pool": self.pool.state_dict(),
             "baseline": self.baseline.state_dict(),
             "evidence": self.evidence.moments.clone(),
+            "dropped": self.dropped,
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -160,3 +168,4 @@ class TrainingLearner:
         self.pool.load_state_dict(state["pool"])
         self.baseline.load_state_dict(state["baseline"])
         self.evidence.moments.copy_(state["evidence"])
+        self.dropped = state["dropped"]

@@ -24,6 +24,7 @@ from monai_autoaug.transforms import Operation
 
 __all__ = ["ViewLearner"]
 
+_AT_ONCE = 2  # views that are predicted together, in float32: no training batch is smaller than that
 _CERTAIN = 5  # epochs with harm after which one is told
 _JUDGED = 4  # patches that the deployed average is judged on: 9 forwards each with 8 views
 
@@ -37,16 +38,14 @@ class ViewLearner:
         shared: random numbers that are the same on all ranks.
         generator: random numbers that differ by rank.
         views: views of one patch that are compared in an update (the paper's Z).
-        at_once: samples of one forward.
     """
 
     def __init__(
-        self, task: Task, player: Player, shared: torch.Generator, generator: torch.Generator, *, views: int,
-        at_once: int,
-    ) -> None:  # fmt: skip
+        self, task: Task, player: Player, shared: torch.Generator, generator: torch.Generator, *, views: int
+    ) -> None:
         assert isinstance(player.module, TestTimePolicy)  # noqa: S101  # for the type checker
         self.task, self.player, self.policy = task, player, player.module
-        self.shared, self.generator, self.views, self.at_once = shared, generator, views, at_once
+        self.shared, self.generator, self.views = shared, generator, views
         self._latest: Batch | None = None
         self.harm = 0  # epochs in a row
 
@@ -71,8 +70,9 @@ class ViewLearner:
             predicted, label.label.expand(len(operations), *label.label.shape[1:]), valid, regions=self.task.regions
         )
         everything = gather_over_ranks((losses[1:].cpu(), chosen.cpu()))
+        finite = [(loss, index) for loss, index in everything if bool(torch.isfinite(loss).all())]
         with torch.enable_grad():
-            gradient = view_gradient(self.policy, [e[0] for e in everything], [e[1] for e in everything], self.shared)
+            gradient = view_gradient(self.policy, [e[0] for e in finite], [e[1] for e in finite], self.shared)
         self.player.descend(self.policy.logits, gradient)
         return {"view_loss": losses[1:].mean(), "identity_loss": losses[0]}
 
@@ -146,4 +146,4 @@ class ViewLearner:
 
     def _predict(self, image: Tensor, extra: Tensor | None) -> Any:
         """Full-resolution logits of the network as it is, some samples at a time."""
-        return predict(self.task, Batch(image, image, extra=extra), {}, at_once=self.at_once)
+        return predict(self.task, Batch(image, image, extra=extra), {}, at_once=_AT_ONCE)

@@ -67,7 +67,7 @@ class ResumingMixin(_Host):
     def _state(self) -> dict[str, Any]:
         method = self.method.state_dict()
         # ranks share players and norm groups; noise, the order of the parts and counters are each rank's own
-        own = {name: value for name, value in method.items() if name not in ("players", "auxiliary")}
+        own = {name: value for name, value in method.items() if name not in ("players", "auxiliary", "learners")}
         here = {"random": checkpoint.random_states(self.device), "method": own}
         plain = inspect.unwrap(type(self).build_network_architecture) is nnUNetTrainer.build_network_architecture
         return {

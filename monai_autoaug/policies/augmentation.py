@@ -26,6 +26,7 @@ def augment(
     *,
     regions: bool = False,
     reference: Reference | None = None,
+    known_outside: bool = True,
 ) -> Batch:
     """Apply the operations that were drawn to everything in a batch that moves, and cut off its margin.
 
@@ -40,6 +41,7 @@ def augment(
         generator: random numbers come from it; None: torch's global one.
         regions: the label's channels are regions, not classes.
         reference: intensities of the whole volumes; None: each patch's own.
+        known_outside: what comes in from outside of the enlarged patch counts for the loss, as background.
 
     Raises:
         ConfigError: ``indices`` do not fit, another library's spatial transform meets more than image and label, or
@@ -61,7 +63,7 @@ def augment(
             f" {widths['extra']}{' beside regions' if regions else ''}; their left and right can't be exchanged"
         )
     # outside the volume is background for certain
-    first = {"label": 0.0 if regions else 1.0, "valid": 1.0}
+    first = {"label": 0.0 if regions else 1.0, "valid": float(known_outside)}
     outside = [v for name, t in stack.items() for v in (first.get(name, 0.0), *[0.0] * (t.shape[1] - 1))]
     image, soft = execution.apply(
         batch.image, torch.cat([t.to(known.dtype) for t in stack.values()], 1), indices, policy.cascades,

@@ -44,11 +44,12 @@ class Baseline:
 
     def remove(self, samples: Sampled) -> Sampled:
         """Samples of which some classes have several, with values that are centred by class (Eq. 10) and corrected."""
-        values, plain = (centre_by_class(x, samples.classes) for x in (samples.values, samples.plain))
-        result = values.clone()
-        for k in samples.classes.unique().tolist():
-            rows = samples.classes == k
-            v, w = values[rows].double(), plain[rows].double()
+        values = centre_by_class(samples.values, samples.classes)
+        known, result = torch.isfinite(samples.plain), values.clone()
+        for k in samples.classes[known].unique().tolist():
+            rows = (samples.classes == k) & known
+            v, w = values[rows].double(), samples.plain[rows].double()
+            w = w - w.mean()
             self._moments[k] = _DECAY * self._moments[k] + torch.stack([v @ w, w @ w]).cpu()
             both, square = self._moments[k]
             share = (both / square).clamp(0, 1) if bool(square > 0) else torch.zeros(())

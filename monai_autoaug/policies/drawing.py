@@ -84,7 +84,11 @@ class Drawing:
         elif self.class_of == "centre":  # of the patch as it is, of which nothing can be seen any more afterwards
             batch = replace(batch, classes=class_at_centre(batch.label, regions=self.regions, valid=batch.valid))
         indices, _ = self.policy.sample(self.classes(batch), generator)
-        drawn = replace(augment(self.policy, batch, indices, generator, regions=self.regions), operations=indices)
+        known_outside = self.loss_region >= 1  # what lies outside is in no box
+        augmented = augment(
+            self.policy, batch, indices, generator, regions=self.regions, known_outside=known_outside
+        )
+        drawn = replace(augmented, operations=indices)
         if step is None or self.compared is None or not self.compared(step, len(indices)):
             return drawn
         return replace(drawn, plain=replace(batch.cropped(), case=(), target=None))

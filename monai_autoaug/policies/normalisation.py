@@ -64,7 +64,8 @@ class Sampled:
         values: (n,) hypergradients, detached.
         classes: (n,) int64.
         operations: (n, cascades) int64.
-        plain: (n,) hypergradients that the same patches would have without augmentation; None, becomes 0: not known.
+        plain: (n,) hypergradients that the same patches would have without augmentation; NaN, and None for all: not
+            known.
     """
 
     values: Tensor
@@ -74,7 +75,7 @@ class Sampled:
 
     def __post_init__(self) -> None:
         if self.plain is None:  # frozen: no plain assignment
-            object.__setattr__(self, "plain", torch.zeros_like(self.values))
+            object.__setattr__(self, "plain", torch.full_like(self.values, torch.nan))
 
     def parts(self) -> tuple[Tensor, ...]:
         """The tensors, in the order in which a constructor takes them."""

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from monai_autoaug.precision import float32_region
 from monai_autoaug.transforms.geometry import affine_grid, identity_grid, invert_affine, resample
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.registry import Context, Operation
@@ -117,8 +118,9 @@ def _grid(
     read = tuple(image.shape[2:])
 
     def make() -> Tensor:
-        matrix = _affine(operation, image, read, inverted, compat)
-        return affine_grid(matrix, identity_grid(shape, dtype=_precise(image), device=image.device))
+        with float32_region(image.device):
+            matrix = _affine(operation, image, read, inverted, compat)
+            return affine_grid(matrix, identity_grid(shape, dtype=_precise(image), device=image.device))
 
     if grids is None:
         return make()

@@ -170,7 +170,7 @@ def test_pooled_samples_are_compared_with_their_patches_as_they_were(options: di
     streams = Streams(size=4, shape=(16, 16, 16))
     method = build(method=Kept, test_time=False, **options)
     method.step(streams)
-    assert bool(found[0].plain.any()) == asked
+    assert bool(torch.isfinite(found[0].plain).all()) == asked
     assert not torch.equal(found[0].plain, found[0].values)
     with torch.no_grad():
         method.training.logits.fill_(-30)  # the identity, which comes first, and nothing else
@@ -351,6 +351,40 @@ def test_views_that_do_harm_again_and_again_are_told(monkeypatch: pytest.MonkeyP
     method.on_epoch(5)
     assert method.views_help
     assert not any("made the predictions" in w for w in method.warnings())
+
+
+def test_what_is_not_finite_does_not_reach_a_policy() -> None:
+    """One value would spoil all logits of its class, for ever; it is left out and told."""
+
+    class Spoilt(JointPolicy):
+        def _improve(self, drawn: Sampled) -> None:
+            values = drawn.values.clone()
+            values[0] = torch.nan
+            super()._improve(replace(drawn, values=values))
+
+    streams = Streams(size=6, shape=(16, 16, 16))
+    method = build(method=Spoilt, pool=2)
+    start = method.training.logits.detach().clone()
+    for _ in range(3):
+        method.step(streams)
+    assert torch.isfinite(method.training.logits).all()
+    assert not torch.equal(method.training.logits, start)
+    assert any("was not finite" in w for w in method.warnings())
+    meta = streams.batches["meta"]
+    streams.batches["meta"] = replace(meta, image=torch.full_like(meta.image, torch.nan))
+    method.step(streams)
+    assert method.test_time is not None
+    assert torch.isfinite(method.test_time.logits).all()
+    assert torch.isfinite(method.training.logits).all()
+
+
+def test_views_know_the_sides_of_a_policy_that_was_given() -> None:
+    given = TrainingPolicy.preset("nnunet", laterality=[[1, 2]])
+    method = build(policy=given)
+    assert method.test_time is not None
+    assert method.test_time.laterality == given.laterality is not None
+    with pytest.raises(ConfigError, match="its laterality is None"):
+        build(policy=TrainingPolicy.preset("nnunet"), laterality=[[1, 2]])
 
 
 @pytest.mark.parametrize(

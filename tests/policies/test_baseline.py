@@ -44,6 +44,12 @@ def test_without_a_baseline_values_are_centred_by_class_and_a_state_goes_on() ->
     baseline = Baseline(2)
     samples = Sampled(torch.tensor([1.0, 3.0, 7.0]), torch.tensor([0, 0, 1]), torch.zeros(3, 15, dtype=torch.long))
     assert baseline.remove(samples).values.tolist() == [-1.0, 1.0, 0.0]
+    # what is not known of some samples is not 0
+    mixed = Sampled(
+        torch.tensor([1.0, 1.0, 5.0, 5.0]), torch.zeros(4, dtype=torch.long), torch.zeros(4, 15, dtype=torch.long),
+        torch.tensor([torch.nan, torch.nan, 5.0, 5.0]),
+    )  # fmt: skip
+    assert baseline.remove(mixed).values.tolist() == [-2.0, -2.0, 2.0, 2.0]
     generator = torch.Generator().manual_seed(0)
     baseline.remove(pooled(generator, 0.9)[0])
     resumed = Baseline(2)

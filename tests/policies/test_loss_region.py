@@ -9,6 +9,8 @@ import torch
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.policies import TrainingPolicy
+from monai_autoaug.policies.drawing import Drawing
 from monai_autoaug.policies.loss_region import restrict_loss
 
 
@@ -66,3 +68,17 @@ def test_two_dimensions_and_shares_that_make_no_sense() -> None:
     for share in (0.0, 1.0):
         with pytest.raises(ConfigError, match="between 0 and 1"):
             restrict_loss(batch, share)
+
+
+def test_a_box_stays_a_box_when_the_patch_is_made_smaller() -> None:
+    """What comes in from outside counts no more than what is outside of the box."""
+    policy = TrainingPolicy.preset("uniform", ("all",))
+    size = 24
+    label = torch.zeros(4, 2, size, size, size)
+    label[:, 0] = 1
+    batch = Batch(torch.rand(4, 1, size, size, size), label, classes=torch.zeros(4, dtype=torch.long))
+    drawn = Drawing(policy, loss_region=0.5)(batch, torch.Generator().manual_seed(0))
+    assert drawn.valid is not None
+    corners = drawn.valid[:, 0, :: size - 1, :: size - 1, :: size - 1].flatten(1)
+    assert float(drawn.valid.flatten(1).sum(1).max()) < 1.5**3 * 13**3  # magnified at most by half on each axis
+    assert float(corners.mean()) < 0.2
