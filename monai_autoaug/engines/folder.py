@@ -51,8 +51,9 @@ class Run:
     ``config.json`` the options, the split and the versions; ``audit.json``; ``preprocessing.json``; ``log.jsonl`` one
     line an epoch (`engines.log` says what its keys mean); ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the
     plain segmentation network; ``augmenters.pt`` and ``policy.json`` what was learned, the latter with the evidence for
-    it; ``summary.json``; ``validation/`` the predictions of the validation cases, and ``validation.json`` their Dice, which `commands.finish`
-    writes, as it does the pictures. While a process works in it, ``.lock`` names that process (`engines.claims`).
+    it; ``summary.json``; ``validation/`` the predictions of the validation cases, and ``validation.json`` their Dice,
+    which `commands.finish` writes, as it does the pictures. While a process works in it, ``.lock`` names that process
+    (`engines.claims`).
 
     Args:
         folder: where it is.
