@@ -107,7 +107,8 @@ class PolicySchedule:
         """
         if self.updates is None or self.updates * share >= _ENOUGH:
             return []
+        pooled = "" if share == 1 else f" (of {self.updates}, because samples are pooled until a class has enough)"
         return [
-            f"the policy is updated {round(self.updates * share)} times only, which says little: at least {_ENOUGH} are"
-            " needed for a few operations; train longer or lower update_every"
+            f"the policy is updated {round(self.updates * share)} times only{pooled}, which says little: at least"
+            f" {_ENOUGH} are needed for a few operations; train longer or lower update_every"
         ]
