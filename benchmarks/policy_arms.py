@@ -192,7 +192,7 @@ def main() -> None:
     cells: Cells = {}
     if arguments.output.exists():
         former = json.loads(arguments.output.read_text(encoding="utf-8"))
-        if former["settings"] != settings:
+        if any(former["settings"].get(name) != value for name, value in settings.items()):
             raise SystemExit(f"{arguments.output} is of other settings: {former['settings']}")
         cells = former["cells"]
     host = Host(arguments.data, arguments.work, setting, arguments.workers)
