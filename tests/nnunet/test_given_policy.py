@@ -139,7 +139,7 @@ def test_left_and_right_of_a_policy_are_those_of_the_arrays(tiny: Any, tmp_path:
     with pytest.raises(ConfigError, match="its laterality is .*axis=0.* here it is .*axis=2"):
         given(tiny, elsewhere).initialize()
     without = policies.save(tmp_path / "without.json", training=learned())
-    with pytest.raises(ConfigError, match="its laterality is None, here it is"):
+    with pytest.raises(ConfigError, match="its laterality is None, the option laterality says"):
         joint(tiny, method_options={"policy": str(without), "laterality": [[1, 2]]}).initialize()
 
 
