@@ -14,6 +14,8 @@ from monai_autoaug.policies.training import TrainingPolicy
 
 __all__ = ["Evidence", "Seen"]
 
+_FEWEST = 8  # samples below which their variance is no estimate
+
 DECIDED = 3.0  # standard errors
 
 
@@ -95,7 +97,7 @@ class Evidence:
 
         Returns:
             Two tensors (classes, operations) in standard deviations of a sample's worth; the error is infinite where
-            the operation or all others of the cascade have fewer than two samples.
+            the operation or all others of the cascade have fewer than eight samples.
         """
         parts = self.moments.split([len(c) for c in self.policy.cascades], 2)
         rest = torch.cat([p.sum(2, keepdim=True).expand_as(p) for p in parts], 2) - self.moments
@@ -131,8 +133,8 @@ def _sure(advantage: Tensor, error: Tensor, errors: float) -> Tensor:
 
 
 def _mean_and_variance(moments: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean, and variance of the mean, which is infinite for fewer than two samples."""
+    """Mean, and variance of the mean, which is infinite where there are too few samples to tell."""
     count, total, squares = moments
     mean = total / count.clamp(min=1)
     variance = (squares - count * mean.square()).clamp(min=0) / (count - 1).clamp(min=1) / count.clamp(min=1)
-    return mean, torch.where(count < 2, torch.inf, variance)
+    return mean, torch.where(count < _FEWEST, torch.inf, variance)

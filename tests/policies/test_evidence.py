@@ -105,3 +105,15 @@ def test_numbers_that_are_none_are_never_written(tmp_path: Path) -> None:
     text = policies.save(tmp_path / "policy.json", training=policy, seen=seen).read_text()
     assert "NaN" not in text
     assert "evidence" not in text
+
+
+def test_a_few_samples_decide_nothing() -> None:
+    """However different they are: seven of an operation, and as many of all others of its cascade."""
+    policy = TrainingPolicy.preset("uniform", ("all",))
+    for count, decided in ((7, []), (8, ["flip_d"])):
+        evidence = Evidence(policy)
+        drawn = torch.zeros(2 * count, 15, dtype=torch.long)
+        drawn[::2, 4] = 1
+        h = 0.01 * torch.randn(2 * count, generator=torch.Generator().manual_seed(0)) - drawn[:, 4]
+        evidence.add(Sampled(h, torch.zeros(2 * count, dtype=torch.long), drawn))
+        assert evidence.decided()["all"] == decided
