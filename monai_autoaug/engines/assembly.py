@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,12 +14,21 @@ from monai.inferers import Inferer
 from torch import nn
 
 from monai_autoaug import methods
+from monai_autoaug.data.patches import PatchBatches
+from monai_autoaug.engines.losses import PerSampleLoss, preferred_form
 from monai_autoaug.engines.sides import find_sides
-from monai_autoaug.engines.task import broadcast, check_inferer, check_optimizer
+from monai_autoaug.engines.task import (
+    AmpPrecision,
+    EngineTask,
+    broadcast,
+    check_inferer,
+    check_optimizer,
+    has_sigmoid,
+)
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Method, Task
 
-__all__ = ["build_method", "check_host", "planned_updates"]
+__all__ = ["build_method", "build_task", "check_host", "planned_updates"]
 
 
 def planned_updates(length: int | None, epochs: int | None, accumulation_steps: int) -> int | None:
@@ -36,6 +45,46 @@ def planned_updates(length: int | None, epochs: int | None, accumulation_steps: 
     if length is None or epochs is None:
         return None
     return int(epochs * math.ceil(length / accumulation_steps))
+
+
+def build_task(
+    engine: Any,
+    network: nn.Module,
+    spatial_dims: int,
+    listener: Callable[[str, Mapping[str, Any]], None],
+    *,
+    regions: bool | None,
+    clip: float | None,
+    patch_size: Sequence[int] | None,
+    label_names: Sequence[str],
+) -> EngineTask:
+    """What a MONAI trainer owns, for a method.
+
+    Args:
+        engine: a ``SupervisedTrainer`` that has all it was given.
+        network: its plain network.
+        spatial_dims: 2 or 3.
+        listener: see `methods.Task`.
+        regions: see `AutoAugTrainer`, as the others are.
+        clip: likewise.
+        patch_size: likewise.
+        label_names: likewise.
+    """
+    loss = engine.loss_function
+    if regions is None:
+        regions = has_sigmoid(loss) and preferred_form(loss) == "channels"
+    patches = getattr(engine.data_loader, "dataset", None)
+    if patch_size is None and isinstance(patches, PatchBatches):
+        patch_size = patches.patch_size
+    accumulated = engine.accumulation_steps
+    return EngineTask(
+        network, engine.optimizer, loss, precision=AmpPrecision(engine.state.device, engine.amp, engine.amp_kwargs),
+        losses=PerSampleLoss(loss, preferred_form(loss)), inferer=engine.inferer,
+        runs=engine.network if engine.compile else network, spatial_dims=spatial_dims, regions=regions, clip=clip,
+        accumulation_steps=accumulated, label_names=tuple(label_names),
+        steps=planned_updates(engine.state.epoch_length, engine.state.max_epochs, accumulated),
+        patch_size=None if patch_size is None else tuple(patch_size), listener=listener,
+    )  # fmt: skip
 
 
 def build_method(

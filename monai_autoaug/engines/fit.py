@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -144,8 +145,12 @@ class Fit:
         if not learned:
             return
         origin = {"method": self.method.name, "seed": self.options.seed, "epoch": self.trainer.state.epoch,
-                  "dataset": self.options.data.resolve().name}  # fmt: skip
+                  "data_fingerprint": self._fingerprint()}  # fmt: skip
         policies.save(self.folder.policy, **learned, provenance=origin, seen=self.method.seen())
+
+    def _fingerprint(self) -> str:
+        """Of the data: of what was measured on the training cases, which names neither files nor patients."""
+        return hashlib.sha256(self.folder.preprocessing.read_bytes()).hexdigest()[:16]
 
     def no_ops(self) -> list[str] | None:
         """The operations of the training policy that the trained network can't see, on one training patch.

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 from ignite.engine import Events
@@ -17,23 +17,14 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.data.patches import PatchBatches
-from monai_autoaug.engines.assembly import build_method, check_host, planned_updates
+from monai_autoaug.engines.assembly import build_method, build_task, check_host
 from monai_autoaug.engines.batches import Converter, EngineBatches, output_of
 from monai_autoaug.engines.checkpoints import AutoAugState
-from monai_autoaug.engines.losses import PerSampleLoss, preferred_form
+from monai_autoaug.engines.losses import PerSampleLoss
 from monai_autoaug.engines.side_streams import SideStreams, check_meta_size
 from monai_autoaug.engines.sides import sides_warning
 from monai_autoaug.engines.streams import starting_at
-from monai_autoaug.engines.task import (
-    AmpPrecision,
-    EngineTask,
-    broadcast,
-    can_compile,
-    check_options,
-    first_convolution,
-    has_sigmoid,
-)
+from monai_autoaug.engines.task import broadcast, can_compile, check_options, first_convolution
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Method, Task
 from monai_autoaug.precision import rank
@@ -168,7 +159,12 @@ class AutoAugTrainer(SupervisedTrainer):
         sizes = (margin,) * dims if isinstance(margin, int) else tuple(margin)
         if len(sizes) != dims or min(sizes) < 0:
             raise ConfigError(f"margin must be {dims} numbers of voxels, not negative, got {margin}")
-        self.task = self._make_task(dims, regions, clip, patch_size, tuple(label_names))
+        self.task = build_task(
+            self, self.plain_network, dims, self._listen, regions=regions, clip=clip, patch_size=patch_size,
+            label_names=label_names,
+        )  # fmt: skip
+        # its precision is the engine's scaler from now on
+        self.losses, self.scaler = cast(PerSampleLoss, self.task.losses), cast(Any, self.task.precision.scaler)
         self.method, image_channels = build_method(
             method, method_options or {}, self.task, seed=seed, channels=None if found is None else found[1],
             orientation=orientation,
@@ -196,32 +192,6 @@ class AutoAugTrainer(SupervisedTrainer):
         self._register()
         if train_handlers is not None:
             self._register_handlers(train_handlers)
-
-    def _make_task(
-        self,
-        dims: int,
-        regions: bool | None,
-        clip: float | None,
-        patch_size: Sequence[int] | None,
-        label_names: tuple[str, ...],
-    ) -> EngineTask:
-        """The engine as a task; its precision is the engine's scaler from now on."""
-        precision = AmpPrecision(self.state.device, self.amp, self.amp_kwargs)
-        self.scaler: Any = precision.scaler
-        if regions is None:
-            regions = has_sigmoid(self.loss_function) and preferred_form(self.loss_function) == "channels"
-        self.losses = PerSampleLoss(self.loss_function, preferred_form(self.loss_function))
-        patches = getattr(self.data_loader, "dataset", None)
-        if patch_size is None and isinstance(patches, PatchBatches):
-            patch_size = patches.patch_size
-        return EngineTask(
-            self.plain_network, self.optimizer, self.loss_function, precision=precision, losses=self.losses,
-            inferer=self.inferer,
-            runs=self.network if self.compile else self.plain_network, spatial_dims=dims, regions=regions, clip=clip,
-            accumulation_steps=self.accumulation_steps, label_names=label_names,
-            steps=planned_updates(self.state.epoch_length, self.state.max_epochs, self.accumulation_steps),
-            patch_size=None if patch_size is None else tuple(patch_size), listener=self._listen,
-        )  # fmt: skip
 
     def _prepare(self, data: Any) -> Any:
         return self.prepare_batch(data, self.state.device, self.non_blocking, **self.to_kwargs)
