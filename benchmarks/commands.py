@@ -40,6 +40,11 @@ def stop() -> None:
             os.killpg(leader, signal.SIGTERM)
 
 
+def end_with_me() -> None:
+    """When this process is told to end, its commands end, too; else they would go on without it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
+
+
 def run(command: Sequence[str], environment: Mapping[str, str], log: Path) -> Cost:
     """Run a command to its end.
 

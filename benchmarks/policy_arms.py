@@ -26,9 +26,7 @@ import argparse
 import json
 import platform
 import shutil
-import signal
 import statistics
-import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import asdict, fields
@@ -37,7 +35,7 @@ from typing import Any
 
 import numpy as np
 import yaml
-from commands import stop
+from commands import end_with_me, stop
 from nnunet_host import STOCK, Host, Model, add_setting, setting_of
 from policy_table import EQUAL, markdown, summarise
 
@@ -182,7 +180,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     """Run what is missing and print the tables."""
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped; the same command goes on"))
+    end_with_me()
     arguments = parse()
     setting = setting_of(arguments)
     if arguments.iterations % setting.epochs:

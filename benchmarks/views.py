@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 from arms import difference
+from commands import end_with_me
 from nnunet_host import Host, add_setting, setting_of
 from policy_arms import dice_of, learned, model_of
 
@@ -97,6 +98,7 @@ def markdown(found: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Train, predict, score, print and write JSON."""
+    end_with_me()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
     parser.add_argument("--work", type=Path, default=Path("policy_arms"), help="folder for all that nnU-Net writes")
