@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from monai_autoaug.errors import AutoAugError, ConfigError
 
 __all__ = [
-    "DTYPES", "Precision", "average_gradients", "average_over_ranks", "float32_region",
+    "DTYPES", "Precision", "average_gradients", "average_over_ranks", "broadcast", "float32_region",
     "gather_over_ranks", "rank", "world_size",
 ]  # fmt: skip
 
@@ -56,6 +56,16 @@ def average_over_ranks(x: Tensor) -> Tensor:
         dist.all_reduce(x)
         x /= world_size()
     return x
+
+
+def broadcast(tensors: Iterable[Tensor]) -> None:
+    """Make ``tensors`` on every rank those of rank 0, in place.
+
+    >>> broadcast([torch.zeros(2)])
+    """
+    if world_size() > 1:
+        for tensor in tensors:
+            dist.broadcast(tensor.detach(), src=0)
 
 
 def gather_over_ranks(x: Any) -> list[Any]:

@@ -8,6 +8,7 @@ from monai_autoaug.engines.checkpoints import AtomicCheckpointSaver, AutoAugStat
 from monai_autoaug.engines.handlers import AugmenterSaver, PolicyLogger, PolicySaver, figures
 from monai_autoaug.engines.losses import per_sample
 from monai_autoaug.engines.options import TrainOptions
+from monai_autoaug.engines.phases import LastPhaseOnly, PhaseEvents, PhaseSchedule
 from monai_autoaug.engines.prediction import predict
 from monai_autoaug.engines.run import resume, train
 from monai_autoaug.engines.task import EngineTask
@@ -20,6 +21,9 @@ __all__ = [
     "AutoAugState",
     "AutoAugTrainer",
     "EngineTask",
+    "LastPhaseOnly",
+    "PhaseEvents",
+    "PhaseSchedule",
     "PolicyLogger",
     "PolicySaver",
     "TestTimePolicyInferer",

@@ -20,15 +20,16 @@ from monai_autoaug.engines.sides import find_sides
 from monai_autoaug.engines.task import (
     AmpPrecision,
     EngineTask,
-    broadcast,
     check_inferer,
     check_optimizer,
     has_sigmoid,
 )
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Method, Task
+from monai_autoaug.networks import built, check_alike
+from monai_autoaug.precision import broadcast
 
-__all__ = ["build_method", "build_task", "check_host", "planned_updates"]
+__all__ = ["build_method", "build_task", "builder", "check_host", "planned_updates"]
 
 
 def planned_updates(length: int | None, epochs: int | None, accumulation_steps: int) -> int | None:
@@ -57,6 +58,7 @@ def build_task(
     clip: float | None,
     patch_size: Sequence[int] | None,
     label_names: Sequence[str],
+    build: Callable[[], nn.Module] | None,
 ) -> EngineTask:
     """What a MONAI trainer owns, for a method.
 
@@ -69,6 +71,7 @@ def build_task(
         clip: likewise.
         patch_size: likewise.
         label_names: likewise.
+        build: see `methods.Task`.
     """
     loss = engine.loss_function
     if regions is None:
@@ -83,7 +86,7 @@ def build_task(
         runs=engine.network if engine.compile else network, spatial_dims=spatial_dims, regions=regions, clip=clip,
         accumulation_steps=accumulated, label_names=tuple(label_names),
         steps=planned_updates(engine.state.epoch_length, engine.state.max_epochs, accumulated),
-        patch_size=None if patch_size is None else tuple(patch_size), listener=listener,
+        patch_size=None if patch_size is None else tuple(patch_size), listener=listener, build=build,
     )  # fmt: skip
 
 
@@ -138,6 +141,41 @@ def build_method(
     return built, given.get("image_channels")
 
 
+def builder(
+    method: str | Callable[[Task], Method], options: Mapping[str, Any], build: Callable[[], nn.Module] | None
+) -> Callable[[], nn.Module] | None:
+    """What makes a network as the trainer was given it, prepared for the method.
+
+    Args:
+        method: its name, or a function that makes it.
+        options: of the method.
+        build: makes a plain network; None: nothing does.
+    """
+    if build is None:
+        return None
+    if isinstance(method, str):
+        return lambda: methods.prepare(method, build(), **options)
+    prepare = getattr(method, "prepare", None)
+    return build if prepare is None else lambda: prepare(build(), **options)
+
+
+def check_fresh(method: Method) -> None:
+    """See that a fresh network can be made for the phases that begin with one.
+
+    Raises:
+        ConfigError: the trainer hasn't been told how, or what is made is another network.
+    """
+    task = method.task
+    if not any(phase.fresh for phase in method.phases[1:]):
+        return
+    if task.build is None:
+        raise ConfigError(
+            f"method {method.name!r} begins anew with a fresh segmentation network: give the trainer network_builder, a"
+            " function that makes the network that methods.prepare was given"
+        )
+    check_alike(task.network, built(task.build, 0))
+
+
 def check_host(
     method: Method, network: nn.Module, optimizer: torch.optim.Optimizer, inferer: Inferer, prepare_batch: Any
 ) -> None:
@@ -154,6 +192,7 @@ def check_host(
         ConfigError: something can't; the message says what to do.
     """
     check_optimizer(network, optimizer)
+    check_fresh(method)
     if method.name == "none":
         return
     check_inferer(inferer, method.name)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -75,6 +76,7 @@ def make_trainer(
     *,
     labels: Labels,
     meta: PatchBatches | None = None,
+    build: Callable[[], nn.Module] | None = None,
 ) -> AutoAugTrainer:
     """The engine of a run.
 
@@ -87,6 +89,7 @@ def make_trainer(
         dtype: that the networks run in.
         labels: names and places of what the patches show.
         meta: meta-validation patches, where the method needs them.
+        build: makes the plain network anew, for methods that begin anew.
 
     Raises:
         ConfigError: an option of the method can't be.
@@ -106,7 +109,7 @@ def make_trainer(
         method=options.method, method_options=given, seed=options.seed, margin=batches.margin,
         meta_data_loader=meta_loader, label_names=labels.names, orientation=labels.orientation,
         num_classes=batches.num_classes if batches.regions is None else len(batches.regions), regions=regions,
-        clip=_CLIP, amp=dtype is not DTYPES["float32"], amp_kwargs={"dtype": dtype},
+        clip=_CLIP, network_builder=build, amp=dtype is not DTYPES["float32"], amp_kwargs={"dtype": dtype},
         epoch_length=options.iterations, decollate=False,
     )  # fmt: skip
     # its warnings go into log and summary, not into the terminal every epoch; what it reports as errors is raised

@@ -230,6 +230,11 @@ class AtomicCheckpointSaver(CheckpointSaver):
                 " interval_filename or n_saved"
             )
 
+    def forget(self) -> None:
+        """Save the next network that has a metric, however good those before were; it takes their file's place."""
+        if self._key_metric_checkpoint is not None:
+            self._key_metric_checkpoint._saved.clear()
+
     def state_dict(self) -> dict[str, Any]:
         """The metric and file of the best networks saved so far; empty if it saves none."""
         return {} if self._key_metric_checkpoint is None else dict(self._key_metric_checkpoint.state_dict())

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 from ignite.engine import Events
+from torch import nn
 
 from monai_autoaug import methods, policies
 from monai_autoaug.data import EpochCases, MetaSplit, PatchBatches
@@ -20,6 +21,7 @@ from monai_autoaug.engines import log
 from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
+from monai_autoaug.engines.phases import PhaseEvents, PhaseSchedule
 from monai_autoaug.engines.progress import Listener, Progress
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.engines.validation import validate
@@ -56,21 +58,25 @@ class Fit:
         self.patch_size, self.margin, self.listener = patch_size, margin, listener
         self.device = find_device(options.device)
         self.precision = Precision(self.device, find_precision(options.precision, self.device))
-        plain = build_network(
-            options.network, len(preprocessing.channels), preprocessing.num_outputs, **options.network_options
-        )
+        plain = self.build()
         self.parameters = sum(p.numel() for p in plain.parameters())
         self.network = methods.prepare(options.method, plain, **options.method_options).to(self.device)
         if self.device.type == "cpu":  # oneDNN's 3D convolutions take a fifth less time so
             self.network = self.network.to(memory_format=torch.channels_last_3d)
         self.optimizer = make_optimizer(options, self.network)
         self.steps = options.epochs * options.iterations
-        self.schedule = torch.optim.lr_scheduler.PolynomialLR(self.optimizer, total_iters=self.steps, power=0.9)
+        self.schedule = PhaseSchedule(self.optimizer, _polynomial, epoch_level=False)
+        self._best: dict[str, Any] = {}
         self.clock = {"seconds": 0.0, "cpu_seconds": 0.0}
         self._started = (0.0, 0.0)
         self._losses: list[float] = []
         self._dice: dict[str, float] = {}
         self._warnings: list[str] = []
+
+    def build(self) -> nn.Module:
+        """The run's network, plain and untrained."""
+        inputs, outputs = len(self.preprocessing.channels), self.preprocessing.num_outputs
+        return build_network(self.options.network, inputs, outputs, **self.options.network_options)
 
     @property
     def method(self) -> Method:
@@ -100,7 +106,10 @@ class Fit:
         self.trainer = make_trainer(
             self.options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
             meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),
+            build=self.build,
         )  # fmt: skip
+        self.schedule.attach(self.trainer)
+        self.trainer.add_event_handler(PhaseEvents.PHASE_STARTED, lambda: self._best.clear())
         if checkpoint is not None:
             self._restore(checkpoint)
         log.cut(self.folder.log, self.trainer.state.iteration // self.options.iterations)
@@ -117,6 +126,8 @@ class Fit:
         self._read_clock()
         if self.trainer.finished:
             self._save_checkpoint()
+        if self._best:
+            self.network.load_state_dict(self._best["network"])
 
     def _batches(self, items: Items, resampled: int, **changes: Any) -> PatchBatches:
         """A stream of patches, long enough for all iterations."""
@@ -179,9 +190,9 @@ class Fit:
         self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
         self._warnings = list(checkpoint["warnings"])
         self.trainer.finished = dict(checkpoint.get("finished", {}))
+        self._best.update(checkpoint.get("best", {}))
 
     def _after_iteration(self) -> None:
-        self.schedule.step()
         state = self.trainer.state
         self._losses.append(float(state.output["loss"].detach()))
         self._tell()
@@ -195,6 +206,7 @@ class Fit:
         state, options = self.trainer.state, self.options
         self._warnings = self.method.warnings()
         row: dict[str, Any] = {"epoch": state.epoch, "learning_rate": self.optimizer.param_groups[0]["lr"]}
+        row |= {"phase": self.method.phase.name} if len(self.method.phases) > 1 else {}
         row |= {"loss": sum(self._losses) / max(len(self._losses), 1)}
         row |= {name: float(value) for name, value in state.metrics.items()}
         if state.epoch % options.validation_interval == 0 or state.epoch == options.epochs:
@@ -202,6 +214,7 @@ class Fit:
                 self.network, self.validation, self.preprocessing, self.patch_size, self.precision
             )
             row |= self._dice
+            self._keep_best()
             self.save_policies()
             self._tell()
         self._losses.clear()
@@ -210,9 +223,20 @@ class Fit:
         log.append(self.folder.log, row)  # the module's text explains every key
         self._save_checkpoint()
 
+    def _keep_best(self) -> None:
+        """Remember the network where the method deploys the one of the best validation Dice, of the last phase."""
+        last = self.method.phase_number == len(self.method.phases) - 1
+        if not self.method.keeps_best or not last:
+            return
+        if self._best and not self._dice["dice"] > self._best["dice"]:
+            return
+        state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
+        self._best.update(dice=self._dice["dice"], epoch=self.trainer.state.epoch, network=state)
+
     def _save_checkpoint(self) -> None:
         content = {name: part.state_dict() for name, part in self._parts().items()}
-        own = {"clock": self.clock, "dice": self._dice, "warnings": self._warnings, "finished": self.trainer.finished}
+        own = {"clock": self.clock, "dice": self._dice, "warnings": self._warnings, "finished": self.trainer.finished,
+               "best": self._best}  # fmt: skip
         self.folder.save_checkpoint(content | own)
 
     def _read_clock(self) -> None:
@@ -238,9 +262,15 @@ class Fit:
             "warnings": [
                 *self.trainer.doubts, *self._warnings, *skip_warnings(skipped, self.steps, self.precision.dtype)
             ],
+            **({"best_epoch": self._best["epoch"]} if self._best else {}),
             **({"after_training": self.trainer.finished} if self.trainer.finished else {}),
             **({} if unseen is None else {"no_ops": unseen}),
         } | self.clock  # fmt: skip
+
+
+def _polynomial(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.PolynomialLR:
+    """From the optimiser's learning rate to 0, as nnU-Net."""
+    return torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
 
 
 def skip_warnings(skipped: Mapping[str, int], steps: int, dtype: torch.dtype) -> list[str]:

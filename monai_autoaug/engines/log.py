@@ -11,6 +11,7 @@ finite is null. Where nothing else is said, a figure is the mean over the epoch'
 Training:
 
 - ``epoch``: counted from 1.
+- ``phase``: name of the phase that the epoch belongs to, where a method trains in several.
 - ``learning_rate``: of the segmentation network's optimiser, at the end of the epoch.
 - ``loss``: of the segmentation network (Dice + cross-entropy) on all samples of the batches.
 - ``loss_clean``: the same on the samples that were not augmented.

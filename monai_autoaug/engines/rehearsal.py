@@ -22,11 +22,13 @@ from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.random_states import random_states, restore_random_states
 from monai_autoaug.engines.segmentation import build_network, downsampling
 from monai_autoaug.errors import AutoAugError, AutoAugWarning, ConfigError
+from monai_autoaug.methods.phases import spans
 
 __all__ = ["rehearse"]
 
 _LEAST = 16  # voxels a side: what every augmenter and discriminator can look at
 _PATCHES = 4  # one a part of the combined mode
+_LENGTH = 100  # batches of a stream, more than are taken
 
 
 def rehearse(options: TrainOptions, datalist: DataList) -> None:
@@ -75,12 +77,15 @@ def _rehearse(options: TrainOptions, datalist: DataList) -> list[str]:
 def _try(options: TrainOptions, datalist: DataList, size: tuple[int, ...]) -> list[str]:
     """Build everything and take a step on patches of this size; what a user should know before training."""
     with _blaming(f"network {options.network!r}", options.network_options):
-        network = build_network(
-            options.network, len(datalist.channels), datalist.num_outputs, **options.network_options
-        )
+        network = _network(options, datalist)
         network(torch.zeros(2, len(datalist.channels), *size))
     with _blaming(f"method {options.method!r}", options.method_options):
         return _step(options, methods.prepare(options.method, network, **options.method_options), datalist, size)
+
+
+def _network(options: TrainOptions, datalist: DataList) -> nn.Module:
+    """The run's network, plain and untrained."""
+    return build_network(options.network, len(datalist.channels), datalist.num_outputs, **options.network_options)
 
 
 def _patch_size(options: TrainOptions) -> tuple[int, ...]:
@@ -106,17 +111,18 @@ def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: t
     values = labels["num_classes"] + (datalist.ignore_label is not None)
     item = {"image": torch.randn(len(datalist.channels), *size), "label": torch.randint(values, (1, *size))}
     learns = options.learns_from_meta
-    given: dict[str, Any] = {"patch_size": size, "seed": 0, "length": 2, **labels}
+    given: dict[str, Any] = {"patch_size": size, "seed": 0, "length": _LENGTH, **labels}
     batches = PatchBatches([item], batch_size=_PATCHES, **given)
     meta = PatchBatches([item], batch_size=options.meta_batch, stream="meta", **given) if learns else None
     device = torch.device("cpu")
     # with all its epochs, from which a method makes its schedule
     trainer = make_trainer(
         replace(options, workers=0), network, make_optimizer(options, network), batches, device, torch.float32,
-        meta=meta, labels=Labels.of_datalist(datalist),
+        meta=meta, labels=Labels.of_datalist(datalist), build=lambda: _network(options, datalist),
     )  # fmt: skip
+    spans(trainer.method.phases, options.epochs)
     # policies look ahead at the step of an optimiser that has made one; all others play from the first one on
-    trainer.state.max_epochs, trainer.state.epoch_length = 1, 1 + learns
+    trainer.state.max_epochs, trainer.state.epoch_length = len(trainer.method.phases), 1 + learns
     trainer.method.steps = trainer.method.settled - learns
     trainer.method.finishing = min(trainer.method.finishing, 1)
     trainer.run()

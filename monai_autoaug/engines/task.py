@@ -6,11 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-import torch.distributed as dist
 from monai.inferers import (
     Inferer,
     PatchInferer,
@@ -27,12 +26,11 @@ from monai_autoaug.engines.losses import PerSampleLoss
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Task
 from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm
-from monai_autoaug.precision import Precision, world_size
+from monai_autoaug.precision import Precision
 
 __all__ = [
     "AmpPrecision",
     "EngineTask",
-    "broadcast",
     "can_compile",
     "check_inferer",
     "check_optimizer",
@@ -168,13 +166,6 @@ def check_options(options: Mapping[str, Any]) -> None:
             "optim_set_to_none can't be chosen: gradients are always set to None, as the methods expect, so that a"
             " parameter that no loss of a step has reached is left alone by momentum and weight decay"
         )
-
-
-def broadcast(tensors: Iterable[Tensor]) -> None:
-    """Make ``tensors`` on every rank those of rank 0."""
-    if world_size() > 1:
-        for tensor in tensors:
-            dist.broadcast(tensor.detach(), src=0)
 
 
 class EngineTask(Task):

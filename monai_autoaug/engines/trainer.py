@@ -17,17 +17,18 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.engines.assembly import build_method, build_task, check_host
+from monai_autoaug.engines.assembly import build_method, build_task, builder, check_host
 from monai_autoaug.engines.batches import Converter, EngineBatches, output_of
 from monai_autoaug.engines.checkpoints import AutoAugState
 from monai_autoaug.engines.losses import PerSampleLoss
+from monai_autoaug.engines.phases import PhaseEvents, check_phases, enter_phase
 from monai_autoaug.engines.side_streams import SideStreams, check_meta_size
 from monai_autoaug.engines.sides import sides_warning
 from monai_autoaug.engines.streams import starting_at
-from monai_autoaug.engines.task import broadcast, can_compile, check_options, first_convolution
+from monai_autoaug.engines.task import can_compile, check_options, first_convolution
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Method, Task
-from monai_autoaug.precision import rank
+from monai_autoaug.precision import broadcast, rank
 
 __all__ = ["AutoAugTrainer"]
 
@@ -78,6 +79,9 @@ class AutoAugTrainer(SupervisedTrainer):
         orientation: the directions in which the patches' axes increase, such as "RAS", as preprocessing has left them:
             says which axis runs between left and right, where ``laterality`` needs it.
         clip: largest norm of the network's gradient, or None.
+        network_builder: a function that makes ``network`` as it was given to `methods.prepare`, untrained; for methods
+            that begin anew with a fresh one in a later phase. In a bundle ``{"_target_": ..., "_mode_": "callable"}``,
+            of which ``$@network_builder()`` is the first. See `PhaseSchedule` and `LastPhaseOnly` too.
         prepare_batch: as in MONAI; with a learned augmentation it gives the network no further tensors.
         inferer: as in MONAI; with a learned augmentation none that cuts samples into windows.
         train_handlers: as in MONAI.
@@ -128,6 +132,7 @@ class AutoAugTrainer(SupervisedTrainer):
         label_names: Sequence[str] = (),
         orientation: str | None = None,
         clip: float | None = None,
+        network_builder: Callable[[], nn.Module] | None = None,
         prepare_batch: Callable[..., Any] = default_prepare_batch,
         inferer: Inferer | None = None,
         train_handlers: Sequence[Any] | None = None,
@@ -161,7 +166,7 @@ class AutoAugTrainer(SupervisedTrainer):
             raise ConfigError(f"margin must be {dims} numbers of voxels, not negative, got {margin}")
         self.task = build_task(
             self, self.plain_network, dims, self._listen, regions=regions, clip=clip, patch_size=patch_size,
-            label_names=label_names,
+            label_names=label_names, build=builder(method, method_options or {}, network_builder),
         )  # fmt: skip
         # its precision is the engine's scaler from now on
         self.losses, self.scaler = cast(PerSampleLoss, self.task.losses), cast(Any, self.task.precision.scaler)
@@ -177,6 +182,7 @@ class AutoAugTrainer(SupervisedTrainer):
             num_classes=num_classes, loss_function=loss_function,
         )  # fmt: skip
         check_host(self.method, self.plain_network, self.optimizer, self.inferer, self.prepare_batch)
+        self.register_events(*PhaseEvents)
         self.streams = SideStreams(
             self.method.needs, self.data_loader, {"real": real_data_loader, "meta": meta_data_loader},
             lambda data: self.converter(data).batch, seed=seed, method=self.method.name,
@@ -214,6 +220,11 @@ class AutoAugTrainer(SupervisedTrainer):
             self.state.dataloader = starting_at(self.data_loader, self.state.iteration)
             self._entered = False
         self.streams.start_epoch(self.state.epoch)
+        if enter_phase(self.method, self.state.epoch, self.state.max_epochs):
+            self.state.best_metric = self.state.best_metric_epoch = -1  # of the last phase only
+            again = ", with a fresh segmentation network" if self.method.phase.fresh else ""
+            self._say(logging.INFO, f"Phase {self.method.phase.name!r} begins{again}")
+            self.fire_event(PhaseEvents.PHASE_STARTED)
 
     def _end_epoch(self) -> None:
         """Put the method's figures where handlers look for them and its warnings into the log."""
@@ -250,6 +261,7 @@ class AutoAugTrainer(SupervisedTrainer):
     def run(self) -> None:  # type: ignore[override]  # MONAI's signature, not ignite's
         """Train; called again with a larger ``max_epochs``, it goes on (and so does the gradient scaler)."""
         self._entered = True
+        check_phases(self.method, self.state.max_epochs)
         for doubt in self.doubts:
             self._say(logging.WARNING, doubt)
         for sentence in self.method.announcement():

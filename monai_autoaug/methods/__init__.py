@@ -13,6 +13,7 @@ from torch import nn
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Batches, Losses, Method, Player, Task
+from monai_autoaug.methods.phases import Phase
 from monai_autoaug.methods.values import check_values
 
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "Batches",
     "Losses",
     "Method",
+    "Phase",
     "Player",
     "Task",
     "build",

@@ -18,11 +18,20 @@ import torch
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.errors import CheckpointError
-from monai_autoaug.networks import auxiliary_state, frozen, load_auxiliary_state, norm_groups, with_parameters
+from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.methods.phases import Phase
+from monai_autoaug.networks import (
+    auxiliary_state,
+    built,
+    frozen,
+    load_auxiliary_state,
+    norm_groups,
+    renew,
+    with_parameters,
+)
 from monai_autoaug.policies.drawing import Drawing
 from monai_autoaug.policies.evidence import Seen
-from monai_autoaug.precision import Precision, average_gradients, rank
+from monai_autoaug.precision import Precision, average_gradients, broadcast, rank
 
 __all__ = ["Batches", "Losses", "Method", "Player", "Task"]
 
@@ -92,6 +101,7 @@ class Task:
         patch_size: voxels of a patch without margin, if all are alike.
         label_names: of the label values from 0 on, if they have names; of regions "background" and theirs.
         listener: is told "forward", "loss", "backward" and "model" within each step, with what there is to know.
+        build: makes a network like this one on the CPU, prepared and untrained; None: `fresh` isn't there.
 
     >>> net = nn.Conv3d(1, 2, 1)
     >>> task = Task(net, torch.optim.SGD(net.parameters(), 0.1), precision=Precision("cpu"),
@@ -116,6 +126,7 @@ class Task:
         patch_size: tuple[int, ...] | None = None,
         label_names: tuple[str, ...] = (),
         listener: Callable[[str, Mapping[str, Any]], None] = _ignore,
+        build: Callable[[], nn.Module] | None = None,
     ) -> None:
         self.network, self.optimizer, self.losses, self.precision = network, optimizer, losses, precision
         self.spatial_dims, self.regions, self.clip = spatial_dims, regions, clip
@@ -123,7 +134,29 @@ class Task:
         self.accumulation_steps, self.steps = accumulation_steps, steps
         self.patch_size, self.label_names = patch_size, label_names
         self.first_micro_batch = self.last_micro_batch = True  # a host that accumulates sets these before each step
-        self.notify = listener
+        self.notify, self.build = listener, build
+        # what the optimiser begins with; a schedule changes it
+        self._settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
+
+    def fresh(self, seed: int) -> None:
+        """Begin anew: the network as its builder makes it of ``seed``, the optimiser without memory of what was.
+
+        Both stay the same objects, compiled, wrapped or referred to as they are. On all ranks the weights are the
+        same. The host's learning-rate schedule begins anew too; global random numbers are left as they are.
+
+        Args:
+            seed: of the initial weights.
+
+        Raises:
+            ConfigError: the host hasn't said how its network is built, or builds another one.
+        """
+        if self.build is None:
+            raise ConfigError("this method begins anew with a fresh segmentation network, but the host can't build one")
+        renew(self.network, built(self.build, seed))
+        broadcast([*self.network.parameters(), *self.network.buffers()])
+        self.optimizer.state.clear()
+        for group, settings in zip(self.optimizer.param_groups, self._settings, strict=True):
+            group.update(settings)
 
     @property
     def device(self) -> torch.device:
@@ -207,6 +240,8 @@ class Method(ABC):
 
     name: ClassVar[str]
     needs: tuple[str, ...] = ("train",)  # streams; with options that say otherwise, see `streams`
+    phases: tuple[Phase, ...] = (Phase("train"),)  # of a training, in their order; hosts call `begin_phase`
+    keeps_best: bool = False  # deploys the network of the best validation Dice (of the last phase), not the last one
     meta_batch: int = 8  # patches of a batch of the stream "meta"; a host that makes this stream reads it
     settled: int = 1_000_000  # updates after which everything learns that does; a host tries a step out there
     finishing: int = 0  # updates that `finish` makes; a host that tries a method out lowers it
@@ -218,6 +253,8 @@ class Method(ABC):
         self.task = task
         self.players: dict[str, Player] = {}
         self.steps = 0  # updates, not micro-batches
+        self.seed, self.phase_number = seed, 0
+        self.phase_began = 0  # updates before this phase
         self.generator = torch.Generator(device=task.device)
         self.generator.manual_seed(seed * 1009 + rank())
 
@@ -230,6 +267,34 @@ class Method(ABC):
     def streams(cls, **options: Any) -> tuple[str, ...]:
         """Names of the streams that it draws from with these options: a host sets no cases apart for others."""
         return cls.needs
+
+    @property
+    def phase(self) -> Phase:
+        """The phase that the training is in."""
+        return self.phases[self.phase_number]
+
+    @property
+    def phase_steps(self) -> int:
+        """Updates since this phase began."""
+        return self.steps - self.phase_began
+
+    def begin_phase(self, number: int) -> None:
+        """Go on to a phase: a host calls it before the phase's first epoch, except for the first phase.
+
+        Args:
+            number: of the phase, counted from 0, larger than `phase_number`.
+        """
+        self.phase_number, self.phase_began = number, self.steps
+        if self.phase.fresh:
+            self.task.fresh(self.seed * 1009 + number)
+        self.on_phase()
+
+    def on_phase(self) -> None:  # noqa: B027  # most methods have one phase
+        """Prepare for `phase`: freeze what it does not train, make other players; default: nothing.
+
+        It is called when a later phase begins, behind `Task.fresh`, and before a checkpoint of such a phase is
+        restored, whose players' states come on top. The first phase is what the constructor prepares for.
+        """
 
     @abstractmethod
     def step(self, batches: Batches) -> dict[str, float]:
@@ -317,6 +382,9 @@ class Method(ABC):
         return {
             "name": self.name,
             "steps": self.steps,
+            "phase": self.phase_number,
+            "phase_name": self.phase.name,
+            "phase_began": self.phase_began,
             "players": {
                 n: {"module": p.module.state_dict(), "optimizer": p.optimizer.state_dict()}
                 for n, p in self.players.items()
@@ -330,8 +398,9 @@ class Method(ABC):
         """Restore what ``state_dict`` gave.
 
         Raises:
-            CheckpointError: it is another method's, or has other players.
+            CheckpointError: it is another method's, or has other phases or players.
         """
+        self._restore_phase(state)
         if state["name"] != self.name or set(state["players"]) != set(self.players):
             raise CheckpointError(
                 f"this checkpoint was written by method {state['name']!r} with players {sorted(state['players'])};"
@@ -344,6 +413,20 @@ class Method(ABC):
         load_auxiliary_state(self.task.network, state["auxiliary"])
         self._restore_generator(state["generator"].cpu())
         self.task.precision.load_state_dict(state["precision"])
+
+    def _restore_phase(self, state: Mapping[str, Any]) -> None:
+        """The phase of a checkpoint, before its players are compared with those of here."""
+        number = state.get("phase", 0)  # before there were phases there was one
+        if state["name"] != self.name:
+            return  # what follows says so
+        if number >= len(self.phases) or state.get("phase_name", self.phases[number].name) != self.phases[number].name:
+            raise CheckpointError(
+                f"this checkpoint is of phase {number + 1}, {state['phase_name']!r}; this run's phases are"
+                f" {', '.join(p.name for p in self.phases)}. Resume with the options it was started with"
+            )
+        self.phase_number, self.phase_began = number, state.get("phase_began", 0)
+        if number:
+            self.on_phase()
 
     def _restore_generator(self, state: Tensor) -> None:
         """Go on with the random numbers of the checkpoint, or, on another kind of device, with new ones of the seed."""

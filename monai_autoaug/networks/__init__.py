@@ -14,15 +14,19 @@ from monai_autoaug.networks.auxiliary_norm import (
 from monai_autoaug.networks.deepmedic import DeepMedic
 from monai_autoaug.networks.functional import frozen, with_parameters
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
+from monai_autoaug.networks.renewal import built, check_alike, renew
 
 __all__ = [
     "AuxiliaryNorm",
     "DeepMedic",
     "add_auxiliary_norms",
     "auxiliary_state",
+    "built",
+    "check_alike",
     "frozen",
     "load_auxiliary_state",
     "norm_groups",
+    "renew",
     "reverse_gradient",
     "with_parameters",
 ]
