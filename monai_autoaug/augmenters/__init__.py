@@ -6,10 +6,11 @@ from __future__ import annotations
 
 from monai_autoaug.augmenters.affine import AffineAugmenter
 from monai_autoaug.augmenters.appearance import AppearanceAugmenter
-from monai_autoaug.augmenters.base import Augmenter
+from monai_autoaug.augmenters.base import Augmenter, TrunkAugmenter
 from monai_autoaug.augmenters.deformation import DeformationAugmenter
 from monai_autoaug.augmenters.dictionary import LearnedAugmentd
 from monai_autoaug.augmenters.files import load, save
+from monai_autoaug.augmenters.general import GeneralAugmenter
 from monai_autoaug.augmenters.transformation import Transformation
 
 __all__ = [
@@ -17,8 +18,10 @@ __all__ = [
     "AppearanceAugmenter",
     "Augmenter",
     "DeformationAugmenter",
+    "GeneralAugmenter",
     "LearnedAugmentd",
     "Transformation",
+    "TrunkAugmenter",
     "load",
     "save",
 ]

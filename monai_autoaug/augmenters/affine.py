@@ -11,7 +11,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from monai_autoaug.augmenters.base import Augmenter
+from monai_autoaug.augmenters.base import TrunkAugmenter
 from monai_autoaug.augmenters.transformation import Transformation
 from monai_autoaug.augmenters.trunk import adaptive_pool
 from monai_autoaug.transforms.geometry import affine_matrix
@@ -19,8 +19,8 @@ from monai_autoaug.transforms.geometry import affine_matrix
 __all__ = ["AffineAugmenter"]
 
 
-class AffineAugmenter(Augmenter):
-    """Rotation, scale, shear and translation, each within a stated bound (see `Augmenter` for the common arguments).
+class AffineAugmenter(TrunkAugmenter):
+    """Rotation, scale, shear and translation, each within a stated bound (common arguments: `TrunkAugmenter`).
 
     Args:
         rotation: bound of each axis' rotation in degree, 0 to 180.

@@ -10,15 +10,15 @@ from typing import Any, ClassVar
 from monai.networks.layers.factories import Conv
 from torch import Tensor, nn
 
-from monai_autoaug.augmenters.base import Augmenter
+from monai_autoaug.augmenters.base import TrunkAugmenter
 from monai_autoaug.augmenters.deformation import spline_field
 from monai_autoaug.augmenters.transformation import Transformation
 
 __all__ = ["AppearanceAugmenter"]
 
 
-class AppearanceAugmenter(Augmenter):
-    """An additive mask, one a channel (see `Augmenter` for the common arguments).
+class AppearanceAugmenter(TrunkAugmenter):
+    """An additive mask, one a channel (common arguments: `TrunkAugmenter`).
 
     Args:
         additive: bound of the mask in standard deviations of the normalised image.

@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What the image-conditioned augmenters share: trunk, noise, bounds and the random policy that they start from."""
+"""What augmenters share: noise and strength; those with a trunk also bounds and the random policy they start from."""
 
 from __future__ import annotations
 
@@ -18,11 +18,81 @@ from monai_autoaug.augmenters.trunk import PaperTrunk, QuarterTrunk
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.precision import float32_region
 
-__all__ = ["Augmenter"]
+__all__ = ["Augmenter", "TrunkAugmenter"]
 
 
 class Augmenter(nn.Module):
-    """Base of the learned augmenters: ``forward(image, noise) -> Transformation``.
+    """Base of all learned augmenters: ``forward(image, noise) -> Transformation``, the identity at ``strength`` 0.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: image channels.
+        noise_size: length of the noise vector that its networks see.
+        draws: how many further normal numbers a sample needs.
+        strength: where the buffer of that name starts, 0 (identity) to 1 (as learned).
+    """
+
+    kind: ClassVar[str]
+    limits: ClassVar[Mapping[str, tuple[float, float]]]  # least and greatest value of each bound
+    strength: Tensor
+
+    def __init__(
+        self, spatial_dims: int, in_channels: int, *, noise_size: int, draws: int = 0, strength: float = 1.0
+    ) -> None:
+        super().__init__()
+        self.spatial_dims, self.in_channels, self.noise_size, self.draws = spatial_dims, in_channels, noise_size, draws
+        self.register_buffer("strength", torch.tensor(strength))
+
+    def sample_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
+        """Standard normal noise (B, noise_size + draws).
+
+        Args:
+            batch_size: B.
+            generator: random numbers come from it, on its own device; None: torch's global one.
+        """
+        source = self.strength.device if generator is None else generator.device
+        return torch.randn(batch_size, self.noise_size + self.draws, generator=generator, device=source).to(
+            self.strength
+        )
+
+    @abstractmethod
+    def forward(self, image: Tensor, noise: Tensor | None = None, *, spacing: Tensor | None = None) -> Transformation:
+        """Predict one transformation a sample.
+
+        Args:
+            image: (B, C, D, H, W), normalised.
+            noise: from `sample_noise`; None: drawn.
+            spacing: (B, 3) in mm, which makes rotations act in physical space; None: voxels count as cubes.
+
+        Returns:
+            Transformations of volumes of the image's size; each depends on that sample and its noise alone
+            (batch norm in ``fidelity="paper"`` aside).
+        """
+
+    @abstractmethod
+    def options(self) -> dict[str, Any]:
+        """The constructor's arguments, as JSON values."""
+
+    @classmethod
+    def check(cls, **bounds: object) -> None:
+        """See that each bound is a number within ``limits``.
+
+        Raises:
+            ConfigError: one is not; the message names it.
+        """
+        for name, value in bounds.items():
+            least, greatest = cls.limits[name]
+            whole = isinstance(least, int)
+            kind = int if whole else int | float
+            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= greatest:
+                raise ConfigError(
+                    f"{cls.kind}: {name} must be {'a whole number' if whole else 'a number'} between {least} and"
+                    f" {greatest}, got {value!r}"
+                )
+
+
+class TrunkAugmenter(Augmenter):
+    """Base of the augmenters whose parameters one head predicts from the features of a trunk, which they may share.
 
     Two parametrisations, both bounded and both the identity when fresh:
 
@@ -48,10 +118,6 @@ class Augmenter(nn.Module):
         ConfigError: unknown ``fidelity`` or ``base``.
     """
 
-    kind: ClassVar[str]
-    limits: ClassVar[Mapping[str, tuple[float, float]]]  # least and greatest value of each bound
-    strength: Tensor
-
     def __init__(
         self,
         spatial_dims: int,
@@ -65,58 +131,35 @@ class Augmenter(nn.Module):
         trunk: nn.Module | None,
         parameters: int,
     ) -> None:
-        super().__init__()
         if fidelity not in ("default", "paper"):
             raise ConfigError(f"fidelity must be 'default' or 'paper', got {fidelity!r}")
         base = base or ("identity" if fidelity == "paper" else "random")
         if base not in ("random", "identity"):
             raise ConfigError(f"base must be 'random' or 'identity', got {base!r}")
-        self.spatial_dims, self.in_channels, self.fidelity, self.base = spatial_dims, in_channels, fidelity, base
-        self.noise_size = noise_size
-        self.draws = parameters if base == "random" else 0
+        random = base == "random"
+        super().__init__(
+            spatial_dims, in_channels, noise_size=noise_size, draws=parameters if random else 0,
+            strength=0.0 if random else 1.0,
+        )  # fmt: skip
+        self.fidelity, self.base = fidelity, base
         network = PaperTrunk if fidelity == "paper" else QuarterTrunk
         self.trunk = trunk if trunk is not None else network(
             spatial_dims, in_channels, noise_size=noise_size, width=width, image_condition=image_condition
         )  # fmt: skip
         self.tap: Callable[[Tensor], Tensor] = _untapped
         self._listeners: list[Callable[[Tensor], object]] = []
-        self.register_buffer("strength", torch.tensor(1.0 if base == "identity" else 0.0))
 
-    def sample_noise(self, batch_size: int, generator: torch.Generator | None = None) -> Tensor:
-        """Standard normal noise (B, noise_size + draws): what the trunk sees, then what the random policy draws from.
-
-        Args:
-            batch_size: B.
-            generator: random numbers come from it, on its own device; None: torch's global one.
-        """
-        source = self.strength.device if generator is None else generator.device
-        return torch.randn(batch_size, self.noise_size + self.draws, generator=generator, device=source).to(
-            self.strength
-        )
-
-    def forward(self, image: Tensor, noise: Tensor | None = None) -> Transformation:
-        """Predict one transformation a sample.
-
-        Args:
-            image: (B, C, D, H, W), normalised.
-            noise: from `sample_noise`; None: drawn.
-
-        Returns:
-            Transformations of volumes of the image's size; each depends on that sample and its noise alone
-            (batch norm in ``fidelity="paper"`` aside).
-        """
+    def forward(self, image: Tensor, noise: Tensor | None = None, *, spacing: Tensor | None = None) -> Transformation:
+        """See `Augmenter.forward`."""
         noise = self.sample_noise(len(image)) if noise is None else noise
-        return self.decode(self.trunk(image, noise[:, : self.noise_size]), noise, tuple(image.shape[2:]))
+        features = self.trunk(image, noise[:, : self.noise_size])
+        return self.decode(features, noise, tuple(image.shape[2:]), spacing=spacing)
 
     @abstractmethod
     def decode(
         self, features: Tensor, noise: Tensor, shape: tuple[int, ...], *, spacing: Tensor | None = None
     ) -> Transformation:
         """Features of the trunk -> transformation of volumes of size ``shape``."""
-
-    @abstractmethod
-    def options(self) -> dict[str, Any]:
-        """The constructor's arguments, as JSON values."""
 
     def common_options(self) -> dict[str, Any]:
         """Those arguments that all augmenters have."""
@@ -159,23 +202,6 @@ class Augmenter(nn.Module):
             yield
         finally:
             self.tap = _untapped
-
-    @classmethod
-    def check(cls, **bounds: object) -> None:
-        """See that each bound is a number within ``limits``.
-
-        Raises:
-            ConfigError: one is not; the message names it.
-        """
-        for name, value in bounds.items():
-            least, greatest = cls.limits[name]
-            whole = isinstance(least, int)
-            kind = int if whole else int | float
-            if isinstance(value, bool) or not isinstance(value, kind) or not least <= value <= greatest:
-                raise ConfigError(
-                    f"{cls.kind}: {name} must be {'a whole number' if whole else 'a number'} between {least} and"
-                    f" {greatest}, got {value!r}"
-                )
 
     def draw_shape(self) -> tuple[int, ...]:
         """Shape of the random policy's draws a sample."""

@@ -14,7 +14,7 @@ from monai.networks.layers.factories import Conv
 from scipy.interpolate import BSpline
 from torch import Tensor, nn
 
-from monai_autoaug.augmenters.base import Augmenter
+from monai_autoaug.augmenters.base import TrunkAugmenter
 from monai_autoaug.augmenters.transformation import Transformation
 from monai_autoaug.augmenters.trunk import adaptive_pool
 from monai_autoaug.precision import float32_region
@@ -46,10 +46,10 @@ def spline_field(control: Tensor, size: tuple[int, ...]) -> Tensor:
     return field
 
 
-class DeformationAugmenter(Augmenter):
+class DeformationAugmenter(TrunkAugmenter):
     """A diffeomorphic deformation: the exponential of a cubic B-spline velocity field without mean translation.
 
-    It is integrated at a quarter of the resolution (see `Augmenter` for the common arguments). ``fidelity="paper"`` is
+    It is integrated at a quarter of the resolution (common arguments: `TrunkAugmenter`). ``fidelity="paper"`` is
     the paper's free displacement of every voxel, bounded, without an inverse.
 
     Args:

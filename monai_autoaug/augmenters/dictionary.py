@@ -134,8 +134,7 @@ class LearnedAugmentd(RandomizableTransform, MapTransform, InvertibleTransform):
             before = augmenter.strength.clone()
             augmenter.strength.fill_(self.strength)
             try:
-                features = augmenter.trunk(plain, noise[:, : augmenter.noise_size])
-                return augmenter.decode(features, noise, tuple(plain.shape[2:]), spacing=spacing)
+                return augmenter(plain, noise, spacing=spacing)
             finally:
                 augmenter.strength.copy_(before)
 

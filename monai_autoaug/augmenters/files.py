@@ -17,13 +17,16 @@ from monai_autoaug.augmenters.affine import AffineAugmenter
 from monai_autoaug.augmenters.appearance import AppearanceAugmenter
 from monai_autoaug.augmenters.base import Augmenter
 from monai_autoaug.augmenters.deformation import DeformationAugmenter
+from monai_autoaug.augmenters.general import GeneralAugmenter
 from monai_autoaug.errors import PolicyError
 from monai_autoaug.writing import write_tensors
 
 __all__ = ["load", "save"]
 
 _FORMAT, _VERSION = "monai_autoaug.augmenters", 1
-_KINDS: dict[str, type[Augmenter]] = {a.kind: a for a in (AffineAugmenter, DeformationAugmenter, AppearanceAugmenter)}
+_KINDS: dict[str, type[Augmenter]] = {
+    a.kind: a for a in (AffineAugmenter, DeformationAugmenter, AppearanceAugmenter, GeneralAugmenter)
+}
 
 
 def save(path: str | os.PathLike[str], augmenters: Mapping[str, nn.Module]) -> Path:

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from monai_autoaug.augmenters import (
     AffineAugmenter,
     AppearanceAugmenter,
-    Augmenter,
     DeformationAugmenter,
     Transformation,
+    TrunkAugmenter,
 )
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
@@ -28,7 +28,7 @@ from monai_autoaug.networks.gradient_reversal import reverse_gradient
 
 __all__ = ["KINDS", "AugmentedMethod"]
 
-KINDS: dict[str, type[Augmenter]] = {
+KINDS: dict[str, type[TrunkAugmenter]] = {
     "affine": AffineAugmenter,
     "deformation": DeformationAugmenter,
     "appearance": AppearanceAugmenter,
@@ -43,8 +43,8 @@ class AugmentedMethod(Method):
         mode: "combined": every batch in four parts, clean and one a kind, each with its own norm group, or a single
             kind, which then transforms the whole batch.
         auxiliary_norms: norm groups for the augmented parts in combined mode; the clean part always uses the main one.
-        fidelity: "default" or "paper" (see `Augmenter`).
-        base: see `Augmenter`.
+        fidelity: "default" or "paper" (see `TrunkAugmenter`).
+        base: see `TrunkAugmenter`.
         noise_size: length of the noise vector.
         width: channels of the generators.
         image_condition: whether the generators look at the image.
@@ -155,9 +155,9 @@ class AugmentedMethod(Method):
         """What `generate` applies of ``move``; a method may put something in between that measures the gradient."""
         return move
 
-    def augmenter(self, kind: str) -> Augmenter:
+    def augmenter(self, kind: str) -> TrunkAugmenter:
         """The augmenter of one kind."""
-        return cast(Augmenter, self.generators[kind])
+        return cast(TrunkAugmenter, self.generators[kind])
 
     def generate(self, batch: Batch) -> list[Part]:
         """Transform each part of ``batch`` by its augmenter."""

@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from monai_autoaug.augmenters import Augmenter, Transformation
+from monai_autoaug.augmenters import Transformation, TrunkAugmenter
 
-__all__ = ["WARN_ABOVE", "WARN_BELOW", "collapse_figures", "collapse_warnings", "noise_share"]
+__all__ = [
+    "WARN_ABOVE", "WARN_BELOW", "collapse_figures", "collapse_warnings", "magnitude_figures", "noise_share",
+]  # fmt: skip
 
 # figure -> the value beyond which a run warns; the pictures of a run draw the same limits
 WARN_BELOW = {"noise_share": 0.3, "jacobian_minimum": 0.0, "displacement_mean": 0.05, "additive_mean": 0.005}
@@ -41,7 +43,7 @@ def noise_share(t: Transformation) -> float:
 
 
 @torch.no_grad()
-def collapse_figures(augmenter: Augmenter, image: Tensor, generator: torch.Generator) -> dict[str, float]:
+def collapse_figures(augmenter: TrunkAugmenter, image: Tensor, generator: torch.Generator) -> dict[str, float]:
     """Figures of one augmenter, named ``<kind>_<figure>``, over eight noise vectors and one image.
 
     Args:
@@ -70,12 +72,18 @@ def collapse_figures(augmenter: Augmenter, image: Tensor, generator: torch.Gener
         figures |= {"shift": float(shift.square().mean().sqrt()), "spread": float(spread.tanh().exp().mean())}
         same = torch.cat([noise[:, : augmenter.noise_size], noise[:1, augmenter.noise_size :].expand(8, -1)], dim=1)
         figures["learned_share"] = noise_share(augmenter(image.expand(8, *image.shape[1:]), same))
-    for name, value in t.magnitude().items():
-        pick = (
-            value.amin() if name == "jacobian_minimum" else value.amax() if name == "displacement_max" else value.mean()
-        )
-        figures[name] = float(pick)
+    figures |= magnitude_figures(t)
     return {f"{augmenter.kind}_{name}": value for name, value in figures.items()}
+
+
+def magnitude_figures(t: Transformation) -> dict[str, float]:
+    """`Transformation.magnitude` over samples: the mean, but the smallest Jacobian and the largest displacement.
+
+    >>> magnitude_figures(Transformation((2, 2, 2), additive=torch.tensor([1.0, -2.0]).view(2, 1, 1, 1, 1)))
+    {'additive_mean': 1.5}
+    """
+    picks = {"jacobian_minimum": torch.amin, "displacement_max": torch.amax}
+    return {name: float(picks.get(name, torch.mean)(value)) for name, value in t.magnitude().items()}
 
 
 def collapse_warnings(figures: Mapping[str, float], kinds: Sequence[str]) -> list[str]:
