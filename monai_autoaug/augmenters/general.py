@@ -12,9 +12,10 @@ from torch import Tensor
 
 from monai_autoaug.augmenters.affine import AffineAugmenter
 from monai_autoaug.augmenters.base import Augmenter
-from monai_autoaug.augmenters.general_parts import NoiseUNet, PaperEncoder, voxel_matrix
+from monai_autoaug.augmenters.general_parts import NoiseUNet, PaperEncoder
 from monai_autoaug.augmenters.transformation import Transformation
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.networks.spatial_transformer import voxel_matrix
 from monai_autoaug.precision import float32_region
 
 __all__ = ["GeneralAugmenter"]

@@ -15,10 +15,10 @@ from monai.networks.nets import UNet
 from torch import Tensor, nn
 
 from monai_autoaug.augmenters.trunk import adaptive_pool
-from monai_autoaug.precision import float32_region
+from monai_autoaug.networks.spatial_transformer import AffineEncoder
 from monai_autoaug.transforms.geometry import upsample_field
 
-__all__ = ["ImageDecoder", "NoiseUNet", "PaperEncoder", "voxel_matrix"]
+__all__ = ["ImageDecoder", "NoiseUNet", "PaperEncoder"]
 
 
 def _spread(noise: Tensor, size: Sequence[int]) -> Tensor:
@@ -26,34 +26,16 @@ def _spread(noise: Tensor, size: Sequence[int]) -> Tensor:
     return noise.view(*noise.shape, *[1] * len(size)).expand(*noise.shape, *size)
 
 
-def voxel_matrix(matrix: Tensor, shape: Sequence[int]) -> Tensor:
-    """Matrices in [-1, 1] coordinates, as a spatial transformer predicts them -> in centred voxels.
-
-    Args:
-        matrix: (B, d, d + 1), axes in the order D, H, W.
-        shape: (D, H, W) of the volume.
-
-    >>> shift = torch.tensor([[[1.0, 0.0, 0.5], [0.0, 1.0, 0.0]]])  # half of the half extent along the first axis
-    >>> voxel_matrix(shift, (9, 5))[0].tolist()
-    [[1.0, 0.0, 2.0], [0.0, 1.0, 0.0]]
-    """
-    half = torch.tensor([max(n - 1, 1) / 2 for n in shape]).to(matrix)
-    linear = matrix[:, :, :-1] * half[:, None] / half
-    return torch.cat([linear, matrix[:, :, -1:] * half[:, None]], dim=2)
-
-
 class PaperEncoder(nn.Module):
     """ENC of the paper's spatial transformer: image and noise, concatenated in the first layer -> an affine matrix.
 
-    Strided convolutions with batch norm and leaky ReLU, global average, one linear layer that starts at 0, which is
-    the identity, as spatial transformers do. Nothing bounds the matrix.
+    With batch norm; fresh it is the identity, and nothing bounds it (see `AffineEncoder`).
 
     Args:
         spatial_dims: 2 or 3.
         in_channels: image channels.
-        noise_size: length of the noise vector; 0: it sees the image alone.
-        width: channels of the first layer, doubled at each further one.
-        layers: convolutions of stride 2.
+        noise_size: length of the noise vector.
+        width: channels of the first layer.
 
     Source: Mounsaveng et al. 2019, section 3, Eq. 1, and section 4.2; the layers are not in the paper.
 
@@ -61,28 +43,16 @@ class PaperEncoder(nn.Module):
     [[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]
     """
 
-    def __init__(
-        self, spatial_dims: int, in_channels: int, *, noise_size: int, width: int = 16, layers: int = 4
-    ) -> None:
+    def __init__(self, spatial_dims: int, in_channels: int, *, noise_size: int, width: int = 16) -> None:
         super().__init__()
         self.spatial_dims = spatial_dims
-        channels = [in_channels + noise_size, *[width * 2**n for n in range(layers)]]
-        self.layers = nn.Sequential(*[
-            Convolution(spatial_dims, a, b, strides=2, norm="BATCH", act=("LEAKYRELU", {"negative_slope": 0.2}))
-            for a, b in zip(channels, channels[1:], strict=False)
-        ])  # fmt: skip
-        self.matrix = nn.Linear(channels[-1], spatial_dims * (spatial_dims + 1))
-        nn.init.zeros_(self.matrix.weight)
-        nn.init.zeros_(self.matrix.bias)
+        self.encoder = AffineEncoder(spatial_dims, in_channels + noise_size, width=width, norm="BATCH")
 
     def forward(self, image: Tensor, noise: Tensor) -> Tensor:
         """(B, C, D, H, W), (B, noise_size) -> (B, d, d + 1) in [-1, 1] coordinates."""
         d = self.spatial_dims
-        features = self.layers(torch.cat([image, _spread(noise, image.shape[2:]).to(image.dtype)], dim=1))
-        with float32_region(image.device):
-            pooled = features.flatten(2).mean(2)
-            raw: Tensor = self.matrix(pooled if pooled.dtype == torch.float64 else pooled.float())
-            return torch.eye(d, d + 1).to(raw) + raw.view(-1, d, d + 1)
+        raw = self.encoder(torch.cat([image, _spread(noise, image.shape[2:]).to(image.dtype)], dim=1))
+        return torch.eye(d, d + 1).to(raw) + raw.view(-1, d, d + 1)
 
 
 class NoiseUNet(nn.Module):

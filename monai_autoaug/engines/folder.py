@@ -16,6 +16,7 @@ from torch import nn
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.networks import expect_spatial_transformer
 from monai_autoaug.writing import write_tensors, write_text
 
 __all__ = ["Run", "read_json", "write_json"]
@@ -152,6 +153,7 @@ class Run:
         if content.get("format") != _FORMAT or content.get("version") != _VERSION:
             raise CheckpointError(f"{self.model}: is no model of this package, or one of another version")
         network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
+        expect_spatial_transformer(network, content["state"])
         network.load_state_dict(content["state"])
         return network.eval()
 

@@ -12,18 +12,22 @@ from monai_autoaug.networks.auxiliary_norm import (
     norm_groups,
 )
 from monai_autoaug.networks.deepmedic import DeepMedic
-from monai_autoaug.networks.functional import frozen, with_parameters
+from monai_autoaug.networks.functional import frozen, held, with_parameters
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
 from monai_autoaug.networks.renewal import built, check_alike, renew
+from monai_autoaug.networks.spatial_transformer import add_spatial_transformer, expect_spatial_transformer
 
 __all__ = [
     "AuxiliaryNorm",
     "DeepMedic",
     "add_auxiliary_norms",
+    "add_spatial_transformer",
     "auxiliary_state",
     "built",
     "check_alike",
+    "expect_spatial_transformer",
     "frozen",
+    "held",
     "load_auxiliary_state",
     "norm_groups",
     "renew",

@@ -8,10 +8,11 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name all of torch's users know
 from monai.networks.layers.factories import Conv, Norm
 from torch import Tensor, nn
+from torch.nn.utils.parametrizations import weight_norm
 
 from monai_autoaug.precision import float32_region
 
-__all__ = ["Discriminator", "adversarial_loss", "discriminate_frozen"]
+__all__ = ["Discriminator", "WeightNormDiscriminator", "adversarial_loss", "discriminate_frozen"]
 
 
 class Discriminator(nn.Module):
@@ -54,14 +55,64 @@ class Discriminator(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B,) logits, positive for real."""
-        missing = [max(0, self.minimum - n) for n in image.shape[2:]]
-        if any(missing):
-            pad = [p for m in reversed(missing) for p in (m // 2, m - m // 2)]
-            image = F.pad(image, pad, mode="replicate")
+        image = _padded(image, self.minimum)
         if self.halve:
             image = F.avg_pool3d(image, 2) if self.spatial_dims == 3 else F.avg_pool2d(image, 2)
         logits: Tensor = self.score(self.features(image).flatten(2).mean(2))[:, 0]
         return logits
+
+
+class WeightNormDiscriminator(nn.Module):
+    """The discriminators of paper 004: nine convolutions with weight normalisation, global average, one logit a sample.
+
+    Gaussian noise of 0.05 on the input while training; 3 convolutions of ``width`` channels and 3 of twice as many, the
+    last one of each three with stride 2 and dropout behind it; then 3 of twice as many, the first one without padding,
+    the others 1 voxel wide. Leaky ReLU 0.2 throughout. Small patches are padded to what this needs.
+
+    Args:
+        spatial_dims: 2 or 3.
+        in_channels: of what is looked at: an image and a label, or two images.
+        width: channels of the first layers (96 in the paper, for images of 32 x 32 pixels).
+        dropout: probability, 0 to 1.
+
+    Source: Mounsaveng et al. 2019, section 4.2, which takes it from Dai et al. 2017 (``Discriminative`` of its code);
+    a logit in place of the sigmoid.
+
+    >>> WeightNormDiscriminator(2, 4, width=4)(torch.zeros(2, 4, 9, 20)).shape
+    torch.Size([2])
+    """
+
+    def __init__(self, spatial_dims: int, in_channels: int, *, width: int = 96, dropout: float = 0.5) -> None:
+        super().__init__()
+        conv = Conv[Conv.CONV, spatial_dims]
+        blocks: list[nn.Module] = []
+        channels = in_channels
+        for out in (width, 2 * width):
+            for stride in (1, 1, 2):
+                blocks += [weight_norm(conv(channels, out, 3, stride=stride, padding=1)), nn.LeakyReLU(0.2)]
+                channels = out
+            blocks.append(nn.Dropout(dropout))
+        for kernel in (3, 1, 1):
+            blocks += [weight_norm(conv(channels, channels, kernel)), nn.LeakyReLU(0.2)]
+        self.features = nn.Sequential(*blocks)
+        self.score = weight_norm(nn.Linear(channels, 1))
+        self.minimum = 9  # a third of it is left for the convolution without padding
+
+    def forward(self, image: Tensor) -> Tensor:
+        """(B, C, D, H, W) -> (B,) logits, positive for real."""
+        image = _padded(image, self.minimum)
+        if self.training:
+            image = image + 0.05 * torch.randn_like(image)
+        logits: Tensor = self.score(self.features(image).flatten(2).mean(2))[:, 0]
+        return logits
+
+
+def _padded(image: Tensor, least: int) -> Tensor:
+    """An image continued by its border value to at least so many voxels along each axis."""
+    missing = [max(0, least - n) for n in image.shape[2:]]
+    if not any(missing):
+        return image
+    return F.pad(image, [p for m in reversed(missing) for p in (m // 2, m - m // 2)], mode="replicate")
 
 
 def adversarial_loss(logits: Tensor, real: bool) -> Tensor:

@@ -17,7 +17,7 @@ from torch.nn.modules.dropout import _DropoutNd
 
 from monai_autoaug.errors import ConfigError
 
-__all__ = ["frozen", "with_parameters"]
+__all__ = ["frozen", "held", "with_parameters"]
 
 _FROZEN = (_DropoutNd, _NormBase)  # the latter: batch norm, and instance norm with running statistics
 
@@ -90,3 +90,30 @@ def frozen(network: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def held(network: nn.Module) -> Iterator[nn.Module]:
+    """Within the block the network's parameters need no gradient: what it computes depends on its input alone.
+
+    Args:
+        network: put back afterwards, whatever happens; a backward may come later.
+
+    Yields:
+        The network.
+
+    >>> import torch
+    >>> layer, x = nn.Linear(1, 1), torch.ones(1, requires_grad=True)
+    >>> with held(layer):
+    ...     y = layer(x)
+    >>> y.backward(); x.grad is None, layer.weight.grad is None
+    (False, True)
+    """
+    learning = [p for p in network.parameters() if p.requires_grad]
+    for p in learning:
+        p.requires_grad_(False)
+    try:
+        yield network
+    finally:
+        for p in learning:
+            p.requires_grad_(True)

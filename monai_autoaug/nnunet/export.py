@@ -100,8 +100,16 @@ def plain_checkpoint(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
     Args:
         checkpoint: with the key ``autoaug``; not changed.
+
+    Raises:
+        CheckpointError: its network has a spatial transformer in front, which plain nnU-Net doesn't know.
     """
     ours = checkpoint[KEY]
+    if any(name.startswith("spatial_transformer.") for name in checkpoint["network_weights"]):
+        raise CheckpointError(
+            "this network has a spatial transformer in front, which plain nnU-Net does not know; predict with"
+            " monai_autoaug installed"
+        )
     plain = {key: value for key, value in checkpoint.items() if key != KEY}
     plain["network_weights"] = without_views(checkpoint["network_weights"])
     plain["trainer_name"] = ours["plain_trainer"]

@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_autoaug.errors import AutoAugError, CheckpointError, ConfigError
+from monai_autoaug.networks import expect_spatial_transformer
 from monai_autoaug.policies import TestTimePolicy
 from monai_autoaug.policies.description import build_test_time, describe_test_time
 
@@ -190,6 +191,7 @@ def _write(network: nn.Module, state: dict[str, Any], prefix: str, metadata: Any
 
 def _read(network: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) -> None:
     """Take the views out of a state that is being loaded; one without has none."""
+    expect_spatial_transformer(network, state, prefix)
     found = state.pop(prefix + STATE, None)
     if found is None:
         learn(network, None)

@@ -14,9 +14,10 @@ from monai.data import MetaTensor
 
 from monai_autoaug import augmenters
 from monai_autoaug.augmenters import GeneralAugmenter, LearnedAugmentd, Transformation
-from monai_autoaug.augmenters.general_parts import ImageDecoder, NoiseUNet, PaperEncoder, voxel_matrix
+from monai_autoaug.augmenters.general_parts import ImageDecoder, NoiseUNet
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.collapse import noise_share
+from monai_autoaug.networks.spatial_transformer import voxel_matrix
 from monai_autoaug.transforms import geometry
 
 SMALL: dict[str, Any] = {"width": 4, "noise_size": 6}
@@ -220,11 +221,6 @@ def test_a_decoded_image_depends_on_noise_and_label() -> None:
     base = decoder(noise, label)
     assert not torch.allclose(base, decoder(noise.flip(0), label), atol=1e-3)
     assert not torch.allclose(base, decoder(noise, label.flip(0)), atol=1e-3)
-
-
-def test_an_encoder_without_noise_sees_the_image_alone() -> None:
-    encoder = PaperEncoder(2, 1, noise_size=0, width=4)
-    assert encoder(torch.randn(2, 1, 16, 16), torch.zeros(2, 0)).shape == (2, 2, 3)
 
 
 @pytest.mark.parametrize(
