@@ -51,14 +51,14 @@ def next_parameters(
     >>> next_parameters(torch.optim.SGD([p], 0.5), [torch.ones(2)])
     [tensor([0.5000, 0.5000])]
     """
-    settings = _settings(optimizer, gradients)
-    kept = _clipped(gradients, clip)
+    found = settings(optimizer, gradients)
+    kept = clipped(gradients, clip)
     with torch.no_grad():
         return [
             p.detach().clone() if g is None
-            else _adam(p, g, group, state)[0] if _is_adam(optimizer) else _sgd(p, g, group, state)
-            for (p, group, state), g in zip(settings, kept, strict=True)
-        ]
+            else _adam(p, g, group, state)[0] if is_adam(optimizer) else _sgd(p, g, group, state)
+            for (p, group, state), g in zip(found, kept, strict=True)
+        ]  # fmt: skip
 
 
 def look_ahead(
@@ -89,31 +89,31 @@ def look_ahead(
     >>> look_ahead(torch.optim.SGD([p], 0.5, momentum=0.9, nesterov=True), [torch.ones(2)], [torch.ones(2)])
     [tensor([-0.9500, -0.9500])]
     """
-    settings = _settings(optimizer, gradients)
-    kept = _clipped(gradients, clip)
+    found = settings(optimizer, gradients)
+    kept = clipped(gradients, clip)
     result = []
     with torch.no_grad():
-        for (p, group, state), g, v in zip(settings, kept, direction, strict=True):
+        for (p, group, state), g, v in zip(found, kept, direction, strict=True):
             if g is None:
                 result.append(torch.zeros_like(v))
-            elif _is_adam(optimizer):
+            elif is_adam(optimizer):
                 if not state:
                     raise ConfigError("Adam's first step is the gradient's sign and has no useful derivative: warm up")
                 result.append(v * _adam(p, g, group, state)[1])
             else:
                 result.append(v * _sgd_factor(group, state))
-        return _through_clipping(gradients, result, clip)
+        return through_clipping(gradients, result, clip)
 
 
-def _is_adam(optimizer: torch.optim.Optimizer) -> bool:
+def is_adam(optimizer: torch.optim.Optimizer) -> bool:
     return isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)
 
 
-def _settings(
+def settings(
     optimizer: torch.optim.Optimizer, gradients: Sequence[Tensor | None]
 ) -> list[tuple[Tensor, dict[str, Any], dict[str, Any]]]:
     """Parameter, its group and its state, for each parameter."""
-    if not isinstance(optimizer, torch.optim.SGD) and not _is_adam(optimizer):
+    if not isinstance(optimizer, torch.optim.SGD) and not is_adam(optimizer):
         raise ConfigError(
             f"no closed form is known for {type(optimizer).__name__}: train the network with SGD, Adam or AdamW"
         )
@@ -131,14 +131,14 @@ def _norm(gradients: Sequence[Tensor | None]) -> Tensor:
     return torch.stack([g.norm() for g in gradients if g is not None]).norm()
 
 
-def _clipped(gradients: Sequence[Tensor | None], clip: float | None) -> list[Tensor | None]:
+def clipped(gradients: Sequence[Tensor | None], clip: float | None) -> list[Tensor | None]:
     if clip is None or all(g is None for g in gradients):
         return list(gradients)
     scale = (clip / (_norm(gradients) + _CLIP_EPS)).clamp(max=1)
     return [None if g is None else g * scale for g in gradients]
 
 
-def _through_clipping(gradients: Sequence[Tensor | None], u: list[Tensor], clip: float | None) -> list[Tensor]:
+def through_clipping(gradients: Sequence[Tensor | None], u: list[Tensor], clip: float | None) -> list[Tensor]:
     """The derivative of clipping, transposed, applied to ``u``."""
     if clip is None or all(g is None for g in gradients):
         return u
