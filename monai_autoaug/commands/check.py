@@ -34,7 +34,9 @@ def check(ctx: click.Context, data: Path, json_file: Path | None, workers: int |
         findings = audit(datalist, workers=workers, progress=counter(listener, "checking"))
     names = ", ".join(f"{name} ({value})" for name, value in datalist.labels.items())
     console.print(
-        f"{len(datalist.training)} labelled and {len(datalist.test)} other cases ({datalist.layout});"
+        f"{len(datalist.training)} labelled and {len(datalist.test)} other cases"
+        + (f", {len(datalist.unlabelled)} unlabelled" if datalist.unlabelled else "")
+        + f" ({datalist.layout});"
         f" channels: {', '.join(datalist.channels)}; labels: {names}",
         markup=False,
     )

@@ -63,7 +63,9 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 _PATH = click.Path(path_type=Path)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--output", "-o", type=_PATH, help="Folder of the run.  [default: runs/METHOD]"),
-    click.option("--method", help="none, random, adversarial or joint_policy.  [default: adversarial]"),
+    click.option("--method",
+                 help="none, random, adversarial, general_adversarial, joint_policy, bilevel, or one that another package adds."
+                 "  [default: adversarial]"),
     click.option("--method-option", "method_options", multiple=True, callback=_assignments, metavar="KEY=VALUE",
                  help="An option of the method, such as mode=affine; may be repeated."),
     click.option("--epochs", type=int, help="Epochs.  [default: 40]"),
@@ -79,11 +81,13 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--validation-cases", callback=_share, help="Number or share of validation cases.  [default: 0.2]"),
     click.option("--meta-cases", callback=_share,
                  help="Number or share of the training cases that policies are learned from (meta-validation)."
-                 "  [default: 0.25 with joint_policy, else 0]"),
+                 "  [default: 0.25 with joint_policy, 0.2 with bilevel, else 0]"),
     click.option("--meta-split", metavar="fixed|resampled",
-                 help="The same meta-validation cases all the time, or others each epoch.  [default: fixed]"),
+                 help="The same meta-validation cases all the time, or others each epoch.  [default: resampled with bilevel, else fixed]"),
     click.option("--meta-list", type=_PATH, metavar="FILE",
                  help="The meta-validation cases: a JSON or text list of names, or another data set's folder."),
+    click.option("--unlabelled", type=_PATH, metavar="DIR",
+                 help="Images without labels, for a method that learns from these, too (task_driven)."),
     click.option("--validation-interval", type=int, help="Epochs between validations.  [default: 5]"),
     click.option("--spacing", type=float, nargs=3, help="Voxel size in mm.  [default: the median]"),
     click.option("--normalisation", multiple=True, metavar="auto|ct|zscore",
@@ -118,8 +122,10 @@ def train(config: Path | None, resume: bool, **given: Any) -> None:
     pictures. Options on the command line win over --config.
 
     Methods: none; random (unlearned control); adversarial (learned transformations that make the task harder);
+    general_adversarial (a learned affine map and a U-Net, which two discriminators keep within the class of the patch);
     joint_policy (learns which operations to augment with, for background and foreground, and which views to average at
-    test time, from training cases that are set apart for it).
+    test time, from training cases that are set apart for it); bilevel (learns a distribution of transformations that
+    lowers the loss on training cases set apart, others in each epoch).
 
     Two kinds of Dice are told: while training, on volumes resampled for the network (log.jsonl, whose keys
     "python -m pydoc monai_autoaug.engines.log" explains); at the end, on the voxels of the label files

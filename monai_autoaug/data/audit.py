@@ -114,7 +114,8 @@ def audit(
     Every file is read once and to its end (checksum included); a worker holds one case at a time.
 
     Args:
-        datalist: training and test cases; test cases (images to be predicted) have no label to check.
+        datalist: training, test and unlabelled cases; test cases (images to be predicted) and unlabelled ones have no
+            label to check.
         parts: how the training cases are split, if that is known; then no image may be in two parts.
         workers: threads; None: one a core, at most 8.
         progress: called with the number of cases done and of all cases.
@@ -129,7 +130,7 @@ def audit(
     ...     audit(read_datalist(write_phantom(folder, cases=2, size=24)))
     []
     """
-    everything = [*datalist.training, *datalist.test]
+    everything = [*datalist.training, *datalist.test, *datalist.unlabelled]
     data, found = DataSetView(datalist, parts), []
     with ThreadPoolExecutor(workers or min(os.cpu_count() or 1, 8)) as pool:
         results = pool.map(lambda case: _audit_case(case, datalist, checks), everything)

@@ -25,6 +25,7 @@ __all__ = [
 ]
 
 _PARTS = {"train": "training", "meta": "meta-validation", "validation": "validation"}
+_UNLABELLED = "unlabelled"
 _REMEDY = "resample it onto the image"
 
 
@@ -113,8 +114,15 @@ def _equal_images(data: DataSetView) -> Iterator[list[str]]:
 
 def _part_of(data: DataSetView) -> dict[str, str]:
     """Case -> the part of the split that it belongs to; empty without a split."""
-    parts = data.parts._asdict() if data.parts is not None else {}
-    return {case.name: _PARTS[part] for part, cases in parts.items() for case in cases}
+    if data.parts is None:
+        return {}
+    known = {case.name: _PARTS[part] for part, cases in data.parts._asdict().items() for case in cases}
+    return known | {case.name: _UNLABELLED for case in data.datalist.unlabelled}
+
+
+def _apart(first: str | None, second: str | None) -> bool:
+    """Whether cases of these two parts must not hold the same image; training cases may be among the unlabelled."""
+    return first != second and {first, second} != {_PARTS["train"], _UNLABELLED}
 
 
 def leakage(data: DataSetView) -> Iterator[Fault]:
@@ -123,7 +131,7 @@ def leakage(data: DataSetView) -> Iterator[Fault]:
     for names in _equal_images(data):
         first = names[0]
         for name in names[1:]:
-            if part.get(name) != part.get(first):
+            if _apart(part.get(name), part.get(first)):
                 remedy = "remove one of the two cases, or choose a split (--split-seed) that keeps them together"
                 message = f"is a {part.get(name)} case that holds the same image as the {part.get(first)} case {first}"
                 yield Fault(message, "another image", f"that of {first}", remedy, case=name)
@@ -134,7 +142,7 @@ def duplicates(data: DataSetView) -> Iterator[Fault]:
     part = _part_of(data)
     for names in _equal_images(data):
         for name in names[1:]:
-            if part.get(name) == part.get(names[0]):  # else told by leakage
+            if not _apart(part.get(name), part.get(names[0])):  # else told by leakage
                 remedy = "keep one, or see that both fall into the same part of a split"
                 yield Fault("holds the same image as another case", "distinct images", names[0], remedy, case=name)
 

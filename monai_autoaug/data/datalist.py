@@ -49,6 +49,7 @@ class DataList:
         ignore_label: the value of voxels whose label is unknown, or None.
         training: cases with a label.
         test: cases without.
+        unlabelled: further images without labels, from which a method may learn what images look like.
 
     >>> d = DataList(Path("."), "nnunet", ("MRI",), {"background": 0, "whole": (1, 2), "core": (2,)}, (1, 2))
     >>> d.has_regions, d.label_values, d.regions, d.num_outputs
@@ -63,6 +64,7 @@ class DataList:
     ignore_label: int | None = None
     training: tuple[Case, ...] = ()
     test: tuple[Case, ...] = ()
+    unlabelled: tuple[Case, ...] = ()
 
     @property
     def has_regions(self) -> bool:

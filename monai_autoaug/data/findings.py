@@ -8,15 +8,19 @@ import json
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Literal
 
 from rich.console import Console
 from rich.table import Table
 
-__all__ = ["Finding", "Severity", "findings_to_json", "print_findings", "refused"]
+from monai_autoaug.errors import DataError
+
+__all__ = ["Finding", "Severity", "findings_to_json", "print_findings", "refusal", "refused"]
 
 Severity = Literal["refuse", "warn", "note"]
 _ORDER: tuple[Severity, ...] = ("refuse", "warn", "note")
+_SHOWN = 5  # refusals in an error message
 _STYLE = {"refuse": "bold red", "warn": "yellow", "note": "dim"}
 
 
@@ -52,6 +56,38 @@ def refused(findings: Iterable[Finding]) -> bool:
     False
     """
     return any(f.severity == "refuse" for f in findings)
+
+
+def refusal(findings: Sequence[Finding], folder: Path) -> DataError | None:
+    """The error that says what an audit has refused, its first findings in words; None: it has refused nothing.
+
+    Args:
+        findings: of an audit.
+        folder: of the data.
+
+    >>> print(refusal([Finding("a", "nan", "refuse", "holds NaN", file="a.nii", remedy="mend it")], Path("data")))
+    data: the data can't be used, 1 finding:
+      a.nii: holds NaN: mend it
+    To do: correct the data as said; monai-autoaug check lists all faults in a table
+    """
+    wrong = [f for f in findings if f.severity == "refuse"]
+    if not wrong:
+        return None
+    lines = [_line(f) for f in wrong[:_SHOWN]]
+    if len(wrong) > _SHOWN:
+        lines.append(f"and {len(wrong) - _SHOWN} more")
+    return DataError(
+        f"the data can't be used, {len(wrong)} finding{'s' * (len(wrong) > 1)}:\n  " + "\n  ".join(lines) + "\n",
+        file=folder.name or None,
+        remedy="correct the data as said; monai-autoaug check lists all faults in a table",
+    )
+
+
+def _line(finding: Finding) -> str:
+    """What is wrong, and what to do."""
+    measured = f" (expected {finding.expected}, came {finding.came})" if finding.expected else ""
+    remedy = f": {finding.remedy}" if finding.remedy else ""
+    return f"{finding.file or finding.case}: {finding.message}{measured}{remedy}"
 
 
 def findings_to_json(findings: Sequence[Finding]) -> str:

@@ -16,13 +16,14 @@ from monai_autoaug.data.datalist import Case, DataList, LabelValue
 from monai_autoaug.data.nifti import is_nifti, nifti_stem, read_nifti
 from monai_autoaug.errors import DataError
 
-__all__ = ["group_channels", "list_nifti", "read_pair_of_folders"]
+__all__ = ["as_unlabelled", "group_channels", "list_nifti", "read_pair_of_folders", "read_unlabelled"]
 
 IMAGE_FOLDERS = frozenset("images image imgs img imagestr images_tr scans scan volumes volume".split())
 LABEL_FOLDERS = frozenset(
     "labels label labelstr labels_tr masks mask segs seg segmentations segmentation annotations gt".split()
 )
 TEST_FOLDERS = frozenset("imagests images_ts".split())
+UNLABELLED_FOLDERS = frozenset("unlabelled unlabeled".split())
 _ROLE = re.compile(
     r"(?<![a-z0-9])(images?|imgs?|scans?|volumes?|vols?|labels?|labs?|masks?|segs?|segmentations?|annotations?|gt)(?![a-z0-9])"
 )
@@ -131,10 +132,37 @@ def read_pair_of_folders(folder: Path) -> DataList:
     if _candidates(folder, TEST_FOLDERS):
         test_folder = _one_folder(folder, TEST_FOLDERS, "test images")
         test = group_channels(list_nifti(test_folder), test_folder, channels=count)
+    unlabelled: tuple[Case, ...] = ()
+    if _candidates(folder, UNLABELLED_FOLDERS):
+        unlabelled = read_unlabelled(_one_folder(folder, UNLABELLED_FOLDERS, "unlabelled images"), count)
     channels = tuple(f"channel_{i}" for i in range(count)) if count > 1 else ("image",)
     labels: dict[str, LabelValue] = {"background": 0}
     labels.update({f"label_{v}": v for v in _values(training) if v})
-    return DataList(folder, "folders", channels, labels, training=training, test=test)
+    return DataList(folder, "folders", channels, labels, training=training, test=test, unlabelled=unlabelled)
+
+
+def read_unlabelled(folder: Path, channels: int) -> tuple[Case, ...]:
+    """The images of a folder as cases whose names no labelled case has.
+
+    Args:
+        folder: of NIfTI files.
+        channels: files of a case, see `group_channels`.
+
+    Raises:
+        DataError: it is no folder, holds no image, or channels are missing.
+    """
+    if not folder.is_dir():
+        raise DataError("is not a folder", file=folder, expected="a folder of unlabelled images", came="none")
+    return as_unlabelled(group_channels(list_nifti(folder), folder, channels=channels))
+
+
+def as_unlabelled(cases: Iterable[Case]) -> tuple[Case, ...]:
+    """Cases under names that labelled ones don't have.
+
+    >>> as_unlabelled([Case("a", ())])[0].name
+    'unlabelled/a'
+    """
+    return tuple(Case(f"unlabelled/{case.name}", case.images) for case in cases)
 
 
 def _without_role(stem: str) -> str:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_autoaug.data.datalist import Case, DataList, LabelValue
-from monai_autoaug.data.folders import group_channels, list_nifti, read_pair_of_folders
+from monai_autoaug.data.folders import as_unlabelled, group_channels, list_nifti, read_pair_of_folders
 from monai_autoaug.data.nifti import SUFFIXES, is_nifti, nifti_stem
 from monai_autoaug.errors import DataError
 
@@ -25,6 +25,9 @@ def read_datalist(folder: str | Path) -> DataList:
     - nnU-Net raw: ``dataset.json`` with ``channel_names``, ``imagesTr/CASE_0000.nii.gz``, ``labelsTr/CASE.nii.gz``;
       labels that are lists of values are regions, and ``ignore`` is the ignore label, as nnU-Net means it;
     - a pair of folders such as ``images`` and ``labels``, matched by file name; label values are found by reading.
+
+    Images without labels that a method may learn from are listed in dataset.json by the key ``unlabelled`` (paths), or
+    lie in a folder ``unlabelled`` beside the pair.
 
     Args:
         folder: the data set's folder (or its ``dataset.json``).
@@ -186,7 +189,22 @@ def _read_decathlon(folder: Path, content: dict[str, Any]) -> DataList:
         image = _find(folder, row["image"] if isinstance(row, Mapping) else row, file)
         test.append(Case(nifti_stem(image), _channel_files(image, len(channels))))
     _check_cases(training, file)
-    return DataList(folder, "decathlon", channels, labels, training=tuple(training), test=tuple(test))
+    return DataList(
+        folder, "decathlon", channels, labels, training=tuple(training), test=tuple(test),
+        unlabelled=_unlabelled(folder, content, len(channels), file),
+    )  # fmt: skip
+
+
+def _unlabelled(folder: Path, content: dict[str, Any], channels: int, file: Path) -> tuple[Case, ...]:
+    """The images that a dataset.json lists as unlabelled: paths, or entries with the key image."""
+    listed = content.get("unlabelled") or []
+    if not isinstance(listed, list):
+        raise DataError('has no usable "unlabelled"', file=file, expected="a list of image files", came=listed)
+    images = [_find(folder, row.get("image") if isinstance(row, Mapping) else row, file) for row in listed]
+    cases = [Case(nifti_stem(image), _channel_files(image, channels)) for image in images]
+    if cases:
+        _check_cases(cases, file)
+    return as_unlabelled(cases)
 
 
 def _channel_files(image: Path, count: int) -> tuple[Path, ...]:
@@ -225,8 +243,8 @@ def _read_nnunet(folder: Path, content: dict[str, Any]) -> DataList:
     test = _grouped(test_folder, ending, len(channels)) if test_folder.is_dir() else {}
     return DataList(
         folder, "nnunet", channels, labels, order, ignore, tuple(training),
-        tuple(Case(name, files) for name, files in test.items()),
-    )
+        tuple(Case(name, files) for name, files in test.items()), _unlabelled(folder, content, len(channels), file),
+    )  # fmt: skip
 
 
 def _nnunet_labels(

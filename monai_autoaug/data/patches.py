@@ -88,6 +88,7 @@ class PatchBatches(TorchDataset[Batch]):
             order before any comes again.
         length: the number of batches; numbers from it on are refused.
         cases: which of the items a batch is drawn from, where that changes from epoch to epoch; None: all.
+        labelled: False: the items have no labels; patches lie anywhere, and their label is 0 and nowhere known.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -116,6 +117,7 @@ class PatchBatches(TorchDataset[Batch]):
         foreground: float = 1 / 3,
         replacement: bool = True,
         cases: EpochCases[int] | None = None,
+        labelled: bool = True,
     ) -> None:
         self.items = items
         self.patch_size = tuple(int(n) for n in patch_size)
@@ -125,7 +127,8 @@ class PatchBatches(TorchDataset[Batch]):
         self.seed, self.rank, self.stream = seed, rank, stream
         self.num_classes, self.ignore_label = num_classes, ignore_label
         self.regions = None if regions is None else tuple(tuple(int(v) for v in r) for r in regions)
-        self.foreground, self.replacement, self.cases = foreground, replacement, cases
+        self.foreground, self.replacement, self.cases = foreground if labelled else 0.0, replacement, cases
+        self.labelled = labelled
         self._validate()
         self._locations: dict[int, Locations] = {}
 
@@ -214,12 +217,15 @@ class PatchBatches(TorchDataset[Batch]):
         if self.ignore_label is not None:
             known = values != self.ignore_label
             values = values.masked_fill(~known, 0)
+        channels = self._channels(values, name)
+        if not self.labelled:
+            channels, known = torch.zeros_like(channels), torch.zeros_like(values, dtype=torch.bool)
         middle = tuple(p // 2 + m for p, m in zip(self.patch_size, self.margin, strict=True))
         # near the volume's border what a patch is cut for is not at its centre
         cut_for = label[0][tuple(centre)].long() if forced and centre is not None else values[middle]
         return {
             "image": patch,
-            "label": self._channels(values, name),
+            "label": channels,
             "valid": None if known is None else known[None].float(),
             "classes": self._class(cut_for),
             "case": name,
@@ -235,10 +241,12 @@ class PatchBatches(TorchDataset[Batch]):
     def _load(self, index: int) -> tuple[Tensor, Tensor, str, Tensor]:
         """Image, label, name and spacing of a case, as plain tensors."""
         item = self.items[index]
-        if not isinstance(item, Mapping) or "image" not in item or "label" not in item:
-            came = type(item).__name__
-            raise DataError("is not a preprocessed case", file=f"item {index}", expected="image and label", came=came)
-        image, label = item["image"], item["label"]
+        wanted = ("image", "label") if self.labelled else ("image",)
+        if not isinstance(item, Mapping) or not set(wanted) <= set(item):
+            came, expected = type(item).__name__, " and ".join(wanted)
+            raise DataError("is not a preprocessed case", file=f"item {index}", expected=expected, came=came)
+        image = item["image"]
+        label = item["label"] if self.labelled else torch.zeros((1, *image.shape[1:]), dtype=torch.uint8)
         dims = len(self.patch_size)
         name = str(item.get("case", index))
         if image.ndim != dims + 1 or label.shape != (1, *image.shape[1:]):
@@ -254,7 +262,7 @@ class PatchBatches(TorchDataset[Batch]):
 
     def _centre(self, index: int, label: Tensor, forced: bool, rng: np.random.Generator) -> NDArray[np.int64] | None:
         """The voxel that the patch is centred on, or None if it may lie anywhere."""
-        if not forced and self.ignore_label is None:
+        if not forced and (self.ignore_label is None or not self.labelled):
             return None
         if index not in self._locations:
             # seeded by the case alone: every worker process finds the same

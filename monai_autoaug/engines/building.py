@@ -76,6 +76,7 @@ def make_trainer(
     *,
     labels: Labels,
     meta: PatchBatches | None = None,
+    unlabelled: PatchBatches | None = None,
     build: Callable[[], nn.Module] | None = None,
 ) -> AutoAugTrainer:
     """The engine of a run.
@@ -89,6 +90,7 @@ def make_trainer(
         dtype: that the networks run in.
         labels: names and places of what the patches show.
         meta: meta-validation patches, where the method needs them.
+        unlabelled: patches of unlabelled images, likewise.
         build: makes the plain network anew, for methods that begin anew.
 
     Raises:
@@ -98,6 +100,9 @@ def make_trainer(
     pin, meta_loader = device.type == "cuda", None
     if meta is not None:  # fewer batches, of which one process makes enough
         meta_loader = loader(meta, num_workers=min(options.workers, 1), pin_memory=pin)
+    further = None
+    if unlabelled is not None:
+        further = loader(unlabelled, num_workers=min(options.workers, 1), pin_memory=pin)
     given = dict(options.method_options)
     if given.get("laterality"):  # in a patch label values are numbered from 0 on
         given["laterality"] = find_sides(
@@ -107,7 +112,8 @@ def make_trainer(
         device, options.epochs, loader(batches, num_workers=options.workers, pin_memory=pin),
         network, optimizer, SegmentationLoss(regions=regions, ignore=ignore),
         method=options.method, method_options=given, seed=options.seed, margin=batches.margin,
-        meta_data_loader=meta_loader, label_names=labels.names, orientation=labels.orientation,
+        meta_data_loader=meta_loader, unlabelled_data_loader=further,
+        label_names=labels.names, orientation=labels.orientation,
         num_classes=batches.num_classes if batches.regions is None else len(batches.regions), regions=regions,
         clip=_CLIP, network_builder=build, amp=dtype is not DTYPES["float32"], amp_kwargs={"dtype": dtype},
         epoch_length=options.iterations, decollate=False,

@@ -24,6 +24,7 @@ from monai_autoaug.engines.options import TrainOptions, find_device, find_precis
 from monai_autoaug.engines.phases import PhaseEvents, PhaseSchedule
 from monai_autoaug.engines.progress import Listener, Progress
 from monai_autoaug.engines.segmentation import build_network
+from monai_autoaug.engines.streams import UNLABELLED
 from monai_autoaug.engines.validation import validate
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods import Method
@@ -91,6 +92,7 @@ class Fit:
         *,
         meta: Items | None = None,
         resampled: int = 0,
+        unlabelled: Items | None = None,
     ) -> None:
         """Train to the end.
 
@@ -100,12 +102,14 @@ class Fit:
             checkpoint: what `Run.save_checkpoint` wrote, to go on from there; None: from the beginning.
             meta: preprocessed meta-validation cases, if there are any.
             resampled: instead of ``meta``, how many of the training cases are meta-validation cases in each epoch.
+            unlabelled: preprocessed images without labels, if the method learns from any.
         """
         self.validation = validation
         self.batches = self._batches(items, resampled)
         self.trainer = make_trainer(
             self.options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
             meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),
+            unlabelled=None if unlabelled is None else self._batches(unlabelled, 0, stream=UNLABELLED, labelled=False),
             build=self.build,
         )  # fmt: skip
         self.schedule.attach(self.trainer)

@@ -67,7 +67,7 @@ class TrainOptions:
     Args:
         data: a data set in any of the layouts of `data.read_datalist`.
         output: the run folder, made by the run.
-        method: a name in `methods.METHODS`.
+        method: one of `methods.names`.
         method_options: its options.
         network: "unet", "segresnet" or "dynunet" (MONAI's).
         network_options: see `engines.segmentation.build_network`.
@@ -80,10 +80,13 @@ class TrainOptions:
         train_cases: cases to learn from; None: all but the validation cases.
         validation_cases: a number of cases, or their share of all.
         meta_cases: training cases that are set apart for meta-validation, from which policies are learned, or their
-            share; None: a quarter for a method that needs them ("joint_policy"), none for others.
-        meta_split: "fixed": the same all the time; "resampled": others in each epoch, so that every case is trained on.
+            share; None: as the method has it (a quarter for "joint_policy"), none for a method that needs none.
+        meta_split: "fixed": the same all the time; "resampled": others in each epoch, so that every case is trained on;
+            None: as the method has it ("fixed" for "joint_policy").
         meta_list: instead of ``meta_cases``: a file with the names of training cases (a JSON list, or one a line), or
             the folder of another labelled data set, for example of another site.
+        unlabelled: a folder of images without labels, for a method that learns from these, in place of those that the
+            data set lists itself (``unlabelled`` in dataset.json, or a folder of that name).
         validation_interval: epochs between validations; the last epoch is always validated.
         spacing: voxel size in mm that volumes are resampled to; None: the training cases' median.
         normalisation: of intensities, for all channels or one a channel: "ct" (clipped and scaled by the foreground of
@@ -117,8 +120,9 @@ class TrainOptions:
     train_cases: int | None = None
     validation_cases: int | float = 0.2
     meta_cases: int | float | None = None
-    meta_split: str = "fixed"
+    meta_split: str | None = None
     meta_list: Path | None = None
+    unlabelled: Path | None = None
     validation_interval: int = 5
     spacing: tuple[float, float, float] | None = None
     normalisation: str | tuple[str, ...] = "auto"
@@ -130,7 +134,7 @@ class TrainOptions:
     cache: Path | None = None
 
     def __post_init__(self) -> None:
-        for name in ("data", "output", "meta_list", "cache"):
+        for name in ("data", "output", "meta_list", "unlabelled", "cache"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         for name, kind in (("patch_size", int), ("spacing", float)):
@@ -151,10 +155,17 @@ class TrainOptions:
         _cases(self, "validation_cases")
         methods.check(self.method, self.method_options)
         self._check_meta()
+        if self.unlabelled is not None and not self.learns_from_unlabelled:
+            raise ConfigError(
+                f"method {self.method!r} learns nothing from unlabelled images with these options; leave out unlabelled"
+            )
         check_network(self.network, self.network_options)
 
     def _check_meta(self) -> None:
         """Refuse a choice of meta-validation cases that can't be, or that nothing would come of."""
+        if self.meta_split is None:
+            own = self.learns_from_meta and self.meta_list is None
+            object.__setattr__(self, "meta_split", methods.find(self.method).meta_split if own else "fixed")
         if self.meta_split not in ("fixed", "resampled"):
             raise ConfigError(f"meta_split must be fixed or resampled, got {self.meta_split!r}")
         if self.meta_cases not in (None, 0):
@@ -177,6 +188,11 @@ class TrainOptions:
         return "meta" in methods.streams(self.method, **self.method_options)
 
     @property
+    def learns_from_unlabelled(self) -> bool:
+        """Whether the method, with its options, needs unlabelled images."""
+        return "unlabelled" in methods.streams(self.method, **self.method_options)
+
+    @property
     def meta_share(self) -> int | float:
         """How many of the training cases are set apart for meta-validation, or their share, without ``meta_list``.
 
@@ -184,7 +200,7 @@ class TrainOptions:
         (0.25, 0)
         """
         if self.meta_cases is None:
-            return 0.25 if self.learns_from_meta and self.meta_list is None else 0
+            return methods.find(self.method).meta_share if self.learns_from_meta and self.meta_list is None else 0
         return self.meta_cases
 
     @property

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 from monai_autoaug.data import Case, DataList, Split, cases_of_another_set, read_case_names, read_datalist, split
+from monai_autoaug.data.folders import read_unlabelled
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.errors import ConfigError
 
-__all__ = ["known_cases", "resampled", "split_cases"]
+__all__ = ["known_cases", "resampled", "split_cases", "unlabelled_cases"]
 
 
 def split_cases(options: TrainOptions, datalist: DataList) -> Split:
@@ -52,6 +53,29 @@ def resampled(options: TrainOptions, parts: Split) -> int:
         return 0
     share = options.meta_share
     return share if isinstance(share, int) else max(1, round(share * len(parts.train)))
+
+
+def unlabelled_cases(options: TrainOptions, datalist: DataList) -> tuple[Case, ...]:
+    """The unlabelled images of a run, if its method learns from any.
+
+    Args:
+        options: of the run.
+        datalist: the data set.
+
+    Raises:
+        ConfigError: the method needs some, and there are none.
+        DataError: the folder that was given holds none.
+    """
+    if not options.learns_from_unlabelled:
+        return ()
+    if options.unlabelled is not None:
+        return read_unlabelled(options.unlabelled, len(datalist.channels))
+    if not datalist.unlabelled:
+        raise ConfigError(
+            f"method {options.method!r} learns from unlabelled images, too: give their folder (--unlabelled), or list"
+            ' them in dataset.json by the key "unlabelled"'
+        )
+    return datalist.unlabelled
 
 
 def known_cases(options: TrainOptions, parts: Split) -> tuple[Case, ...]:

@@ -114,11 +114,15 @@ def _step(options: TrainOptions, network: nn.Module, datalist: DataList, size: t
     given: dict[str, Any] = {"patch_size": size, "seed": 0, "length": _LENGTH, **labels}
     batches = PatchBatches([item], batch_size=_PATCHES, **given)
     meta = PatchBatches([item], batch_size=options.meta_batch, stream="meta", **given) if learns else None
+    unlabelled = None
+    if options.learns_from_unlabelled:
+        unlabelled = PatchBatches([item], batch_size=_PATCHES, stream="unlabelled", labelled=False, **given)
     device = torch.device("cpu")
     # with all its epochs, from which a method makes its schedule
     trainer = make_trainer(
         replace(options, workers=0), network, make_optimizer(options, network), batches, device, torch.float32,
-        meta=meta, labels=Labels.of_datalist(datalist), build=lambda: _network(options, datalist),
+        meta=meta, unlabelled=unlabelled, labels=Labels.of_datalist(datalist),
+        build=lambda: _network(options, datalist),
     )  # fmt: skip
     spans(trainer.method.phases, options.epochs)
     # policies look ahead at the step of an optimiser that has made one; all others play from the first one on

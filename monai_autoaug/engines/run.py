@@ -17,7 +17,7 @@ from torch.utils.data import Subset
 
 import monai_autoaug
 from monai_autoaug import augmenters
-from monai_autoaug.data import DataList, Split, read_datalist
+from monai_autoaug.data import Case, DataList, Split, read_datalist
 from monai_autoaug.data.audit import Finding, findings_to_json
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.data.schemes import choose_schemes
@@ -25,7 +25,7 @@ from monai_autoaug.engines.claims import check_writable, claimed
 from monai_autoaug.engines.fit import Fit
 from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
-from monai_autoaug.engines.parts import known_cases, resampled, split_cases
+from monai_autoaug.engines.parts import known_cases, resampled, split_cases, unlabelled_cases
 from monai_autoaug.engines.prediction import learned_views, predict_cases
 from monai_autoaug.engines.progress import Listener, unheard
 from monai_autoaug.engines.rehearsal import rehearse
@@ -48,12 +48,14 @@ class _Plan:
         split: of the cases; where meta-validation cases are drawn anew each epoch, all of them are training cases.
         patch_size: voxels.
         margin: by which training patches are enlarged.
+        unlabelled: images without labels that the method learns from.
     """
 
     options: TrainOptions
     split: Split
     patch_size: tuple[int, ...]
     margin: tuple[int, ...]
+    unlabelled: tuple[Case, ...] = ()
 
     @property
     def resampled(self) -> int:
@@ -62,7 +64,7 @@ class _Plan:
 
     def _options(self) -> dict[str, Any]:
         """The options with whole paths, so that the run can be resumed from any folder."""
-        paths = {name: getattr(self.options, name) for name in ("data", "meta_list", "cache")}
+        paths = {name: getattr(self.options, name) for name in ("data", "meta_list", "unlabelled", "cache")}
         method_options = dict(self.options.method_options)
         if "policy" in method_options:
             method_options["policy"] = str(Path(method_options["policy"]).resolve())
@@ -76,6 +78,7 @@ class _Plan:
             "patch_size": list(self.patch_size),
             "margin": list(self.margin),
             "split": _named(self.split),
+            "unlabelled": [case.name for case in self.unlabelled],
             "meta_cases_of_an_epoch": self.resampled or len(self.split.meta),
             "versions": {"monai_autoaug": monai_autoaug.__version__, "python": platform.python_version()}
             | {name: version(name) for name in _PACKAGES},
@@ -118,11 +121,11 @@ def _train(run: Run, options: TrainOptions, listener: Listener) -> Run:
     datalist = read_datalist(options.data)
     choose_schemes(options.normalisation, datalist.channels)  # refuses another number of them than there are channels
     rehearse(options, datalist)
-    parts, findings = _examine(options, datalist, listener)
+    parts, unlabelled, findings = _examine(options, datalist, listener)
     preprocessing = Preprocessing.fit(
         datalist, known_cases(options, parts), spacing=options.spacing, normalisation=options.normalisation
     )
-    plan = _plan(options, parts, preprocessing)
+    plan = _plan(options, parts, preprocessing, unlabelled)
     _begin(run, plan, preprocessing, findings)
     return _carry_out(run, plan, datalist, preprocessing, None, listener)
 
@@ -167,11 +170,13 @@ def _resume(run: Run, device: str | None, workers: int | None, listener: Listene
         options = replace(options, workers=workers)
     find_precision(options.precision, find_device(options.device))
     datalist = read_datalist(options.data)
-    parts, _ = _examine(options, datalist, listener)
+    parts, unlabelled, _ = _examine(options, datalist, listener)
     if _named(parts) != {"meta": []} | config["split"]:  # older runs know of no meta-validation
         raise CheckpointError(f"{run.folder}: the data set no longer splits into the cases that this run began with")
+    if [case.name for case in unlabelled] != config.get("unlabelled", []):
+        raise CheckpointError(f"{run.folder}: the unlabelled images are no longer those that this run began with")
     preprocessing = run.load_preprocessing()
-    plan = _Plan(options, parts, tuple(config["patch_size"]), tuple(config["margin"]))
+    plan = _Plan(options, parts, tuple(config["patch_size"]), tuple(config["margin"]), unlabelled)
     checkpoint = run.load_checkpoint() if run.checkpoint.exists() else None
     return _carry_out(run, plan, datalist, preprocessing, checkpoint, listener)
 
@@ -200,19 +205,25 @@ def _check_folders(options: TrainOptions) -> None:
             raise ConfigError(f"{name} must be a folder, but {path} is a file")
 
 
-def _examine(options: TrainOptions, datalist: DataList, listener: Listener) -> tuple[Split, list[Finding]]:
+def _examine(
+    options: TrainOptions, datalist: DataList, listener: Listener
+) -> tuple[Split, tuple[Case, ...], list[Finding]]:
     """Split and audit; only the cases that are used are looked at."""
-    parts = split_cases(options, datalist)
-    used = replace(datalist, training=(*parts.train, *parts.meta, *parts.validation), test=())
-    return parts, sound(used, parts=parts, listener=listener)
+    parts, unlabelled = split_cases(options, datalist), unlabelled_cases(options, datalist)
+    used = replace(
+        datalist, training=(*parts.train, *parts.meta, *parts.validation), test=(), unlabelled=unlabelled
+    )
+    return parts, unlabelled, sound(used, parts=parts, listener=listener)
 
 
-def _plan(options: TrainOptions, parts: Split, preprocessing: Preprocessing) -> _Plan:
+def _plan(
+    options: TrainOptions, parts: Split, preprocessing: Preprocessing, unlabelled: tuple[Case, ...]
+) -> _Plan:
     """Patch size and margin."""
     factor = downsampling(options.network, options.network_options)
     patch_size = options.patch_size or choose_patch_size(preprocessing.median_shape, factor)
     margin = choose_margin(patch_size, preprocessing.median_shape)
-    return _Plan(options, parts, patch_size, (0, 0, 0) if options.method == "none" else margin)
+    return _Plan(options, parts, patch_size, (0, 0, 0) if options.method == "none" else margin, unlabelled)
 
 
 def _carry_out(
@@ -227,6 +238,9 @@ def _carry_out(
     options, parts = plan.options, plan.split
     cases = (*parts.train, *parts.meta, *parts.validation)
     items = cast(Any, volumes(datalist, cases, preprocessing, cache=options.cache, listener=listener))
+    further = None
+    if plan.unlabelled:
+        further = volumes(datalist, plan.unlabelled, preprocessing, cache=options.cache, listener=listener)
     set_determinism(seed=options.seed)
     fit = Fit(run, options, preprocessing, plan.patch_size, plan.margin, listener)
     learned_from = len(parts.train) + len(parts.meta)
@@ -234,7 +248,9 @@ def _carry_out(
         Subset(items, range(start, stop))
         for start, stop in pairwise([0, len(parts.train), learned_from, len(items)])
     )
-    fit.run(train, validation, checkpoint, meta=meta if len(meta) else None, resampled=plan.resampled)
+    fit.run(
+        train, validation, checkpoint, meta=meta if len(meta) else None, resampled=plan.resampled, unlabelled=further
+    )
     run.save_model(
         fit.network, name=options.network, inputs=len(preprocessing.channels), outputs=preprocessing.num_outputs,
         options=options.network_options,
@@ -257,4 +273,6 @@ def _counts(plan: _Plan) -> dict[str, int]:
     counts = {part: len(cases) for part, cases in plan.split._asdict().items()}
     counts["train"] -= plan.resampled
     counts["meta"] += plan.resampled
+    if plan.unlabelled:
+        counts["unlabelled"] = len(plan.unlabelled)
     return counts if counts["meta"] else {part: n for part, n in counts.items() if part != "meta"}

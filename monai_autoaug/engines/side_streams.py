@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The streams of batches that a method needs beside the training one: real batches, meta-validation."""
+"""The streams of batches that a method needs beside the training one: real, meta-validation, unlabelled ones."""
 
 from __future__ import annotations
 
@@ -11,13 +11,18 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.data.patches import PatchBatches
-from monai_autoaug.engines.streams import REAL, second_loader, starting_at
+from monai_autoaug.engines.streams import REAL, UNLABELLED, second_loader, starting_at
 from monai_autoaug.errors import ConfigError, DataError
 from monai_autoaug.precision import rank
 
 __all__ = ["SideStream", "SideStreams", "check_meta_size"]
 
-_ARGUMENT = {REAL: "real_data_loader", "meta": "meta_data_loader"}  # of the engine
+# of the engine
+_ARGUMENT = {REAL: "real_data_loader", "meta": "meta_data_loader", UNLABELLED: "unlabelled_data_loader"}
+_SOURCE = {
+    "meta": "meta-validation batches, from cases that are not among those of the training loader",
+    UNLABELLED: "batches of unlabelled images",
+}
 
 
 class SideStream:
@@ -124,6 +129,7 @@ class SideStreams:
         data_loader: the training stream's; "real" is a second one like it, unless it is given.
         given: the user's own loaders by stream, or None.
         convert: what makes a loader's batch a `Batch` on the device.
+        unlabelled: the same for batches without labels; None: as ``convert``.
         seed: of the order of a loader that is made here.
         method: its name, for messages.
 
@@ -144,10 +150,12 @@ class SideStreams:
         *,
         seed: int,
         method: str,
+        unlabelled: Callable[[Any], Batch] | None = None,
     ) -> None:
         self.needs = [name for name in needs if name != "train"]
         self.data_loader, self.given = data_loader, {n: g for n, g in given.items() if n in self.needs}
         self.convert, self.seed = convert, seed
+        self.unlabelled = convert if unlabelled is None else unlabelled
         self._made: dict[str, SideStream] = {}
         self._epoch = 0
         for name in self.needs:
@@ -157,8 +165,7 @@ class SideStreams:
                 continue
             if name != REAL:
                 raise ConfigError(
-                    f"method {method!r} needs {name}-validation batches, from cases that are not among those of the"
-                    f" training loader: give their loader as {_ARGUMENT[name]}"
+                    f"method {method!r} needs {_SOURCE[name]}: give their loader as {_ARGUMENT[name]}"
                 )
             second_loader(data_loader, seed)  # fails here rather than in the first iteration
 
@@ -175,8 +182,8 @@ class SideStreams:
             loader = self.given.get(name)
             own = loader is None
             self._made[name] = SideStream(
-                second_loader(self.data_loader, self.seed) if loader is None else loader, self.convert,
-                seed=self.seed, own=own, name=name,
+                second_loader(self.data_loader, self.seed) if loader is None else loader,
+                self.unlabelled if name == UNLABELLED else self.convert, seed=self.seed, own=own, name=name,
             )  # fmt: skip
             self._made[name].start_epoch(self._epoch)
         return self._made[name]

@@ -15,9 +15,10 @@ from monai_autoaug.data.loading import loader as patch_loader
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.errors import ConfigError
 
-__all__ = ["REAL", "second_loader", "starting_at"]
+__all__ = ["REAL", "UNLABELLED", "second_loader", "starting_at"]
 
 REAL = "real"
+UNLABELLED = "unlabelled"
 
 
 class _StartingAt(Sampler[int]):

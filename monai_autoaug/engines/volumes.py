@@ -18,18 +18,17 @@ from torch import Tensor
 
 import monai_autoaug
 from monai_autoaug.data import Case, DataList, Split
-from monai_autoaug.data.audit import Finding, audit, refused
+from monai_autoaug.data.audit import Finding, audit
+from monai_autoaug.data.findings import refusal
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.data.volume_transforms import StrictCompose
 from monai_autoaug.engines.metadata import plain
 from monai_autoaug.engines.progress import Listener, Progress, unheard
-from monai_autoaug.errors import DataError
 
 __all__ = ["Kept", "sound", "volumes"]
 
 _FORMAT = 1  # of a cached volume; to be raised when `Kept` or a transform changes within a version
-_SHOWN = 5  # refusals in an error message
 
 
 def sound(datalist: DataList, *, parts: Split | None = None, listener: Listener = unheard) -> list[Finding]:
@@ -47,24 +46,10 @@ def sound(datalist: DataList, *, parts: Split | None = None, listener: Listener 
         DataError: the audit refuses; the message holds the first findings.
     """
     findings = audit(datalist, parts=parts, progress=lambda done, total: listener(Progress("checking", done, total)))
-    if not refused(findings):
-        return findings
-    wrong = [f for f in findings if f.severity == "refuse"]
-    lines = [_line(f) for f in wrong[:_SHOWN]]
-    if len(wrong) > _SHOWN:
-        lines.append(f"and {len(wrong) - _SHOWN} more")
-    raise DataError(
-        f"the data can't be used, {len(wrong)} finding{'s' * (len(wrong) > 1)}:\n  " + "\n  ".join(lines) + "\n",
-        file=datalist.folder.name or None,
-        remedy="correct the data as said; monai-autoaug check lists all faults in a table",
-    )
-
-
-def _line(finding: Finding) -> str:
-    """What is wrong, and what to do."""
-    measured = f" (expected {finding.expected}, came {finding.came})" if finding.expected else ""
-    remedy = f": {finding.remedy}" if finding.remedy else ""
-    return f"{finding.file or finding.case}: {finding.message}{measured}{remedy}"
+    wrong = refusal(findings, datalist.folder)
+    if wrong is not None:
+        raise wrong
+    return findings
 
 
 class Kept(Transform):
@@ -83,8 +68,8 @@ class Kept(Transform):
     def __call__(self, item: Mapping[str, Any]) -> dict[str, Any]:
         """One case."""
         image: Tensor = plain(item["image"])
-        label: Tensor = plain(item["label"])
-        return {"image": image.contiguous(), "label": label.contiguous(), "case": item["case"], "spacing": self.spacing}
+        label: dict[str, Tensor] = {"label": plain(item["label"]).contiguous()} if "label" in item else {}
+        return {"image": image.contiguous(), **label, "case": item["case"], "spacing": self.spacing}
 
 
 def volumes(
@@ -107,10 +92,12 @@ def volumes(
         listener: hears of each case.
 
     Returns:
-        A dictionary a case: ``image`` (C, D, H, W) float32, ``label`` (1, D, H, W), ``case``, ``spacing``.
+        A dictionary a case: ``image`` (C, D, H, W) float32, ``label`` (1, D, H, W) where the cases have labels,
+        ``case``, ``spacing``.
     """
     # one flat list: MONAI takes a list within a list for a random transform and would cache nothing after it
-    transform = StrictCompose([*preprocessing.transforms().transforms, Kept(preprocessing.spacing)])
+    keys = ("image", "label") if all(case.label is not None for case in cases) else ("image",)
+    transform = StrictCompose([*preprocessing.transforms(keys).transforms, Kept(preprocessing.spacing)])
     rows: list[dict[str, Any]] = list(datalist.to_monai(cases))
     if cache is None:
         items: Any = [None] * len(rows)

@@ -7,7 +7,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -51,6 +51,8 @@ class BuildingMixin(_Host):
     run_seed: int
     _course: dict[str, Any]
     _given_policy: GivenPolicy | None
+    _build_again: Callable[[], torch.nn.Module]
+    _prepare_phases: Any
     _prepare_views: Any
     _laterality: tuple[Laterality | None] | None = None
     is_ddp: bool
@@ -71,6 +73,7 @@ class BuildingMixin(_Host):
 
         @functools.wraps(build)
         def prepared(*args: Any, **kwargs: Any) -> torch.nn.Module:
+            self._build_again = functools.partial(prepared, *args, **kwargs)
             return methods.prepare(self.autoaug.method, build(*args, **kwargs), **self._method_options())
 
         # an attribute of this object, because the class's function also builds the plain network for prediction
@@ -167,9 +170,10 @@ class BuildingMixin(_Host):
             Precision(self.device, dtype, scaler=self.grad_scaler), spatial_dims=len(patch_size),
             regions=self.label_manager.has_regions, call=ranks.called(self.network),
             steps=self.num_epochs * self.num_iterations_per_epoch, patch_size=tuple(int(n) for n in patch_size),
-            label_names=label_names(self.dataset_json),
+            label_names=label_names(self.dataset_json), build=self._build_again,
         )  # fmt: skip
         self.method = methods.build(self.autoaug.method, self.task, **self._method_options())
+        self._prepare_phases()
         self.layout = PatchLayout(
             heads=self.label_manager.num_segmentation_heads,
             image_channels=self._image_channels(),

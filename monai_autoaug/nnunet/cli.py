@@ -71,6 +71,33 @@ def predict(arguments: tuple[str, ...]) -> None:
     run(arguments)
 
 
+@nnunet_commands.command("preprocess-unlabelled")
+@click.argument("dataset")
+@click.argument("configuration")
+@click.argument("folder", type=click.Path(exists=True, file_okay=False))
+@click.option("-p", "--plans", default="nnUNetPlans", show_default=True, help="Name of the plans.")
+@click.option("--overwrite", is_flag=True, help="Replace unlabelled images that were preprocessed before.")
+@click.option("-np", "--processes", type=click.IntRange(min=1), default=1, show_default=True,
+              help="Processes that work side by side.")  # fmt: skip
+def preprocess_unlabelled(
+    dataset: str, configuration: str, folder: str, plans: str, overwrite: bool, processes: int
+) -> None:
+    """Preprocess the images in FOLDER, which have no labels, as DATASET was: for methods that learn from these, too.
+
+    DATASET (number or name) has been through nnUNetv2_plan_and_preprocess; files are named as in its imagesTr. The
+    trainers find what is written, beside the preprocessed data set, by themselves.
+    """
+    from monai_autoaug.nnunet.unlabelled import preprocess_unlabelled as run
+
+    def progress(done: int, total: int) -> None:
+        click.echo(f"preprocessed {done} of {total}", err=True)
+
+    target = run(
+        dataset, configuration, folder, plans=plans, overwrite=overwrite, processes=processes, progress=progress
+    )
+    click.echo(target)
+
+
 @nnunet_commands.command("export-plain")
 @click.argument("model_folder", type=click.Path(exists=True, file_okay=False))
 @click.argument("out_folder", type=click.Path(file_okay=False))

@@ -9,6 +9,7 @@ a whole, so edits in between are noticed too.
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
 from collections.abc import Mapping
@@ -21,6 +22,7 @@ from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from monai_autoaug import methods
 from monai_autoaug.methods.augmented import AugmentedMethod
 from monai_autoaug.nnunet.options import OPTIMIZERS, Options
+from monai_autoaug.nnunet.unlabelled import read_note
 
 __all__ = ["FREE", "course", "describe", "differences"]
 
@@ -66,6 +68,7 @@ def course(options: Options, trainer: Any, margin: tuple[int, ...]) -> dict[str,
         "margin": margin,
         "save_every": trainer.save_every,
         **({n: getattr(options, n) for n in ("meta_cases", "meta_split")} if "meta" in trainer.method.needs else {}),
+        **({"unlabelled": _digest(read_note(trainer))} if "unlabelled" in trainer.method.needs else {}),
         **({"policy_place": options.policy_place} if trainer.method.draws_operations else {}),
         "plans": _plans(configuration.configuration),
     }
@@ -78,6 +81,11 @@ def _plans(configuration: Mapping[str, Any]) -> dict[str, Any]:
     kept = deepcopy({key: value for key, value in configuration.items() if key not in _NOT_COMPARED})
     kept["architecture"]["arch_kwargs"].pop("features_per_stage", None)
     return kept
+
+
+def _digest(note: Mapping[str, Any] | None) -> str | None:
+    """Of which unlabelled images there are, without their names."""
+    return None if note is None else hashlib.sha256(json.dumps(note, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def _method_options(options: Options, method: methods.Method) -> dict[str, Any]:

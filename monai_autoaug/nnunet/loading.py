@@ -37,7 +37,7 @@ __all__ = [
     "take_loader",
 ]  # fmt: skip
 
-STREAMS = ("train", "val", "real", "meta")  # a stream's seeds follow from its place: add at the end
+STREAMS = ("train", "val", "real", "meta", "unlabelled")  # a stream's seeds follow from its place: add at the end
 _FINISHING = 1  # a batch's second random numbers: not 0, which SeedSequence can't tell from nothing
 
 

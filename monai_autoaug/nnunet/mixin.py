@@ -24,6 +24,7 @@ from monai_autoaug.nnunet.given_policy import find_policy
 from monai_autoaug.nnunet.keeping import KeepingMixin
 from monai_autoaug.nnunet.layers import apply_to_plans, read_options
 from monai_autoaug.nnunet.patches import label_names
+from monai_autoaug.nnunet.phases import PhasesMixin
 from monai_autoaug.nnunet.rehearsal import rehearse
 from monai_autoaug.nnunet.resuming import ResumingMixin
 from monai_autoaug.nnunet.serving import ServingMixin
@@ -33,7 +34,7 @@ from monai_autoaug.nnunet.test_time import attaching
 __all__ = ["AutoAugMixin"]
 
 
-class AutoAugMixin(BuildingMixin, ServingMixin, ResumingMixin, KeepingMixin):
+class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, KeepingMixin):
     """Learned augmentation for the trainer class that follows in the method resolution order.
 
     Attributes:

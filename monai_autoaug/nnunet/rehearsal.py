@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from monai_autoaug import methods
 from monai_autoaug.errors import AutoAugError, ConfigError
 from monai_autoaug.methods import Task
+from monai_autoaug.methods.phases import spans
 from monai_autoaug.nnunet.given_policy import GivenPolicy
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
 from monai_autoaug.precision import Precision
@@ -63,7 +64,8 @@ def rehearse(
                 network, optimizer, _losses, Precision("cpu"), spatial_dims=spatial_dims, steps=steps,
                 patch_size=(32,) * spatial_dims, label_names=label_names,
             )  # fmt: skip
-            methods.build(options.method, task, **given)
+            built = methods.build(options.method, task, **given)
+            spans(built.phases, options.epochs or _EPOCHS)
         except AutoAugError as error:
             raise ConfigError(f"method {options.method!r} can't be built: {error}; {_REMEDY}") from error
         except Exception as error:  # torch raises many kinds for sizes and rates that can't be

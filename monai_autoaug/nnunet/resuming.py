@@ -41,6 +41,8 @@ class ResumingMixin(_Host):
     task: TrainingTask
     run_seed: int
     _keep_views: Any
+    _phase_start: Any
+    _resume_phase: Any
     _keep_policies: Any
     _best_ema: Any
     _continues: bool
@@ -109,18 +111,19 @@ class ResumingMixin(_Host):
         # nnUNetTrainer_warmup doesn't tell torch that the file, which was read above, holds more than weights
         with environment("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1"):
             super().load_checkpoint(filename_or_checkpoint)
-        # nnU-Net writes checkpoint_latest.pth before it updates this: a resumed run would overwrite a better checkpoint
-        for value in self.logger.get_value("ema_fg_dice", step=None):
-            if self._best_ema is None or value > self._best_ema:
-                self._best_ema = value
         if kept is not None:
             self._restore(kept)
+        # nnU-Net writes checkpoint_latest.pth before it updates this: a resumed run would overwrite a better checkpoint
+        for value in self.logger.get_value("ema_fg_dice", step=None)[self._phase_start() :]:
+            if self._best_ema is None or value > self._best_ema:
+                self._best_ema = value
 
     def _restore(self, kept: Mapping[str, Any]) -> None:
         """What nnU-Net's own checkpoint doesn't hold."""
         self.task.optimizer = self.optimizer
         same_ranks = len(kept["ranks"]) == world_size()
         self.method.load_state_dict(kept["method"] | (kept["ranks"][rank()]["method"] if same_ranks else {}))
+        self._resume_phase()
         self._positions, self.run_seed = dict(kept["streams"]), kept["seed"]
         self._policy_versions = kept.get("policy_versions")
         if same_ranks:
@@ -151,14 +154,15 @@ class ResumingMixin(_Host):
                 " train on with that version, or start from its weights with -pretrained_weights"
             )
         changed = differences(kept["course"], self._course)
-        fixed = {name: pair for name, pair in changed.items() if name not in FREE}
+        free = FREE if len(self.method.phases) == 1 else tuple(n for n in FREE if n != "epochs")  # shared out to phases
+        fixed = {name: pair for name, pair in changed.items() if name not in free}
         if not fixed:
             return None
         listed = "".join(f"\n  {phrase}" for phrase in describe(fixed))
         return (
             f"{filename}: was written with other options, so this run would not be its continuation:{listed}\nGive this"
             f" run the options of the checkpoint (the plans' key autoaug, or the file that {CONFIG_VARIABLE} names;"
-            f" {', '.join(FREE)} may change), or train anew without --c; --val validates the checkpoint as it is"
+            f" {', '.join(free)} may change), or train anew without --c; --val validates the checkpoint as it is"
         )
 
     def _check_network(self, filename: Any, content: Mapping[str, Any], kept: Mapping[str, Any] | None) -> None:

@@ -18,6 +18,7 @@ from monai_autoaug.nnunet.loading import RecordingLoader, StockStream, Stream, s
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.nnunet.patches import PatchLayout, meta_loader, prepare_loader, steady_blur
 from monai_autoaug.nnunet.split import meta_split
+from monai_autoaug.nnunet.unlabelled import unlabelled_loader
 from monai_autoaug.nnunet.worker_policy import SharedPolicy
 from monai_autoaug.precision import rank
 
@@ -78,6 +79,8 @@ class ServingMixin(_Host):
         self._streams["val"] = self._stream("val", val, fewer)
         if "real" in self.method.needs:
             self._streams["real"] = self._stream("real", second_loader(train), fewer, cases)
+        if "unlabelled" in self.method.needs:
+            self._streams["unlabelled"] = self._stream("unlabelled", unlabelled_loader(self, train), fewer)
         if self._split is not None:
             self._serve_meta(self._split)
         return self._streams["train"], self._streams["val"]

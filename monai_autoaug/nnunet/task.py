@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -35,6 +36,7 @@ class TrainingTask(Task):
         steps: updates of the whole training.
         patch_size: without margin.
         label_names: see `Task`.
+        build: see `Task`.
     """
 
     def __init__(
@@ -51,10 +53,11 @@ class TrainingTask(Task):
         steps: int | None = None,
         patch_size: tuple[int, ...] | None = None,
         label_names: tuple[str, ...] = (),
+        build: Callable[[], nn.Module] | None = None,
     ) -> None:
         super().__init__(
             network, optimizer, losses, precision, spatial_dims=spatial_dims, regions=regions, clip=CLIP, call=call,
-            steps=steps, patch_size=patch_size, label_names=label_names,
+            steps=steps, patch_size=patch_size, label_names=label_names, build=build,
         )  # fmt: skip
         self.host_loss = host_loss
 
@@ -84,7 +87,7 @@ class TrainerBatches:
         return self
 
     def next(self, stream: str) -> Batch:
-        """The next batch of "train", "real" (a second training batch) or "meta" (meta-validation).
+        """The next batch of "train", "real" (a second training batch), "meta" (meta-validation) or "unlabelled".
 
         Raises:
             LookupError: the stream isn't there, or "train" was asked for twice in one iteration.
@@ -94,4 +97,11 @@ class TrainerBatches:
             return self.layout.batch(raw, self.device)
         if stream in ("real", "meta") and stream in self.streams:
             return self.layout.batch(next(self.streams[stream]), self.device)
+        if stream == "unlabelled" and stream in self.streams:
+            return _unknown(self.layout.batch(next(self.streams[stream]), self.device))
         raise LookupError(f"this iteration has no (further) batch of stream {stream!r}")
+
+
+def _unknown(batch: Batch) -> Batch:
+    """A batch whose labels are known nowhere: nnU-Net's loader takes them for background."""
+    return replace(batch, label=torch.zeros_like(batch.label), valid=torch.zeros_like(batch.label[:, :1]), target=None)

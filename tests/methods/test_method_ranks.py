@@ -7,6 +7,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
@@ -35,27 +36,44 @@ class OwnBatches:
         return Batch(image, label, case=("",) * 4)
 
 
-def _train(number: int, folder: str) -> None:
+def built() -> nn.Module:
+    return methods.prepare("adversarial", UNet(3, 1, 3, (4, 8), (2,), num_res_units=1))
+
+
+def _train(number: int, folder: str, name: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
     torch.manual_seed(0)
-    network = methods.prepare("adversarial", UNet(3, 1, 3, (4, 8), (2,), num_res_units=1))
+    adversarial = name == "adversarial"
+    network = built() if adversarial else UNet(3, 1, 3, (4, 8), (2,), num_res_units=1)
     optimizer = torch.optim.SGD(network.parameters(), 1e-2)
-    method = methods.build("adversarial", Task(network, optimizer, losses, Precision("cpu")), seed=3, warm_up=0)
+    task = Task(network, optimizer, losses, Precision("cpu"), build=built)
+    method = methods.build(name, task, seed=3, **({"warm_up": 0} if adversarial else {"width": 2}))
     batches = OwnBatches(number)
     for _ in range(3):
         method.step(batches)
-    torch.save({"network": network.state_dict(), "method": method.state_dict()}, f"{folder}/{number}.pt")
+    content = {"network": {k: v.clone() for k, v in network.state_dict().items()}, "method": method.state_dict()}
+    if adversarial:
+        task.fresh(number)  # even from seeds of their own, ranks begin with the same weights
+    torch.save(content | {"fresh": network.state_dict()}, f"{folder}/{number}.pt")
     dist.destroy_process_group()
 
 
-def test_two_ranks_stay_together(tmp_path: Path) -> None:
-    mp.spawn(_train, (str(tmp_path),), nprocs=2)
+@pytest.mark.parametrize("name", ["adversarial", pytest.param("general_adversarial", marks=pytest.mark.long)])
+def test_two_ranks_stay_together(name: str, tmp_path: Path) -> None:
+    mp.spawn(_train, (str(tmp_path), name), nprocs=2)
     first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in range(2))
     assert not torch.equal(first["method"]["generator"], second["method"]["generator"])  # noise differs by rank
-    pairs = [(first["network"], second["network"]), (first["method"]["auxiliary"], second["method"]["auxiliary"])]
-    pairs += [(first["method"]["players"][n]["module"], second["method"]["players"][n]["module"])
-              for n in ("generators", "discriminator")]  # fmt: skip
+    pairs = [(first["network"], second["network"])]
+    players = first["method"]["players"]
+    pairs += [(players[n]["module"], second["method"]["players"][n]["module"]) for n in players]
+    if name == "adversarial":
+        assert set(players) == {"generators", "discriminator"}
+        pairs.append((first["method"]["auxiliary"], second["method"]["auxiliary"]))
+        pairs.append((first["fresh"], second["fresh"]))
+        assert not all(torch.equal(first["fresh"][k], first["network"][k]) for k in first["fresh"])
+    else:
+        assert set(players) == {"generator", "class_discriminator", "dissimilarity_discriminator"}
     for one, other in pairs:
         assert one
         for key, tensor in one.items():
