@@ -12,6 +12,7 @@ from monai_autoaug.data.loading import loader
 from monai_autoaug.data.meta_cases import EpochCases, MetaSplit, cases_of_another_set, read_case_names
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.data.phantom import write_phantom
+from monai_autoaug.data.pictures import pictures
 from monai_autoaug.data.preprocess import Preprocessing
 
 __all__ = [
@@ -29,6 +30,7 @@ __all__ = [
     "centre_crop",
     "findings_to_json",
     "loader",
+    "pictures",
     "print_findings",
     "read_case_names",
     "read_datalist",

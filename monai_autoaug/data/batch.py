@@ -33,7 +33,8 @@ class Batch:
     Args:
         image: (B, C, D, H, W), in standard deviations after normalisation; 2D is (B, C, H, W) throughout. Its spatial
             size is the patch plus twice ``margin``, so that a spatial method can warp first and crop afterwards.
-        label: (B, K, D, H, W) float, one channel a class with the background first (sums to 1), or one a region.
+        label: (B, K, D, H, W) float, one channel a class with the background first (sums to 1), or one a region. Of a
+            classification (B, K): the class of each image as a whole, which no transformation changes.
         valid: (B, 1, D, H, W) float, 0 where the label is unknown (an ignore label), 1 elsewhere; None: all known.
         extra: (B, E, D, H, W) channels that move with the image but that no intensity operation touches (a cascade's
             previous segmentation), or None.
@@ -70,6 +71,15 @@ class Batch:
         if not self.margin:  # frozen: no plain assignment
             object.__setattr__(self, "margin", (0,) * (self.image.ndim - 2))
 
+    @property
+    def classification(self) -> bool:
+        """Whether labels are of whole images, (B, K), rather than of voxels.
+
+        >>> Batch(torch.zeros(2, 1, 8, 8), torch.zeros(2, 3)).classification
+        True
+        """
+        return self.label.ndim == 2
+
     def _map(self, function: Callable[[Tensor], Tensor], *names: str) -> Batch:
         """Apply ``function`` to the named tensors that are there, and to those of ``plain``."""
         changed: dict[str, Any] = {n: function(getattr(self, n)) for n in names if getattr(self, n) is not None}
@@ -89,7 +99,8 @@ class Batch:
 
     def cropped(self) -> Batch:
         """The patch without its margin."""
-        crop = self._map(lambda t: centre_crop(t, self.margin), "image", "label", "valid", "extra", "mask")
+        spatial = ("image", "extra", "mask") if self.classification else ("image", "label", "valid", "extra", "mask")
+        crop = self._map(lambda t: centre_crop(t, self.margin), *spatial)
         return replace(crop, margin=tuple(0 for _ in self.margin))
 
     def rows(self, index: slice | Tensor) -> Batch:

@@ -55,6 +55,7 @@ def build_task(
     listener: Callable[[str, Mapping[str, Any]], None],
     *,
     regions: bool | None,
+    classification: bool,
     clip: float | None,
     patch_size: Sequence[int] | None,
     label_names: Sequence[str],
@@ -68,6 +69,7 @@ def build_task(
         spatial_dims: 2 or 3.
         listener: see `methods.Task`.
         regions: see `AutoAugTrainer`, as the others are.
+        classification: likewise.
         clip: likewise.
         patch_size: likewise.
         label_names: likewise.
@@ -83,7 +85,8 @@ def build_task(
     return EngineTask(
         network, engine.optimizer, loss, precision=AmpPrecision(engine.state.device, engine.amp, engine.amp_kwargs),
         losses=PerSampleLoss(loss, preferred_form(loss)), inferer=engine.inferer,
-        runs=engine.network if engine.compile else network, spatial_dims=spatial_dims, regions=regions, clip=clip,
+        runs=engine.network if engine.compile else network, spatial_dims=spatial_dims, regions=regions,
+        classification=classification, clip=clip,
         accumulation_steps=accumulated, label_names=tuple(label_names),
         steps=planned_updates(engine.state.epoch_length, engine.state.max_epochs, accumulated),
         patch_size=None if patch_size is None else tuple(patch_size), listener=listener, build=build,

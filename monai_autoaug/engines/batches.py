@@ -39,6 +39,11 @@ def target_form(target: Tensor, num_classes: int, spatial_dims: int) -> TargetFo
     """
     if target.ndim == spatial_dims + 1:
         return "bare_index"
+    if not spatial_dims and (target.ndim != 2 or target.shape[1] != num_classes):
+        raise ConfigError(
+            f"labels of whole images must be (B,) class indices or (B, {num_classes}) one-hot, as many classes as the"
+            f" network gives, got {tuple(target.shape)}"
+        )
     if target.ndim == spatial_dims + 2 and target.shape[1] == num_classes:
         return "channels"
     if target.ndim == spatial_dims + 2 and target.shape[1] == 1:
@@ -52,6 +57,14 @@ def target_form(target: Tensor, num_classes: int, spatial_dims: int) -> TargetFo
 def count_classes(network: nn.Module, image: Tensor, spatial_dims: int) -> int:
     """Channels of the network's output, found by a forward of one sample in evaluation mode, without side effects.
 
+    Args:
+        network: in any mode.
+        image: (B, C, D, H, W).
+        spatial_dims: of the output; 0 where it is (B, K).
+
+    Raises:
+        ConfigError: the output has other axes.
+
     >>> count_classes(nn.Conv3d(1, 3, 1), torch.zeros(2, 1, 4, 4, 4), 3)
     3
     """
@@ -64,6 +77,10 @@ def count_classes(network: nn.Module, image: Tensor, spatial_dims: int) -> int:
         for module in training:
             module.training = True
     output = output[0] if isinstance(output, list | tuple) else output
+    if spatial_dims and output.ndim == 2:
+        raise ConfigError("the network classifies whole images, its output is (B, K): set classification to True")
+    if not spatial_dims and output.ndim != 2:
+        raise ConfigError(f"the output of a network that classifies must be (B, K), got {tuple(output.shape)}")
     # DynUNet stacks its levels along an axis of their own: (B, levels, K, ...)
     return int(output.shape[-spatial_dims - 1])
 
@@ -99,6 +116,7 @@ class Converter:
         soft: whether the method needs labels as channels; False hands them on as they are.
         image_channels: what the method's networks were built for, or None.
         regions: whether label channels may overlap.
+        classification: whether labels are of whole images.
         num_classes: classes or regions, the background included; None: what the network gives.
         loss_function: the host's loss, which says which label value is unknown, and in which form it wants the labels
             of a loader of this package (which yields `Batch`).
@@ -117,10 +135,12 @@ class Converter:
         regions: bool = False,
         num_classes: int | None = None,
         loss_function: Any = None,
+        classification: bool = False,
     ) -> None:
         self.prepare, self.network, self.device = prepare, network, device
         self.spatial_dims, self.margin, self.soft, self.image_channels = spatial_dims, margin, soft, image_channels
         self.regions, self.num_classes, self.loss_function = regions, num_classes, loss_function
+        self.label_dims = 0 if classification else spatial_dims
         self.ignore = ignored_value(loss_function)
         self.form: TargetForm | None = None
 
@@ -150,6 +170,28 @@ class Converter:
             spacing=spacing_of(inputs, self.spatial_dims), margin=self.margin, target=self._crop_target(target),
         )  # fmt: skip
         return Prepared(inputs, targets, tuple(args), kwargs, batch)
+
+    def unlabelled(self, data: Any) -> Batch:
+        """A batch of images whose labels are unknown or not there: 0, and ``valid`` nowhere.
+
+        Raises:
+            ConfigError: the images can't be used with this method.
+        """
+        if isinstance(data, Batch):
+            batch = data.to(self.device, non_blocking=True)
+            self._check_image(batch.image)
+            return batch
+        inputs = self.prepare(data)[0]
+        image = plain(inputs).float()
+        self._check_image(image)
+        if self.num_classes is None:
+            self.num_classes = count_classes(self.network, centre_crop(image, self.margin), self.label_dims)
+        size = image.shape[2:] if self.label_dims else ()
+        label = image.new_zeros((len(image), self.num_classes, *size))
+        return Batch(
+            image, label, label.new_zeros((len(image), 1, *size)), case=cases_of(inputs, data),
+            spacing=spacing_of(inputs, self.spatial_dims), margin=self.margin,
+        )  # fmt: skip
 
     def _own(self, batch: Batch) -> Prepared:
         """A loader of this package yields whole batches; the target is the label without its margin."""
@@ -219,8 +261,8 @@ class Converter:
     def _learn(self, image: Tensor, target: Tensor) -> None:
         """Number of classes and form of the labels, from the first batch."""
         if self.num_classes is None:
-            self.num_classes = count_classes(self.network, centre_crop(image, self.margin), self.spatial_dims)
-        self.form = target_form(target, self.num_classes, self.spatial_dims)
+            self.num_classes = count_classes(self.network, centre_crop(image, self.margin), self.label_dims)
+        self.form = target_form(target, self.num_classes, self.label_dims)
         if self.form == "channels" and not self.regions and not bool((target.sum(1) == 1).all()):
             raise ConfigError(
                 "the label's channels overlap or leave voxels to none of them, so they are regions, not classes:"
@@ -228,7 +270,7 @@ class Converter:
             )
 
     def _crop_target(self, target: Any) -> Any:
-        if not any(self.margin) or not isinstance(target, Tensor):
+        if not any(self.margin) or not isinstance(target, Tensor) or not self.label_dims:
             return target
         if target.ndim == self.spatial_dims + 1:
             return centre_crop(target[:, None], self.margin)[:, 0]

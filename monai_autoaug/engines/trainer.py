@@ -68,10 +68,14 @@ class AutoAugTrainer(SupervisedTrainer):
         meta_data_loader: meta-validation batches for methods that learn from these ("joint_policy"), which other
             methods leave alone: of cases that are neither in ``train_data_loader`` nor in any validation or test set,
             with the same ``margin`` and ``prepare_batch``.
+        unlabelled_data_loader: images without labels for methods that learn from these: dictionaries with ``image`` (a
+            ``label`` in them is not looked at), or `PatchBatches` with ``labelled=False``, with the same ``margin``.
         margin: voxels by which the loader's patches are larger than what the network sees, at each end of each axis, so
             that a warped patch shows real surroundings rather than continued borders.
         spatial_dims: 2 or 3; None: as the network's first convolution has it.
         num_classes: classes or regions, the background included; None: as many channels as the network gives.
+        classification: labels and output are of whole images: class indices (B,) or one-hot (B, K), and logits (B, K);
+            no transformation changes a label.
         regions: whether the label's channels overlap; None: yes if the loss has a sigmoid and no ``to_onehot_y``.
         patch_size: voxels of a patch without margin, if all are alike; None: as a loader of `PatchBatches` says.
         label_names: names of the label values from 0 on (of regions "background" and theirs), for policies by label and
@@ -124,10 +128,12 @@ class AutoAugTrainer(SupervisedTrainer):
         seed: int = 0,
         real_data_loader: Iterable[Any] | None = None,
         meta_data_loader: Iterable[Any] | None = None,
+        unlabelled_data_loader: Iterable[Any] | None = None,
         margin: int | Sequence[int] = 0,
         spatial_dims: int | None = None,
         num_classes: int | None = None,
         regions: bool | None = None,
+        classification: bool = False,
         patch_size: Sequence[int] | None = None,
         label_names: Sequence[str] = (),
         orientation: str | None = None,
@@ -165,8 +171,9 @@ class AutoAugTrainer(SupervisedTrainer):
         if len(sizes) != dims or min(sizes) < 0:
             raise ConfigError(f"margin must be {dims} numbers of voxels, not negative, got {margin}")
         self.task = build_task(
-            self, self.plain_network, dims, self._listen, regions=regions, clip=clip, patch_size=patch_size,
-            label_names=label_names, build=builder(method, method_options or {}, network_builder),
+            self, self.plain_network, dims, self._listen, regions=regions, classification=classification, clip=clip,
+            patch_size=patch_size, label_names=label_names,
+            build=builder(method, method_options or {}, network_builder),
         )  # fmt: skip
         # its precision is the engine's scaler from now on
         self.losses, self.scaler = cast(PerSampleLoss, self.task.losses), cast(Any, self.task.precision.scaler)
@@ -179,13 +186,15 @@ class AutoAugTrainer(SupervisedTrainer):
         self.converter = Converter(
             self._prepare, self.plain_network, self.task.device, spatial_dims=dims, margin=sizes,
             soft=self.method.name != "none", image_channels=image_channels, regions=self.task.regions,
-            num_classes=num_classes, loss_function=loss_function,
+            num_classes=num_classes, loss_function=loss_function, classification=classification,
         )  # fmt: skip
         check_host(self.method, self.plain_network, self.optimizer, self.inferer, self.prepare_batch)
         self.register_events(*PhaseEvents)
         self.streams = SideStreams(
-            self.method.needs, self.data_loader, {"real": real_data_loader, "meta": meta_data_loader},
+            self.method.needs, self.data_loader,
+            {"real": real_data_loader, "meta": meta_data_loader, "unlabelled": unlabelled_data_loader},
             lambda data: self.converter(data).batch, seed=seed, method=self.method.name,
+            unlabelled=lambda data: self.converter.unlabelled(data),
         )  # fmt: skip
         self._figures: tuple[str, ...] = ()
         self._entered = False  # between the start of a run and its first epoch

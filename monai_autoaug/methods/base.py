@@ -43,8 +43,9 @@ class Losses(Protocol):
         """Loss of each sample.
 
         Args:
-            output: what the network returned: logits (B, K, D, H, W), or a list of them, full resolution first.
-            label: (B, K, D, H, W), soft.
+            output: what the network returned: logits (B, K, D, H, W), or a list of them, full resolution first; of a
+                classification (B, K).
+            label: of the logits' shape, soft.
             valid: (B, 1, D, H, W), or None.
 
         Returns:
@@ -60,7 +61,8 @@ class Batches(Protocol):
         """The next batch of a stream, on the device of the task.
 
         Args:
-            stream: "train", "real" (a second training batch) or "meta" (meta-validation).
+            stream: "train", "real" (a second training batch), "meta" (meta-validation; a host that draws its cases
+                anew each epoch serves none of the epoch before) or "unlabelled" (``label`` and ``valid`` are 0).
         """
         ...
 
@@ -94,6 +96,7 @@ class Task:
         precision: autocast, scaler, ranks.
         spatial_dims: 2 or 3.
         regions: whether the label's channels are overlapping regions (sigmoid) rather than classes (softmax).
+        classification: whether labels and logits are of whole images, (B, K), rather than of voxels.
         clip: largest gradient norm of the segmentation network, or None.
         call: how the host runs its network, for example compiled; default: ``network`` itself.
         accumulation_steps: micro-batches whose gradients are added before an update.
@@ -119,6 +122,7 @@ class Task:
         *,
         spatial_dims: int = 3,
         regions: bool = False,
+        classification: bool = False,
         clip: float | None = None,
         call: Callable[[Tensor], Any] | None = None,
         accumulation_steps: int = 1,
@@ -130,6 +134,7 @@ class Task:
     ) -> None:
         self.network, self.optimizer, self.losses, self.precision = network, optimizer, losses, precision
         self.spatial_dims, self.regions, self.clip = spatial_dims, regions, clip
+        self.classification = classification
         self.call: Callable[[Tensor], Any] = network if call is None else call
         self.accumulation_steps, self.steps = accumulation_steps, steps
         self.patch_size, self.label_names = patch_size, label_names
@@ -243,13 +248,18 @@ class Method(ABC):
     phases: tuple[Phase, ...] = (Phase("train"),)  # of a training, in their order; hosts call `begin_phase`
     keeps_best: bool = False  # deploys the network of the best validation Dice (of the last phase), not the last one
     meta_batch: int = 8  # patches of a batch of the stream "meta"; a host that makes this stream reads it
+    meta_share: ClassVar[float] = 0.25  # of the training cases, that hosts set apart for it unless told otherwise
+    meta_split: ClassVar[str] = "fixed"  # or "resampled": other cases each epoch, unless told otherwise
     settled: int = 1_000_000  # updates after which everything learns that does; a host tries a step out there
     finishing: int = 0  # updates that `finish` makes; a host that tries a method out lowers it
     views_learn: bool = True  # False: the views at test time are a fixed choice, which predictions average by at once
     replaces_augmentation: ClassVar[bool] = False  # its augmentation is meant instead of the host's own, not over it
     draws_operations: ClassVar[bool] = False  # of a training policy, see `drawing`
+    classifies: ClassVar[bool] = True  # False: it needs labels of voxels
 
     def __init__(self, task: Task, *, seed: int = 0) -> None:
+        if task.classification and not self.classifies:
+            raise ConfigError(f"method {self.name!r} is made for segmentation and can't train a classification")
         self.task = task
         self.players: dict[str, Player] = {}
         self.steps = 0  # updates, not micro-batches

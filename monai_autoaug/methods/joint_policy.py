@@ -97,6 +97,7 @@ class JointPolicy(Method):
     needs: tuple[str, ...] = ("train", "meta")
     replaces_augmentation: ClassVar[bool] = True
     draws_operations: ClassVar[bool] = True
+    classifies: ClassVar[bool] = False
 
     def __init__(
         self,

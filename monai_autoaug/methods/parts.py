@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from monai_autoaug.augmenters import Transformation
-from monai_autoaug.data.batch import Batch
+from monai_autoaug.data.batch import Batch, centre_crop
 
-__all__ = ["CLEAN", "Part", "concatenate", "transform"]
+__all__ = ["CLEAN", "Part", "concatenate", "interior", "jitter", "transform"]
 
 CLEAN = "clean"
 
@@ -41,7 +41,7 @@ def transform(batch: Batch, transformation: Transformation, *, regions: bool = F
 
     Image and further channels, label, validity and non-zero mask share one grid; appearance touches the image alone;
     where the mask is 0 the image is 0 again afterwards. At the edge of what is known the label is interpolated from
-    known voxels alone.
+    known voxels alone. The label of a classification stays as it is.
 
     Args:
         batch: patches with their margin.
@@ -54,6 +54,8 @@ def transform(batch: Batch, transformation: Transformation, *, regions: bool = F
     """
     still = 0 if batch.extra is None else batch.extra.shape[1]
     image = batch.image if batch.extra is None else torch.cat([batch.image, batch.extra], dim=1)
+    if batch.classification:  # labels of whole images stay as they are
+        return _with_label_of_image(batch, transformation, image, still)
     known = batch.label if batch.valid is None else batch.label * batch.valid  # hosts write background where unknown
     stack = [known] + [t for t in (batch.valid, batch.mask) if t is not None]
     widths = [t.shape[1] for t in stack]
@@ -84,6 +86,20 @@ def transform(batch: Batch, transformation: Transformation, *, regions: bool = F
     return replace(batch, image=image, label=label, valid=valid, mask=mask, extra=extra, margin=none, target=None)
 
 
+def _with_label_of_image(batch: Batch, transformation: Transformation, image: Tensor, still: int) -> Batch:
+    """`transform` where nothing but image and mask have a place in the image."""
+    mask = batch.mask
+    moved, moved_mask = transformation.apply_pair(
+        image, mask, margin=batch.margin, outside=None if mask is None else (0.0,) * mask.shape[1], still=still
+    )
+    extra = moved[:, moved.shape[1] - still :] if still else None
+    image = moved[:, : moved.shape[1] - still]
+    if moved_mask is not None:
+        image = image * (moved_mask >= 0.5).to(image.dtype)
+    none = tuple(0 for _ in batch.margin)
+    return replace(batch, image=image, mask=moved_mask, extra=extra, margin=none, target=None)
+
+
 def concatenate(batches: list[Batch]) -> Batch:
     """One batch of several parts, in their order."""
 
@@ -97,3 +113,28 @@ def concatenate(batches: list[Batch]) -> Batch:
     case = tuple(c for b in batches for c in b.case)
     return Batch(image, label, joined("valid"), joined("extra"), joined("mask"), joined("classes"), case,
                  joined("spacing"), batches[0].margin)  # fmt: skip
+
+
+def jitter(image: Tensor, generator: torch.Generator) -> Transformation:
+    """A shift by less than half a voxel: the blur of one linear resampling and nothing else.
+
+    Args:
+        image: (B, C, D, H, W).
+        generator: of the random numbers.
+
+    >>> bool((jitter(torch.zeros(2, 1, 4, 4), torch.Generator()).matrix[:, :, 2].abs() <= 0.5).all())
+    True
+    """
+    shape, d = tuple(image.shape[2:]), image.ndim - 2
+    shift = torch.rand(len(image), d, 1, generator=generator, device=generator.device) - 0.5
+    matrix = torch.cat([torch.eye(d).to(shift).expand(len(shift), d, d), shift], dim=2)
+    return Transformation(shape, matrix=matrix)
+
+
+def interior(image: Tensor) -> Tensor:
+    """Patches without their outer eighth, where a transformed patch shows what lay outside.
+
+    >>> interior(torch.zeros(1, 1, 16, 8)).shape
+    torch.Size([1, 1, 12, 6])
+    """
+    return centre_crop(image, tuple(n // 8 for n in image.shape[2:]))
