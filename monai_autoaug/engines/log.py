@@ -2,11 +2,12 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
 """A run's ``log.jsonl``: one JSON object an epoch, and what each of its keys means.
 
-``PLAYER`` is ``network`` (that segments), ``generators`` or ``discriminator``; ``KIND`` is ``affine``,
-``deformation`` or ``appearance``; ``STRUCTURE`` is a name of a label; ``CLASS`` is a class of patches (``background``,
-``foreground``) and ``CASCADE`` a family of operations of which a patch gets one (``gamma``). A key is there where there
-is such a thing: ``loss_KIND`` not without augmentation, ``dice`` only in epochs that validate. A number that is not
-finite is null. Where nothing else is said, a figure is the mean over the epoch's iterations.
+``PLAYER`` is ``network`` (that segments), ``generators`` or ``discriminator``, of method general_adversarial
+``generator``, ``class_discriminator`` or ``dissimilarity_discriminator``; ``KIND`` is ``affine``, ``deformation`` or
+``appearance``; ``STRUCTURE`` is a name of a label; ``CLASS`` is a class of patches (``background``, ``foreground``) and
+``CASCADE`` a family of operations of which a patch gets one (``gamma``); ``GAME`` is ``class`` or ``dissimilarity``. A
+key is there where there is such a thing: ``loss_KIND`` not without augmentation, ``dice`` only in epochs that validate.
+A number that is not finite is null. Where nothing else is said, a figure is the mean over the epoch's iterations.
 
 Training:
 
@@ -16,6 +17,7 @@ Training:
 - ``loss``: of the segmentation network (Dice + cross-entropy) on all samples of the batches.
 - ``loss_clean``: the same on the samples that were not augmented.
 - ``loss_KIND``: the same on the samples that this kind of augmentation transformed.
+- ``loss_general``: the same on the samples that the generator of general_adversarial transformed.
 - ``KIND_loss_ratio``: how much harder the augmentation makes the task: ``loss_KIND`` over ``loss_clean``; of a single
   kind the cross-entropy of the last batch, transformed over untransformed. Above 1 it is harder.
 - ``seconds``: wall-clock time of the training so far, resumed parts included.
@@ -36,6 +38,12 @@ What the augmenters and their opponents do:
   where it only guesses (1.39 with ``fidelity=paper``, where both sides share one loss).
 - ``discriminator_accuracy``: share of real and transformed patches that the discriminator tells right, 0.5 to 1; above
   0.95 it no longer tells the generators anything.
+- ``GAME_discriminator_accuracy``: the same of general_adversarial's two discriminators: of real and transformed patches
+  with their labels; of pairs of two subjects and of a patch and what it was made to.
+- ``GAME_discriminator_loss``: of one of these on both; 1.39 where it only guesses.
+- ``generator_GAME``: loss of the generator against it; 0.69 where it only guesses, smaller where it is deceived.
+- ``generator_adversarial``: loss of the generator against the network, which falls as the network errs.
+- ``generator_loss``: the three by the method's weights.
 - ``KIND_penalty``: magnitude of the transformations as the loss punishes it, before its weight.
 
 How the augmenters stand at the end of the epoch, over eight noise vectors and one training patch (means over the eight
@@ -56,10 +64,16 @@ but where something else is said):
 - ``KIND_log_volume``: natural logarithm of the change of volume; 0 keeps it.
 - ``KIND_translation_share``: share of the field that is a uniform translation, 0 to 1; a collapse above 0.8.
 - ``KIND_additive_mean``: mean absolute change of intensity, in standard deviations.
+- ``parametric_mean``, ``parametric_deviation``: of the parameters that bilevel's augmenter makes from noise, root mean
+  squares over the parameters of their mean and their deviation over noise, as shares of their bounds.
+- ``parametric_brightness``, ``parametric_noise``: size of what is added, in standard deviations.
+- ``parametric_contrast``, ``parametric_gamma``: size of the logarithm of factor and exponent.
+- ``augmenter_updates``: updates of bilevel's augmenter so far.
+- ``hypergradient``: length of the gradient by which it was updated; mean over the epoch's updates.
 
 Policies; figures of updates are means over the epoch's updates of the policies, and missing where there were none:
 
-- ``meta_loss``: on meta-validation patches, of the network as the next update will leave it.
+- ``meta_loss``: on meta-validation patches, of the network as the next update will leave it; of bilevel, too.
 - ``identity_loss``: soft Dice loss of a meta-validation patch predicted as it is.
 - ``view_loss``: the same of the views that were drawn, each by itself.
 - ``views_gain``: soft Dice that the average of the deployed views gains over the plain prediction, on a few

@@ -19,13 +19,12 @@ import torch
 from torch import Tensor
 
 from monai_autoaug.augmenters import Transformation
-from monai_autoaug.data.batch import centre_crop
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.augmented import AugmentedMethod
 from monai_autoaug.methods.balancer import Balancer
 from monai_autoaug.methods.base import Batches, Player, Task
 from monai_autoaug.methods.collapse import collapse_figures, collapse_warnings
-from monai_autoaug.methods.parts import Part, transform
+from monai_autoaug.methods.parts import Part, interior, jitter, transform
 from monai_autoaug.networks.discriminators import Discriminator, adversarial_loss, discriminate_frozen
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
 
@@ -219,27 +218,19 @@ class Adversarial(AugmentedMethod):
         if not self.discriminator_resamples:
             return batch.cropped().image
         with torch.no_grad():
-            return self._interior(transform(batch, self._jitter(batch.image), regions=self.task.regions).image)
-
-    def _jitter(self, image: Tensor) -> Transformation:
-        """A shift by less than half a voxel: the blur of one linear resampling and nothing else."""
-        shape, d = tuple(image.shape[2:]), image.ndim - 2
-        shift = torch.rand(len(image), d, 1, generator=self.generator, device=self.generator.device) - 0.5
-        matrix = torch.cat([torch.eye(d).to(shift).expand(len(shift), d, d), shift], dim=2)
-        return Transformation(shape, matrix=matrix)
+            shifted = transform(batch, jitter(batch.image, self.generator), regions=self.task.regions)
+            return self._interior(shifted.image)
 
     def _resampled(self, part: Part) -> Tensor:
         """A part's patches as the discriminator sees them: once resampled, as the real ones are."""
         assert part.transformation is not None  # noqa: S101  # for the type checker: these parts have one
         if part.transformation.moves_geometry or not self.discriminator_resamples:
             return part.batch.image
-        return self._jitter(part.batch.image).apply(part.batch.image)
+        return jitter(part.batch.image, self.generator).apply(part.batch.image)
 
     def _interior(self, image: Tensor) -> Tensor:
-        """The patch without its outer eighth, where a transformed patch shows what lay outside."""
-        if not self.discriminator_resamples:
-            return image
-        return centre_crop(image, tuple(n // 8 for n in image.shape[2:]))
+        """The patch as the discriminator looks at it (see `interior`)."""
+        return interior(image) if self.discriminator_resamples else image
 
     def _penalties(self, moved: list[Part]) -> tuple[Tensor, dict[str, Tensor]]:
         """Magnitude (Eqs. 6-8) and, in the default form, distance from the random policy; and the magnitudes."""

@@ -17,7 +17,8 @@ from monai_autoaug.transforms import training_cascades
 
 NAMES = {
     "KIND": "(affine|deformation|appearance)",
-    "PLAYER": "(network|generators|discriminator)",
+    "PLAYER": "(network|generators?|((class|dissimilarity)_)?discriminator)",
+    "GAME": "(class|dissimilarity)",
     "CLASS": "(background|foreground)",
     "CASCADE": "(" + "|".join(cascade.name for cascade in training_cascades()) + ")",
 }
@@ -43,6 +44,9 @@ def documented(data: Path) -> list[str]:
         ("adversarial", {"warm_up": 0}),
         ("adversarial", {"warm_up": 0, "mode": "deformation"}),
         ("adversarial", {"warm_up": 0, "fidelity": "paper"}),
+        ("general_adversarial", {}),
+        ("general_adversarial", {"augmentation": "light"}),
+        ("general_adversarial", {"separate": 0.5, "weight_adversarial": 0.0}),
         ("joint_policy", {"warm_up": 0, "update_every": 1, "views": 3}),
     ],
 )
@@ -55,6 +59,8 @@ def test_every_key_of_a_log_is_documented(
     assert {key for key in found if not any(re.fullmatch(p, key) for p in patterns)} == set()
     if method == "adversarial":
         assert {"discriminator_accuracy", "deformation_noise_share"} <= found
+    if method == "general_adversarial" and not method_options:
+        assert {"generator_adversarial", "dissimilarity_discriminator_accuracy", "affine_noise_share"} <= found
     if method == "joint_policy":
         assert {"meta_loss", "views_gain", "entropy_background_gamma", "entropy_views"} <= found
 

@@ -25,7 +25,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom(tmp_path_factory.mktemp("data"), cases=5, size=20)
 
 
-@pytest.mark.parametrize("method", ["none", "random", "adversarial"])
+@pytest.mark.parametrize("method", ["none", "random", "adversarial", "general_adversarial"])
 @pytest.mark.parametrize("step", [1, 5])  # within the first epoch, where there is no checkpoint yet, and the second
 def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(data: Path, tmp_path: Path, method: str, step: int) -> None:
     whole = train(options(data, tmp_path / "whole", method=method))
