@@ -176,7 +176,7 @@ def _lost_views(run: Run) -> str:
     """That the policy file of a run that has learned views doesn't hold them; empty where it has learned none."""
     options = read_json(run.config)["options"]
     method = options["method"]
-    if method not in methods.METHODS or not methods.find(method).learns_views(**options["method_options"]):
+    if method not in methods.names() or not methods.find(method).learns_views(**options["method_options"]):
         return ""
     came = "holds no views" if run.policy.exists() else "is not there"
     return f"{run.policy}: {came}, but this run (method {method}) has learned which views of an image to average"

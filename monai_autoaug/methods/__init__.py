@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import nn
 
+from monai_autoaug import plugins
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Batches, Losses, Method, Player, Task
 from monai_autoaug.methods.phases import Phase
@@ -27,33 +28,60 @@ __all__ = [
     "build",
     "check",
     "find",
+    "names",
     "options",
     "prepare",
     "streams",
 ]
 
-METHODS = {
+METHODS = {  # of this package; other distributions add theirs by entry points, see `names`
     "none": "monai_autoaug.methods.none:NoAugmentation",
     "random": "monai_autoaug.methods.random:RandomAugmentation",
     "adversarial": "monai_autoaug.methods.adversarial:Adversarial",
+    "task_driven": "monai_autoaug.methods.task_driven:TaskDriven",
+    "general_adversarial": "monai_autoaug.methods.general_adversarial:GeneralAdversarial",
     "joint_policy": "monai_autoaug.methods.joint_policy:JointPolicy",
+    "bilevel": "monai_autoaug.methods.bilevel:Bilevel",
 }
 
 
-def find(name: str) -> type[Method]:
-    """The class of a method.
+def names() -> tuple[str, ...]:
+    """All methods there are: of this package, and of the entry points in the group ``monai_autoaug.methods``.
 
     Raises:
-        ConfigError: there is no such method; the message lists those there are.
+        ConfigError: two methods have one name.
+
+    >>> "none" in names()
+    True
+    """
+    return (*METHODS, *sorted(plugins.added(plugins.METHODS, METHODS)))
+
+
+def find(name: str) -> type[Method]:
+    """The class of a method; another distribution adds one by an entry point of its name.
+
+    Raises:
+        ConfigError: there is no such method; the message lists those there are. Or an entry point can't be used.
 
     >>> find("none").__name__
     'NoAugmentation'
     """
-    if name not in METHODS:
-        raise ConfigError(f"there is no method {name!r}; choose one of {', '.join(sorted(METHODS))}")
-    module, _, attribute = METHODS[name].partition(":")
-    method: type[Method] = getattr(import_module(module), attribute)
-    return method
+    more = plugins.added(plugins.METHODS, METHODS)
+    if name in METHODS:
+        module, _, attribute = METHODS[name].partition(":")
+        method: type[Method] = getattr(import_module(module), attribute)
+        return method
+    if name not in more:
+        raise ConfigError(
+            f"there is no method {name!r}; choose one of {', '.join(sorted((*METHODS, *more)))}; others are found by"
+            f" entry points of the group {plugins.METHODS}"
+        )
+    added: type[Method] = plugins.load(more[name], Method)
+    if added.name != name:
+        raise ConfigError(
+            f"the entry point {name!r} names {added.__name__}, whose name is {added.name!r}: give both one name"
+        )
+    return added
 
 
 def options(name: str) -> dict[str, inspect.Parameter]:
@@ -104,7 +132,7 @@ def build(name: str, task: Task, **given: Any) -> Method:
     """A method by name, ready to step.
 
     Args:
-        name: one of ``METHODS``.
+        name: one of `names`.
         task: what the host owns; its network has been through `prepare`.
         given: the method's options.
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.methods import METHODS, find, streams
+from monai_autoaug.methods import find, names, streams
 from monai_autoaug.methods import options as method_options
 from monai_autoaug.nnunet.split import META_SPLITS
 from monai_autoaug.precision import DTYPES
@@ -37,7 +37,7 @@ class Options:
     """The options of an nnU-Net trainer with learned augmentation; None keeps what the trainer or the plans say.
 
     Args:
-        method: one of `monai_autoaug.methods.METHODS`; "none" switches learned augmentation off.
+        method: one of `monai_autoaug.methods.names`; "none" switches learned augmentation off.
         method_options: the method's own options, handed to `monai_autoaug.methods.build`.
         epochs: epochs of training.
         iterations_per_epoch: training iterations an epoch.
@@ -64,9 +64,12 @@ class Options:
             "none". nnU-Net's workers augment the enlarged patches, which takes them up to twice the time.
         save_every: epochs between two checkpoints ``checkpoint_latest.pth``.
         meta_cases: where something is learned from meta-validation (by "joint_policy"): how many of the fold's training
-            cases are set apart for it, or which share of them; default 0.25. Or names of cases, for example of another
-            site, that are not the fold's validation cases. Those never take part.
-        meta_split: "fixed" (default) or "resampled": set other cases apart in each epoch, so that all of them train.
+            cases are set apart for it, or which share of them; default: as the method has it, 0.25 for "joint_policy".
+            Or names of cases, for example of another site, that are not the fold's validation cases. Those never take
+            part.
+        meta_split: "fixed" or "resampled": set other cases apart in each epoch, so that all of them train. Default: as
+            the method has it ("fixed" for "joint_policy", "resampled" for "bilevel"), "fixed" for cases that are named
+            and for loader "stock".
         policy_place: for methods that augment by a training policy ("joint_policy"): on the "device" (default), by the
             policy as it is, in the training step; or in nnU-Net's "workers", on the CPU and by the policy as it was 32
             batches before, for a GPU that has no time to spare. With more than 12 workers some wait for it.
@@ -110,7 +113,8 @@ class Options:
         method = find(self.method)
         defaults: dict[str, Any] = {"base_augmentation": "none" if method.replaces_augmentation else "stock"}
         if self.learns_from_meta:
-            defaults |= {"meta_cases": 0.25, "meta_split": "fixed"}
+            still = isinstance(self.meta_cases, tuple) or self.loader == "stock"  # which no epoch can tell from another
+            defaults |= {"meta_cases": method.meta_share, "meta_split": "fixed" if still else method.meta_split}
         if method.draws_operations:
             defaults["policy_place"] = "device"
         for name, value in defaults.items():
@@ -201,7 +205,7 @@ def _is_rate(value: Any) -> bool:
 
 
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "method": (lambda v: v in METHODS, f"one of {', '.join(sorted(METHODS))}"),
+    "method": (lambda v: v in names(), "the name of a method"),
     "method_options": (lambda v: isinstance(v, Mapping), "a mapping of the method's options"),
     "epochs": (_is_count, "a positive whole number"),
     "iterations_per_epoch": (_is_count, "a positive whole number"),
@@ -238,6 +242,7 @@ def _check_types(options: Options) -> None:
         if value is None and name not in _REQUIRED:
             continue
         if not holds(value):
+            what = f"one of {', '.join(sorted(names()))}" if name == "method" else what
             raise ConfigError(f"autoaug option {name} must be {what}; got {value!r}")
 
 
