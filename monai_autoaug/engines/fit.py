@@ -132,6 +132,7 @@ class Fit:
             self._save_checkpoint()
         if self._best:
             self.network.load_state_dict(self._best["network"])
+            self._dice = dict(self._best["dice"])
 
     def _batches(self, items: Items, resampled: int, **changes: Any) -> PatchBatches:
         """A stream of patches, long enough for all iterations."""
@@ -232,10 +233,10 @@ class Fit:
         last = self.method.phase_number == len(self.method.phases) - 1
         if not self.method.keeps_best or not last:
             return
-        if self._best and not self._dice["dice"] > self._best["dice"]:
+        if self._best and not self._dice["dice"] > self._best["dice"]["dice"]:
             return
         state = {name: tensor.detach().cpu().clone() for name, tensor in self.network.state_dict().items()}
-        self._best.update(dice=self._dice["dice"], epoch=self.trainer.state.epoch, network=state)
+        self._best.update(dice=dict(self._dice), epoch=self.trainer.state.epoch, network=state)
 
     def _save_checkpoint(self) -> None:
         content = {name: part.state_dict() for name, part in self._parts().items()}

@@ -204,5 +204,7 @@ def test_the_best_network_is_deployed_where_the_method_says_so(
 
         monkeypatch.setattr("monai_autoaug.engines.fit.validate", validate)
         run = train(options(data, tmp_path / str(best), method="none", validation_interval=1))
+        summary = json.loads(run.summary.read_text())
+        assert summary["validation_on_preprocessed_grid"]["dice"] == (0.9 if best else 0.4)
         scores[best] = [all(torch.equal(state[k], v) for k, v in weights(run).items()) for state in kept]
     assert scores == {True: [True, False, False], False: [False, False, True]}
