@@ -56,9 +56,7 @@ def test_resuming_is_refused_where_it_would_be_another_run(data: Path, tmp_path:
 
 
 @pytest.mark.parametrize(("done", "stage"), [(2, "preparing"), (1, "predicting")])
-def test_a_run_that_was_stopped_outside_training_is_finished(
-    data: Path, tmp_path: Path, done: int, stage: str
-) -> None:
+def test_a_run_that_was_stopped_outside_training_is_finished(data: Path, tmp_path: Path, done: int, stage: str) -> None:
     """Before the first epoch there is no checkpoint, after the last nothing is left to train."""
     whole = train(options(data, tmp_path / "whole"))
     with pytest.raises(KeyboardInterrupt):
