@@ -11,6 +11,9 @@ from monai_autoaug.augmenters.deformation import DeformationAugmenter
 from monai_autoaug.augmenters.dictionary import LearnedAugmentd
 from monai_autoaug.augmenters.files import load, save
 from monai_autoaug.augmenters.general import GeneralAugmenter
+from monai_autoaug.augmenters.kinds import find, kinds
+from monai_autoaug.augmenters.parametric import ParametricAugmenter
+from monai_autoaug.augmenters.tone import Tone
 from monai_autoaug.augmenters.transformation import Transformation
 
 __all__ = [
@@ -20,8 +23,12 @@ __all__ = [
     "DeformationAugmenter",
     "GeneralAugmenter",
     "LearnedAugmentd",
+    "ParametricAugmenter",
+    "Tone",
     "Transformation",
     "TrunkAugmenter",
+    "find",
+    "kinds",
     "load",
     "save",
 ]

@@ -142,7 +142,8 @@ class LearnedAugmentd(RandomizableTransform, MapTransform, InvertibleTransform):
         """Undo the transformation of every key that went through it.
 
         Raises:
-            PolicyError: the augmenter deforms freely (``fidelity="paper"``), which has no inverse.
+            PolicyError: the augmenter deforms freely (``fidelity="paper"``), which has no inverse; or it has changed an
+                image's contrast, gamma or noise, which can't be undone (give its labels alone, allowing missing keys).
         """
         d = dict(data)
         for key, mode in self.key_iterator(d, self.mode):
@@ -151,6 +152,11 @@ class LearnedAugmentd(RandomizableTransform, MapTransform, InvertibleTransform):
             record = self.pop_transform(d[key])
             if not record["do_transforms"]:
                 continue
+            if mode == "image" and int(record["extra_info"].get("toned", 0)):
+                raise PolicyError(
+                    "what was done to the image's intensities can't be undone; invert its labels alone"
+                    " (allow_missing_keys)"
+                )
             move = _read(record["extra_info"])
             undo = move.inverse()
             if undo is None:
@@ -186,7 +192,8 @@ def _describe(move: Transformation | None, x: Tensor) -> dict[str, Any]:
     velocity = torch.zeros(d, *coarse) if move.velocity is None else move.velocity[0].cpu()
     channels = x.shape[0] if move.additive is None else move.additive.shape[1]
     additive = torch.zeros(channels, *coarse) if move.additive is None else move.additive[0].cpu()
-    return {"shape": list(x.shape[1:]), "matrix": matrix, "velocity": velocity, "additive": additive, "free": int(free)}
+    return {"shape": list(x.shape[1:]), "matrix": matrix, "velocity": velocity, "additive": additive, "free": int(free),
+            "toned": int(move.tone is not None)}  # fmt: skip
 
 
 def _read(info: Mapping[str, Any]) -> Transformation:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from monai_autoaug.augmenters.tone import Tone
 from monai_autoaug.data.batch import centre_crop
 from monai_autoaug.transforms import geometry
 
@@ -19,7 +20,7 @@ __all__ = ["Transformation"]
 
 @dataclass(frozen=True)
 class Transformation:
-    """B transformations of volumes of size ``shape``: affine map, then deformation, then an added appearance mask.
+    """B transformations of volumes of size ``shape``: affine map, then deformation, then appearance.
 
     Args:
         shape: (D, H, W) of the volumes it applies to.
@@ -28,8 +29,9 @@ class Transformation:
         velocity: (B, 3, d, h, w) the stationary velocity field that ``displacement`` is the exponential of; it is what
             makes the inverse, and the regulariser acts on it. None for a free displacement field.
         additive: (B, C, d, h, w) mask in standard deviations on a coarse or full grid, or None.
+        tone: changes of brightness, contrast, gamma and noise, after the mask; or None.
         inverted: the order is reversed (mask, deformation, affine map).
-        padding: what the image is outside the volume, "minimum" or "border".
+        padding: what the image is outside the volume, "minimum", "border" or "zero".
         normalised: regularisers in the paper's units, displacements in [-1, 1] coordinates (see `regularization`).
         deviation: (B, ...) the generator's raw output: how far it is from the policy it started as, or None.
 
@@ -43,6 +45,7 @@ class Transformation:
     displacement: Tensor | None = None
     velocity: Tensor | None = None
     additive: Tensor | None = None
+    tone: Tone | None = None
     inverted: bool = False
     padding: str = "minimum"
     normalised: bool = False
@@ -106,6 +109,9 @@ class Transformation:
         image, moved = self._move(image, label, margin, outside)
         if not self.inverted and self.additive is not None:
             image = self._add(image, margin, still)
+        if self.tone is not None:
+            seen = image[:, : image.shape[1] - still]
+            image = torch.cat([self.tone(seen), image[:, seen.shape[1] :]], dim=1) if still else self.tone(image)
         return image, moved
 
     def _move(
@@ -130,11 +136,11 @@ class Transformation:
         return torch.cat([image[:, :-still] + mask, image[:, -still:]], dim=1)
 
     def inverse(self) -> Transformation | None:
-        """The inverse transformation, or None where there is none in closed form (a free displacement field).
+        """The inverse transformation, or None where there is none in closed form (a free displacement field, a tone).
 
         Affine exactly; a velocity field to about 0.1 voxel on average at an amplitude of 4 voxels; appearance exactly.
         """
-        if self.displacement is not None and self.velocity is None:
+        if self.tone is not None or (self.displacement is not None and self.velocity is None):
             return None
         velocity = None if self.velocity is None else -self.velocity
         return replace(
@@ -156,11 +162,13 @@ class Transformation:
           not depend on the size of the volume, plus the field's magnitude as the affine one's: a slope alone says
           nothing of a field that moves everything alike.
         - appearance (Eq. 8): mean of the squared mask, in squared standard deviations.
+        - tone: mean of the squared amounts.
 
         Source: Gao et al. 2021, Eqs. 6-8; the reductions and units are not in the paper.
         """
         parts = [self._affine_penalty(), self._deformation_penalty()]
         parts.append(None if self.additive is None else _full(self.additive).square().mean())
+        parts.append(None if self.tone is None else _full(self.tone.amount).square().mean())
         given = [p for p in parts if p is not None]
         return torch.stack(given).sum() if given else torch.zeros(())
 
@@ -201,7 +209,8 @@ class Transformation:
         Keys, as far as the parts are there: ``displacement_mean`` and ``displacement_max`` in voxels, ``rotation`` in
         degree (of the linear part's nearest rotation), ``translation`` in voxels, ``log_volume`` (logarithm of the
         determinant), ``jacobian_minimum`` (at most 0: folded), ``translation_share`` (share of the field's mean square
-        that is a uniform translation) and ``additive_mean``, in standard deviations.
+        that is a uniform translation), ``additive_mean``, in standard deviations, and the size of each amount of a
+        `Tone` by its name.
         """
         figures: dict[str, Tensor] = {}
         with torch.no_grad():
@@ -218,6 +227,8 @@ class Transformation:
                 figures["translation_share"] = uniform / field.square().sum(1).mean(1).clamp(min=1e-12)
             if self.additive is not None:
                 figures["additive_mean"] = self.additive.float().abs().flatten(1).mean(1)
+            if self.tone is not None:
+                figures |= self.tone.magnitude()
         return figures
 
     def to(self, *args: torch.device | torch.dtype | str) -> Transformation:
@@ -227,10 +238,11 @@ class Transformation:
 
     def rows(self, index: slice | Tensor) -> Transformation:
         """The transformations that ``index`` selects."""
-        return replace(self, **{n: getattr(self, n)[index] for n in _TENSORS if getattr(self, n) is not None})
+        given = {n: getattr(self, n) for n in _TENSORS if getattr(self, n) is not None}
+        return replace(self, **{n: t.rows(index) if isinstance(t, Tone) else t[index] for n, t in given.items()})
 
 
-_TENSORS = ("matrix", "displacement", "velocity", "additive", "deviation")
+_TENSORS = ("matrix", "displacement", "velocity", "additive", "tone", "deviation")
 
 
 def _full(x: Tensor) -> Tensor:

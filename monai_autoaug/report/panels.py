@@ -71,4 +71,6 @@ def _caption(t: Transformation) -> str:
         return f"rotation {figures['rotation']:.0f}\N{DEGREE SIGN}, shift {figures['translation']:.1f} voxels"
     if "displacement_mean" in figures:
         return f"mean {figures['displacement_mean']:.1f}, max {figures['displacement_max']:.1f} voxels"
-    return f"mean \N{PLUS-MINUS SIGN}{figures['additive_mean']:.2f} SD of intensity"
+    if "additive_mean" in figures:
+        return f"mean \N{PLUS-MINUS SIGN}{figures['additive_mean']:.2f} SD of intensity"
+    return f"brightness {figures['brightness']:.2f}, noise {figures['noise']:.2f} SD, gamma {figures['gamma']:.2f}"
