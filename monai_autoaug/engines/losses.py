@@ -136,7 +136,8 @@ class PerSampleLoss:
 
     ``rule`` says how the last call was done: "mean" and "sum" evaluate the loss sample by sample, "linear" is
     for a loss that doesn't decompose: sample i gets ``B * <dL/do_i, o_i - o_i.detach()>`` and the same for its label,
-    which has exactly the value and gradient of the batch's loss L in the mean (second derivatives are not its own).
+    which has exactly the value and gradient of the batch's loss L in the mean (second derivatives are not its own: for
+    these there is `whole`).
     The values of "linear" are those of each sample on its own, shifted so that their mean is L.
     """
 
@@ -174,6 +175,14 @@ class PerSampleLoss:
                 self._rules[known] = self._find_rule(levels, label, known)
             self.rule = self._rules[known]
             return self._by_rule(self.rule, levels, self._labels(label.float(), valid))
+
+    def whole(self, output: Any, label: Tensor, valid: Tensor | None) -> Tensor:
+        """The mean of what a call gives, with all of its derivatives."""
+        if (valid is None) not in self._rules:
+            with torch.no_grad():
+                self(output, label, valid)  # refuses what can't be
+        with float32_region(label.device):
+            return self._total(_levels(output), self._labels(label.float(), None if valid is None else valid.float()))
 
     def _labels(self, label: Tensor, valid: Tensor | None) -> list[Tensor]:
         """What the softened loss takes besides the output: the label, 0 where unknown; for channels ``valid`` too."""
@@ -247,9 +256,7 @@ def _random_batch(
 ) -> tuple[list[Tensor], Tensor, Tensor | None]:
     """Random logits shaped like ``levels``, and a hard label whose class (and unknown) fractions differ by sample."""
     generator = torch.Generator().manual_seed(0)
-    trial = [
-        torch.randn((size, *x.shape[1:]), generator=generator).to(x.device).requires_grad_() for x in levels
-    ]
+    trial = [torch.randn((size, *x.shape[1:]), generator=generator).to(x.device).requires_grad_() for x in levels]
     shape, classes = label.shape[2:], label.shape[1]
     level = torch.linspace(0.3, 0.9, size).view(-1, *[1] * len(shape))
     index = (torch.rand((size, *shape), generator=generator) ** (2 * level) * max(classes, 2)).long()

@@ -98,7 +98,8 @@ def linearised(
     """Split a function of sums over the batch into one value a sample, by its tangent at the batch's sums.
 
     With s_i the sums of sample i and S their total over the batch, sample i gets f(S) + B <df/dS, s_i - S/B>; df/dS is
-    detached. The mean over the batch is f(S), and its derivative is that of f(S).
+    detached. The mean over the batch is f(S), and its derivatives are those of f(S), the second ones too (over ranks
+    those within a rank).
 
     Args:
         function: of as many (K,) totals as there are ``sums``; returns a scalar.
@@ -119,10 +120,19 @@ def linearised(
         slopes = torch.autograd.grad(value, totals, allow_unused=True)
     result = value.detach().expand(batch)
     # a rank's gradient is averaged over ranks afterwards, while the total is a sum over them
-    factor = batch * (world_size() if share is _over_ranks else 1)
+    ranks = world_size() if share is _over_ranks else 1
+    factor = batch * ranks
     for s, slope in zip(sums, slopes, strict=True):
         if slope is not None:
             result = result + factor * ((s - s.detach().mean(0)) * slope.detach()).sum(1)
+    if torch.is_grad_enabled() and any(s.requires_grad for s in sums):
+        # 0, with the derivative 0: what f bends away from its tangent
+        moving = [total.detach() + (s - s.detach()).sum(0) for total, s in zip(totals, sums, strict=True)]
+        bent = function(*moving) - value.detach()
+        for s, slope in zip(sums, slopes, strict=True):
+            if slope is not None:
+                bent = bent - ((s - s.detach()).sum(0) * slope.detach()).sum()
+        result = result + ranks * bent
     return result
 
 

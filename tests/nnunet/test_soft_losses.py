@@ -189,6 +189,12 @@ def test_linearised_totals_are_those_of_the_function() -> None:
     (wanted,) = torch.autograd.grad(function(sums.sum(0)), sums)
     torch.testing.assert_close(got, wanted)
     assert len(values.unique()) == 3  # and the samples differ
+    direction = torch.linspace(-1, 1, 6, dtype=torch.float64).view(3, 2)
+    curved = [
+        torch.autograd.grad((torch.autograd.grad(of(sums), sums, create_graph=True)[0] * direction).sum(), sums)[0]
+        for of in (lambda s: linearised(function, s).mean(), lambda s: function(s.sum(0)))
+    ]
+    torch.testing.assert_close(*curved)  # the second derivatives, too
 
 
 def test_an_unknown_loss_is_refused_and_can_be_registered() -> None:
