@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 
 from monai_autoaug import augmenters
@@ -76,29 +75,20 @@ def test_separate_training_begins_anew_after_the_generator(tiny: Any) -> None:
     assert trainer.method.steps == 4
 
 
-def test_a_standard_spatial_transformer_predicts_by_nnunets_own_predictor(tiny: Any) -> None:
+def test_a_standard_spatial_transformer_is_in_the_network_that_nnunet_predicts_with(tiny: Any) -> None:
+    """The predictor builds the network by the class alone and loads the checkpoint's weights."""
     trainer = tiny.trainer(General, fold="all", method_options=general_comparison("b", **SMALL))
     trainer.run_training()
     content = final(trainer)
     assert any(name.startswith("spatial_transformer.") for name in content["network_weights"])
-    predictor = nnUNetPredictor(device=torch.device("cpu"), verbose=False, allow_tqdm=False)
-    predictor.manual_initialization(
-        General.build_network_architecture(*_architecture(trainer)), trainer.plans_manager,
-        trainer.configuration_manager, [content["network_weights"]], trainer.dataset_json, "General", None,
+    built = General.build_network_architecture(
+        trainer.plans_manager, trainer.configuration_manager, trainer.num_input_channels,
+        trainer.label_manager.num_segmentation_heads, False,
     )  # fmt: skip
-    predictor.network.load_state_dict(content["network_weights"])
+    built.load_state_dict(content["network_weights"])
     image = torch.randn(1, 1, 24, 28, 24)
     trainer.set_deep_supervision_enabled(False)
     with torch.no_grad():
-        assert torch.equal(predictor.network.eval()(image), trainer.network.eval()(image))
+        assert torch.equal(built.eval()(image), trainer.network.eval()(image))
     with pytest.raises(CheckpointError, match="plain nnU-Net does not know"):
         plain_checkpoint(content)
-
-
-def _architecture(trainer: Any) -> tuple[Any, ...]:
-    settings = trainer.configuration_manager
-    return (
-        settings.network_arch_class_name, settings.network_arch_init_kwargs,
-        settings.network_arch_init_kwargs_req_import, trainer.num_input_channels,
-        trainer.label_manager.num_segmentation_heads, False,
-    )  # fmt: skip
