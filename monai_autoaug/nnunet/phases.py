@@ -49,6 +49,7 @@ class PhasesMixin(_Host):
     autoaug_base: ClassVar[type[Any]]
     method: Method
     task: TrainingTask
+    num_epochs: int
 
     def _prepare_phases(self) -> None:
         """See that the method's phases can be, and make the first one's learning-rate schedule.
