@@ -77,7 +77,9 @@ class GeneralAugmenter(Augmenter):
             raise ConfigError(f"fidelity must be 'default' or 'paper', got {fidelity!r}")
         if not spatial and not appearance:
             raise ConfigError("an augmenter without spatial transformer and without U-Net does nothing; leave one in")
-        affine = {"rotation": rotation, "log_scale": log_scale, "shear": shear, "translation": translation}
+        affine: dict[str, Any] = {
+            "rotation": rotation, "log_scale": log_scale, "shear": shear, "translation": translation
+        }  # fmt: skip
         self.check(**affine, additive=additive)
         super().__init__(spatial_dims, in_channels, noise_size=noise_size)
         self.fidelity, self.width, self.bounds = fidelity, width, affine | {"additive": additive}

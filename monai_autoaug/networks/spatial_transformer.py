@@ -101,6 +101,8 @@ class SpatialTransformer(nn.Module):
     [[[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]]]
     """
 
+    bounds: Tensor
+
     def __init__(self, spatial_dims: int, in_channels: int, *, width: int = 8, bounded: bool = True) -> None:
         super().__init__()
         self.spatial_dims, self.bounded = spatial_dims, bounded
