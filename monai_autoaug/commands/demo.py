@@ -25,7 +25,7 @@ _TRAINING: dict[str, Any] = {
 @click.command()
 @click.option("--output", "-o", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @click.option("--method", default="adversarial", show_default=True,
-              help="none, random, adversarial or joint_policy.")  # fmt: skip
+              help="none, random, adversarial, general_adversarial, joint_policy or bilevel.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of data and training.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 @click.option("--cases", default=_CASES, show_default=True, type=click.IntRange(min=8), help="Labelled volumes.")

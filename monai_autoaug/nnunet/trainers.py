@@ -37,8 +37,11 @@ __all__ = [
     "TRAINERS",
     "nnUNetTrainerAutoAug",
     "nnUNetTrainerAutoAugAdversarial",
+    "nnUNetTrainerAutoAugBilevel",
+    "nnUNetTrainerAutoAugGeneral",
     "nnUNetTrainerAutoAugNone",
     "nnUNetTrainerAutoAugRandom",
+    "nnUNetTrainerAutoAugTaskDriven",
     "with_autoaug",
 ]
 
@@ -85,7 +88,12 @@ nnUNetTrainerAutoAug = with_autoaug(  # noqa: N816  # a class
     nnUNetTrainer, "joint_policy", name="nnUNetTrainerAutoAug"
 )
 nnUNetTrainerAutoAugAdversarial = with_autoaug(nnUNetTrainer, "adversarial")  # noqa: N816
+nnUNetTrainerAutoAugBilevel = with_autoaug(nnUNetTrainer, "bilevel")  # noqa: N816
+nnUNetTrainerAutoAugGeneral = with_autoaug(  # noqa: N816  # a class
+    nnUNetTrainer, "general_adversarial", name="nnUNetTrainerAutoAugGeneral"
+)
 nnUNetTrainerAutoAugRandom = with_autoaug(nnUNetTrainer, "random")  # noqa: N816
+nnUNetTrainerAutoAugTaskDriven = with_autoaug(nnUNetTrainer, "task_driven")  # noqa: N816
 nnUNetTrainerAutoAugNone = with_autoaug(nnUNetTrainer, "none")  # noqa: N816
 
 TRAINERS: dict[str, type[nnUNetTrainer]] = {
@@ -93,6 +101,9 @@ TRAINERS: dict[str, type[nnUNetTrainer]] = {
     for c in (
         nnUNetTrainerAutoAug,
         nnUNetTrainerAutoAugAdversarial,
+        nnUNetTrainerAutoAugBilevel,
+        nnUNetTrainerAutoAugGeneral,
+        nnUNetTrainerAutoAugTaskDriven,
         nnUNetTrainerAutoAugRandom,
         nnUNetTrainerAutoAugNone,
     )

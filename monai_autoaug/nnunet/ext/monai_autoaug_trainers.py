@@ -11,13 +11,19 @@ from __future__ import annotations
 from monai_autoaug.nnunet.trainers import (
     nnUNetTrainerAutoAug,
     nnUNetTrainerAutoAugAdversarial,
+    nnUNetTrainerAutoAugBilevel,
+    nnUNetTrainerAutoAugGeneral,
     nnUNetTrainerAutoAugNone,
     nnUNetTrainerAutoAugRandom,
+    nnUNetTrainerAutoAugTaskDriven,
 )
 
 __all__ = [
     "nnUNetTrainerAutoAug",
     "nnUNetTrainerAutoAugAdversarial",
+    "nnUNetTrainerAutoAugBilevel",
+    "nnUNetTrainerAutoAugGeneral",
     "nnUNetTrainerAutoAugNone",
     "nnUNetTrainerAutoAugRandom",
+    "nnUNetTrainerAutoAugTaskDriven",
 ]
