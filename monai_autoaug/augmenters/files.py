@@ -13,20 +13,14 @@ import torch
 from torch import nn
 
 import monai_autoaug
-from monai_autoaug.augmenters.affine import AffineAugmenter
-from monai_autoaug.augmenters.appearance import AppearanceAugmenter
 from monai_autoaug.augmenters.base import Augmenter
-from monai_autoaug.augmenters.deformation import DeformationAugmenter
-from monai_autoaug.augmenters.general import GeneralAugmenter
-from monai_autoaug.errors import PolicyError
+from monai_autoaug.augmenters.kinds import find
+from monai_autoaug.errors import ConfigError, PolicyError
 from monai_autoaug.writing import write_tensors
 
 __all__ = ["load", "save"]
 
 _FORMAT, _VERSION = "monai_autoaug.augmenters", 1
-_KINDS: dict[str, type[Augmenter]] = {
-    a.kind: a for a in (AffineAugmenter, DeformationAugmenter, AppearanceAugmenter, GeneralAugmenter)
-}
 
 
 def save(path: str | os.PathLike[str], augmenters: Mapping[str, nn.Module]) -> Path:
@@ -40,18 +34,28 @@ def save(path: str | os.PathLike[str], augmenters: Mapping[str, nn.Module]) -> P
         The path.
 
     Raises:
-        PolicyError: one of them is not an augmenter of this package.
+        PolicyError: one of them is not an augmenter that `find` finds by its kind.
     """
     content: dict[str, Any] = {"format": _FORMAT, "version": _VERSION, "package": monai_autoaug.__version__}
     entries = {}
     for name, augmenter in augmenters.items():
-        if not isinstance(augmenter, Augmenter) or _KINDS.get(augmenter.kind) is not type(augmenter):
+        if not _known(augmenter):
             raise PolicyError(
-                f"augmenter {name!r} is a {type(augmenter).__name__}, which this file format does not hold"
+                f"augmenter {name!r} is a {type(augmenter).__name__}, which this file format does not hold: it would"
+                " not be found by its kind (see monai_autoaug.augmenters.find)"
             )
+        assert isinstance(augmenter, Augmenter)  # noqa: S101  # for the type checker: it is known
         state = {key: tensor.detach().cpu().clone() for key, tensor in augmenter.state_dict().items()}
         entries[name] = {"kind": augmenter.kind, "options": augmenter.options(), "state": state}
     return write_tensors(path, content | {"augmenters": entries})
+
+
+def _known(augmenter: nn.Module) -> bool:
+    """Whether `load` would make an augmenter of the same class."""
+    try:
+        return isinstance(augmenter, Augmenter) and find(augmenter.kind) is type(augmenter)
+    except ConfigError:
+        return False
 
 
 def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") -> dict[str, Augmenter]:
@@ -68,7 +72,7 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
         PolicyError: the file is missing, unreadable, of another kind or of a newer version.
 
     >>> import tempfile
-    >>> file = save(Path(tempfile.mkdtemp()) / "augmenters.pt", {"affine": AffineAugmenter(2, 1)})
+    >>> file = save(Path(tempfile.mkdtemp()) / "augmenters.pt", {"affine": find("affine")(2, 1)})
     >>> load(file)["affine"].kind
     'affine'
     """
@@ -84,9 +88,11 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
         )
     result: dict[str, Augmenter] = {}
     for name, entry in content["augmenters"].items():
-        if entry["kind"] not in _KINDS:
-            raise PolicyError(f"{path}: augmenter {name!r} is of unknown kind {entry['kind']!r}")
-        augmenter = _KINDS[entry["kind"]](**entry["options"])
+        try:
+            kind = find(entry["kind"])
+        except ConfigError as error:
+            raise PolicyError(f"{path}: augmenter {name!r} is of unknown kind {entry['kind']!r} ({error})") from error
+        augmenter = kind(**entry["options"])
         augmenter.load_state_dict(entry["state"])
         result[name] = augmenter.to(device).eval().requires_grad_(False)
     return result

@@ -17,6 +17,8 @@ from monai_autoaug.augmenters import (
     DeformationAugmenter,
     Transformation,
     TrunkAugmenter,
+    find,
+    kinds,
 )
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
@@ -41,7 +43,7 @@ class AugmentedMethod(Method):
         seed: seed of partition, noise and initial weights.
         image_channels: channels of the image (without further channels such as a cascade's).
         mode: "combined": every batch in four parts, clean and one a kind, each with its own norm group, or a single
-            kind, which then transforms the whole batch.
+            kind, which then transforms the whole batch; also one that an entry point adds (`augmenters.find`).
         auxiliary_norms: norm groups for the augmented parts in combined mode; the clean part always uses the main one.
         fidelity: "default" or "paper" (see `TrunkAugmenter`).
         base: see `TrunkAugmenter`.
@@ -87,7 +89,7 @@ class AugmentedMethod(Method):
                 " methods.prepare(name, network) before making the optimiser, or set auxiliary_norms to False"
             )
         self.auxiliary_norms = auxiliary_norms and mode == "combined"
-        unknown = set(bounds or {}) - set(KINDS)
+        unknown = set(bounds or {}) - {*KINDS, *self.kinds}
         if unknown:
             raise ConfigError(f"bounds are by kind ({', '.join(KINDS)}), got {', '.join(sorted(unknown))}")
         idle = set(bounds or {}) - set(self.kinds)
@@ -119,10 +121,11 @@ class AugmentedMethod(Method):
             torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds GPUs for good
             for kind in self.kinds:
                 given = bounds.get(kind, {})
-                known = KINDS[kind].limits
+                augmenter_class = _class_of(kind)
+                known = augmenter_class.limits
                 if not isinstance(given, Mapping) or set(given) - set(known):
                     raise ConfigError(f"bounds of {kind} are {', '.join(known)}, got {given!r}")
-                augmenter = KINDS[kind](self.task.spatial_dims, channels, trunk=trunk, **common, **given)
+                augmenter = augmenter_class(self.task.spatial_dims, channels, trunk=trunk, **common, **given)
                 trunk = augmenter.trunk if common["fidelity"] == "default" else None
                 generators[kind] = augmenter
         return generators.to(self.task.device)
@@ -260,6 +263,16 @@ def _full(x: Tensor) -> Tensor:
 def _kinds(mode: str) -> tuple[str, ...]:
     if mode == "combined":
         return tuple(KINDS)
-    if mode not in KINDS:
-        raise ConfigError(f"mode must be 'combined' or one of {', '.join(KINDS)}, got {mode!r}")
+    _class_of(mode)
     return (mode,)
+
+
+def _class_of(kind: str) -> type[TrunkAugmenter]:
+    """The augmenter of a kind: one of ``KINDS``, or one with a trunk that an entry point adds (`augmenters.find`)."""
+    if kind in KINDS:
+        return KINDS[kind]
+    found = find(kind) if kind in kinds() else None
+    if found is None or not issubclass(found, TrunkAugmenter):
+        more = [k for k in kinds() if k not in KINDS and issubclass(find(k), TrunkAugmenter)]
+        raise ConfigError(f"mode must be 'combined' or one of {', '.join([*KINDS, *more])}, got {kind!r}")
+    return found
