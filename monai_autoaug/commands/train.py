@@ -64,7 +64,8 @@ _PATH = click.Path(path_type=Path)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--output", "-o", type=_PATH, help="Folder of the run.  [default: runs/METHOD]"),
     click.option("--method",
-                 help="none, random, adversarial, general_adversarial, joint_policy, bilevel, or one that another package adds."
+                 help="none, random, adversarial, task_driven, general_adversarial, joint_policy, bilevel, or one that"
+                 " another package adds."
                  "  [default: adversarial]"),
     click.option("--method-option", "method_options", multiple=True, callback=_assignments, metavar="KEY=VALUE",
                  help="An option of the method, such as mode=affine; may be repeated."),
@@ -90,9 +91,10 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  help="Images without labels, for a method that learns from these, too (task_driven)."),
     click.option("--validation-interval", type=int, help="Epochs between validations.  [default: 5]"),
     click.option("--spacing", type=float, nargs=3, help="Voxel size in mm.  [default: the median]"),
-    click.option("--normalisation", multiple=True, metavar="auto|ct|zscore",
+    click.option("--normalisation", multiple=True, metavar="auto|ct|zscore|percentile",
                  help="Of intensities, for all channels or repeated for each; auto: ct where a channel is named CT."
                  "  [default: auto]"),
+    click.option("--bias-correction", is_flag=True, default=None, help="N4 bias correction of MR images."),
     click.option("--seed", type=int, help="Seed of everything but the split.  [default: 0]"),
     click.option("--split-seed", type=int, help="Seed of the split.  [default: 0]"),
     click.option("--device", help="auto, cpu, cuda or cuda:1.  [default: auto]"),
@@ -122,6 +124,7 @@ def train(config: Path | None, resume: bool, **given: Any) -> None:
     pictures. Options on the command line win over --config.
 
     Methods: none; random (unlearned control); adversarial (learned transformations that make the task harder);
+    task_driven (learned deformations and intensity changes that help the task and look like --unlabelled images);
     general_adversarial (a learned affine map and a U-Net, which two discriminators keep within the class of the patch);
     joint_policy (learns which operations to augment with, for background and foreground, and which views to average at
     test time, from training cases that are set apart for it); bilevel (learns a distribution of transformations that

@@ -17,9 +17,10 @@ from monai.transforms.spatial.dictionary import Orientationd, Spacingd
 from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_autoaug.data.bias import CorrectBiasd
 from monai_autoaug.data.datalist import Case, DataList
 from monai_autoaug.data.restore import restore
-from monai_autoaug.data.schemes import Scheme, choose_schemes
+from monai_autoaug.data.schemes import NORMALISATIONS, Scheme, choose_schemes
 from monai_autoaug.data.statistics import IntensityStatistics, case_facts, pooled_statistics
 from monai_autoaug.data.volume_transforms import (
     LabelIndexd,
@@ -49,7 +50,7 @@ class Preprocessing:
     Args:
         channels: the names of the image channels.
         spacing: mm a voxel, in the order of the target orientation's axes.
-        normalisation: ``"ct"`` or ``"zscore"``, one a channel.
+        normalisation: ``"ct"``, ``"zscore"`` or ``"percentile"``, one a channel.
         statistics: the training cases' foreground intensities, one a channel.
         label_values: the label values in ascending order, background (0) first; position = class of the network.
         label_names: their names (with regions: the regions' names).
@@ -58,6 +59,7 @@ class Preprocessing:
         ignore_label: the value of voxels whose label is unknown, or None.
         orientation: the direction of the axes, as in nibabel: "RAS" means to the right, anterior and superior.
         median_shape: the training cases' median shape in voxels after resampling; a hint for the patch size.
+        bias_correction: N4 bias correction before the normalisation (`correct_bias`).
 
     Raises:
         ConfigError: a field is not finite, not positive where it has to be, or does not fit the others.
@@ -74,13 +76,14 @@ class Preprocessing:
     ignore_label: int | None = None
     orientation: str = "RAS"
     median_shape: tuple[int, int, int] = (0, 0, 0)
+    bias_correction: bool = False
 
     def __post_init__(self) -> None:
         count = len(self.channels)
         checks = {
             "channels": count > 0 and all(isinstance(c, str) for c in self.channels),
             "spacing": len(self.spacing) == 3 and all(_number(s) and s > 0 for s in self.spacing),
-            "normalisation": len(self.normalisation) == count and set(self.normalisation) <= {"ct", "zscore"},
+            "normalisation": len(self.normalisation) == count and set(self.normalisation) <= set(NORMALISATIONS[1:]),
             "statistics": len(self.statistics) == count,
             "label_values": all(_whole(v) and v <= _LARGEST_LABEL for v in self.label_values)
             and self.label_values[:1] == (0,)
@@ -94,10 +97,16 @@ class Preprocessing:
             or (_whole(self.ignore_label) and self.ignore_label > self.label_values[-1]),
             "orientation": sorted(_OPPOSITE.get(c, c) for c in self.orientation) == ["A", "R", "S"],
             "median_shape": len(self.median_shape) == 3 and all(_whole(n) for n in self.median_shape),
+            "bias_correction": isinstance(self.bias_correction, bool),
         }
         for name, good in checks.items():
             if not good:
                 raise ConfigError(f"preprocessing: {name} can't be {getattr(self, name)!r}")
+        if self.bias_correction and "ct" in self.normalisation:
+            raise ConfigError(
+                "bias_correction is for MR images, but a channel is normalised as CT; leave it out, or choose another"
+                " normalisation"
+            )
 
     @property
     def num_classes(self) -> int:
@@ -123,6 +132,7 @@ class Preprocessing:
         spacing: Sequence[float] | None = None,
         normalisation: str | Sequence[str] = "auto",
         orientation: str = "RAS",
+        bias_correction: bool = False,
     ) -> Preprocessing:
         """Decide on the training cases; each is read once.
 
@@ -130,8 +140,10 @@ class Preprocessing:
             datalist: the data set.
             cases: the cases that are learned from, without validation cases.
             spacing: mm a voxel in the order of the orientation's axes; None: the median of the cases.
-            normalisation: "auto", "ct" or "zscore", one for all channels or one a channel (see `choose_schemes`).
+            normalisation: "auto", "ct", "zscore" or "percentile", one for all channels or one a channel (see
+                `choose_schemes`).
             orientation: the direction of the axes.
+            bias_correction: N4 bias correction of all channels; it takes seconds a volume.
 
         Raises:
             DataError: a file is broken, or no case has foreground.
@@ -162,6 +174,7 @@ class Preprocessing:
             ignore_label=datalist.ignore_label,
             orientation=orientation,
             median_shape=tuple(int(n) for n in np.median(shapes, axis=0).round()),  # type: ignore[arg-type]  # three
+            bias_correction=bias_correction,
         )
 
     def transforms(self, keys: Sequence[str] = ("image", "label")) -> Compose:
@@ -184,6 +197,8 @@ class Preprocessing:
         steps: list[Any] = [LoadNiftid(keys, channels=[len(self.channels), 1][: len(keys)])]
         if label:
             steps += [MatchGridd(label, reference=image), LabelIndexd(label, self.label_values, self.ignore_label)]
+        if self.bias_correction:
+            steps.append(CorrectBiasd(image))
         steps += [
             Orientationd(keys, axcodes=self.orientation, labels=None),
             NormalizeLikeNNUNetd(image, self.normalisation, self.statistics),
@@ -255,6 +270,7 @@ class Preprocessing:
         """From a JSON object."""
         if content.pop("version", None) != VERSION:
             raise ConfigError(f"version must be {VERSION}")
+        content.setdefault("bias_correction", False)  # files from before there was any
         if unknown := set(content) ^ {f.name for f in fields(cls)}:
             raise ConfigError(f"fields {sorted(unknown)} are missing or unknown")
         content["statistics"] = [IntensityStatistics(**s) for s in content["statistics"]]

@@ -11,16 +11,16 @@ from monai_autoaug.errors import ConfigError
 
 __all__ = ["NORMALISATIONS", "Scheme", "choose_schemes"]
 
-Scheme = Literal["ct", "zscore"]
-NORMALISATIONS = ("auto", "ct", "zscore")
+Scheme = Literal["ct", "zscore", "percentile"]
+NORMALISATIONS = ("auto", "ct", "zscore", "percentile")
 
 
 def choose_schemes(normalisation: str | Sequence[str], channels: Sequence[str]) -> tuple[Scheme, ...]:
     """The normalisation of each channel.
 
     Args:
-        normalisation: "ct", "zscore", or "auto": "ct" where a channel's name is CT, else "zscore"; one for all
-            channels, or one a channel.
+        normalisation: "ct", "zscore", "percentile", or "auto": "ct" where a channel's name is CT, else "zscore"; one
+            for all channels, or one a channel.
         channels: their names.
 
     Raises:
@@ -38,4 +38,5 @@ def choose_schemes(normalisation: str | Sequence[str], channels: Sequence[str]) 
             f" one for each of {', '.join(channels)}; got {', '.join(str(w) for w in words) or 'nothing'}"
         )
     named: list[Scheme] = ["ct" if c.strip().lower() == "ct" else "zscore" for c in channels]
-    return tuple(n if w == "auto" else "ct" if w == "ct" else "zscore" for w, n in zip(words, named, strict=True))
+    chosen: dict[str, Scheme] = {"ct": "ct", "zscore": "zscore", "percentile": "percentile"}
+    return tuple(chosen.get(w, n) for w, n in zip(words, named, strict=True))

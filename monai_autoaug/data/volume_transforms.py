@@ -178,11 +178,12 @@ class LabelIndexd(MapTransform):
 
 
 class NormalizeLikeNNUNetd(MapTransform):
-    """Normalise each channel as nnU-Net does: ``"zscore"`` by the image itself, ``"ct"`` by the training set.
+    """Normalise each channel: as nnU-Net does, by the image itself or by the training set, or by percentiles.
 
     ``"zscore"`` subtracts the channel's mean and divides by its standard deviation; ``"ct"`` clips at the 0.5 and 99.5
     percentiles of the training cases' foreground, then subtracts its mean and divides by its standard deviation
-    (Isensee et al., Nature Methods 18, 203-211, 2021).
+    (Isensee et al., Nature Methods 18, 203-211, 2021). ``"percentile"`` brings the image's own 2nd percentile to 0 and
+    its 98th to 1, without clipping (Chaitanya et al. 2019, section 3.2).
 
     Args:
         keys: keys of (C, D, H, W) images.
@@ -231,6 +232,9 @@ class NormalizeLikeNNUNetd(MapTransform):
         if scheme == "ct":
             channel = channel.clamp(statistics.percentile_00_5, statistics.percentile_99_5)
             return (channel - statistics.mean) / max(statistics.std, 1e-8)
+        if scheme == "percentile":
+            low, high = np.percentile(channel.numpy(), (2, 98))
+            return (channel - float(low)) / max(float(high - low), 1e-8)
         std, mean = torch.std_mean(channel, correction=0)
         return (channel - mean) / std.clamp(min=1e-8)
 

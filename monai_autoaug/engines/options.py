@@ -90,7 +90,9 @@ class TrainOptions:
         validation_interval: epochs between validations; the last epoch is always validated.
         spacing: voxel size in mm that volumes are resampled to; None: the training cases' median.
         normalisation: of intensities, for all channels or one a channel: "ct" (clipped and scaled by the foreground of
-            the training cases), "zscore" (each image by itself), or "auto": "ct" where a channel's name is CT.
+            the training cases), "zscore" (each image by itself), "percentile" (each image's 2nd percentile to 0, its
+            98th to 1), or "auto": "ct" where a channel's name is CT, else "zscore".
+        bias_correction: N4 bias correction of MR images before they are normalised.
         seed: of everything random but the split.
         split_seed: of the split into training and validation cases.
         device: "auto", "cpu", "cuda" or "cuda:1".
@@ -126,6 +128,7 @@ class TrainOptions:
     validation_interval: int = 5
     spacing: tuple[float, float, float] | None = None
     normalisation: str | tuple[str, ...] = "auto"
+    bias_correction: bool = False
     seed: int = 0
     split_seed: int = 0
     device: str = "auto"
@@ -140,6 +143,8 @@ class TrainOptions:
         for name, kind in (("patch_size", int), ("spacing", float)):
             _three(self, name, kind)
         _words(self, "normalisation", NORMALISATIONS)
+        if not isinstance(self.bias_correction, bool):
+            raise ConfigError(f"bias_correction must be true or false, got {self.bias_correction!r}")
         for name in ("method_options", "network_options"):
             if not isinstance(getattr(self, name), Mapping):
                 raise ConfigError(f"{name} must be a table of names and values, got {getattr(self, name)!r}")

@@ -119,12 +119,15 @@ def _train(run: Run, options: TrainOptions, listener: Listener) -> Run:
         raise ConfigError(f"{run.folder} holds a run already: resume it, or choose another folder")
     find_precision(options.precision, find_device(options.device))
     datalist = read_datalist(options.data)
-    choose_schemes(options.normalisation, datalist.channels)  # refuses another number of them than there are channels
+    schemes = choose_schemes(options.normalisation, datalist.channels)  # one a channel, or it refuses
+    if options.bias_correction and "ct" in schemes:
+        raise ConfigError("bias_correction is for MR images, but a channel is normalised as CT; leave it out")
     rehearse(options, datalist)
     parts, unlabelled, findings = _examine(options, datalist, listener)
     preprocessing = Preprocessing.fit(
-        datalist, known_cases(options, parts), spacing=options.spacing, normalisation=options.normalisation
-    )
+        datalist, known_cases(options, parts), spacing=options.spacing, normalisation=options.normalisation,
+        bias_correction=options.bias_correction,
+    )  # fmt: skip
     plan = _plan(options, parts, preprocessing, unlabelled)
     _begin(run, plan, preprocessing, findings)
     return _carry_out(run, plan, datalist, preprocessing, None, listener)

@@ -68,8 +68,10 @@ def affine_baseline(
     def whole(stop: int) -> Tensor:
         return torch.randint(stop, (n,), generator=generator, device=generator.device).to(image.device)
 
+    dtype = torch.float64 if image.dtype == torch.float64 else torch.float32
+
     def uniform() -> Tensor:
-        return 2 * torch.rand(n, generator=generator, device=generator.device).to(image.device) - 1
+        return 2 * torch.rand(n, generator=generator, device=generator.device).to(image.device, dtype) - 1
 
     # all are drawn always, so that leaving one out does not change what the others draw
     which, about, small, factor, turns = whole(len(parts) + 1), whole(max(d, 2)), uniform(), uniform(), whole(9)

@@ -85,7 +85,8 @@ class TaskDriven(Method):
         augmentation: "both" generators, "deformation" or "appearance" (intensity) alone; or what the paper compares
             with: random "elastic" deformations, random "contrast" and brightness, "none".
         affine: the affine augmentation under all of these: of each patch nothing or one of "rotation", "scaling",
-            "turn", "flip" (see `affine_baseline`); empty: none.
+            "turn", "flip" (see `affine_baseline`); empty: none. nnU-Net's trainers leave it out where nnU-Net's own
+            augmentation is under the learned one, unless it is asked for.
         flip_axis: of "flip", counted from 0 or from the end.
         mixup: half of each batch is made of pairs from the whole batch, originals and generated ones alike.
         mixup_alpha: of the Beta distribution of their shares.
@@ -239,7 +240,7 @@ class TaskDriven(Method):
         """One generator learns, with a discriminator of its own; all others stay as they are."""
         now = self.phase.name
         for kind, generator in self.generators.items():
-            generator.requires_grad_(kind == now).train(kind == now)
+            generator.requires_grad_(kind == now).train(kind == now).zero_grad()
         self.players, self.discriminator, self._probe, self._warnings = {}, None, None, []
         if now == NETWORK:
             return
@@ -286,7 +287,7 @@ class TaskDriven(Method):
             figures["field_size"] = big
             if self.discriminator is not None:
                 realism, found = self.realism.game(
-                    self.discriminator, moved, clean, other, batches, resampled=move.moves_geometry
+                    self.discriminator, moved, clean, other, batches, resampled=move.displacement is not None
                 )
                 total, figures = total + realism, figures | found
         self.descend(total)

@@ -59,12 +59,12 @@ class Realism:
         count = len(fake)
         with self.patches.task.precision.autocast():
             if self.saturating:
-                scores = discriminator(torch.cat([reverse_gradient(fake, self.weight), real])).float()
+                scores = discriminator(torch.cat([reverse_gradient(fake, self.weight), real]))
                 score_fake, score_real = scores[:count], scores[count:]
                 deceiving = -adversarial_loss(score_fake.detach(), real=False)  # its gradient is the reversed one
                 total = torch.zeros_like(deceiving)
             else:
-                scores = discriminator(torch.cat([fake.detach(), real])).float()
+                scores = discriminator(torch.cat([fake.detach(), real]))
                 score_fake, score_real = scores[:count], scores[count:]
                 held = discriminate_frozen(discriminator, torch.cat([fake, real]))[:count]
                 deceiving = adversarial_loss(held, real=True)

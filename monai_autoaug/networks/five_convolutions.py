@@ -4,9 +4,12 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F  # noqa: N812  # the name all of torch's users know
 from monai.networks.layers.factories import Conv, Norm
 from torch import Tensor, nn
+
+from monai_autoaug.precision import float32_region
 
 __all__ = ["FiveConvolutionDiscriminator"]
 
@@ -17,6 +20,7 @@ class FiveConvolutionDiscriminator(nn.Module):
     Batch norm and leaky ReLU 0.2 follow each convolution. Of the two outputs the difference is taken, whose sigmoid is
     the softmax of both. Before the fully connected layers the map is pooled to two voxels along each axis, so that
     patches may be of any size. Batch norm needs more than one patch: real and transformed ones belong into one batch.
+    It runs in float32 whatever autocast says.
 
     Args:
         spatial_dims: 2 or 3.
@@ -26,7 +30,6 @@ class FiveConvolutionDiscriminator(nn.Module):
 
     Source: Chaitanya et al. 2019, section 3.3; channel counts of the released code.
 
-    >>> import torch
     >>> FiveConvolutionDiscriminator(2, 1, width=2)(torch.zeros(2, 1, 35, 50)).shape
     torch.Size([2])
     """
@@ -54,6 +57,9 @@ class FiveConvolutionDiscriminator(nn.Module):
     def forward(self, image: Tensor) -> Tensor:
         """(B, C, D, H, W) -> (B,) logits, positive for real."""
         pool = F.adaptive_avg_pool3d if self.spatial_dims == 3 else F.adaptive_avg_pool2d
-        real, fake = self.score(pool(self.features(image), 2).flatten(1)).unbind(1)
-        logits: Tensor = real - fake
-        return logits
+        # in bfloat16 a CPU gives no finite gradient to a kernel of 5 on a map of 3 voxels (torch 2.15)
+        with float32_region(image.device):
+            image = image if image.dtype == torch.float64 else image.float()
+            real, fake = self.score(pool(self.features(image), 2).flatten(1)).unbind(1)
+            logits: Tensor = real - fake
+            return logits

@@ -116,8 +116,11 @@ class BuildingMixin(_Host):
     def _method_options(self) -> dict[str, Any]:
         """The user's options and those that only the trainer knows."""
         given = {**self.autoaug.method_options, "seed": self.run_seed}
-        if "image_channels" in methods.options(self.autoaug.method):
+        known = methods.options(self.autoaug.method)
+        if "image_channels" in known:
             given["image_channels"] = self._image_channels()
+        if "affine" in known and self.autoaug.base_augmentation == "stock":
+            given.setdefault("affine", ())  # nnU-Net's own augmentation rotates, scales and mirrors already
         sides = self._sides()
         if sides:
             if self._laterality is None:

@@ -214,7 +214,7 @@ def test_options_are_checked_before_anything_is_read() -> None:
         ({"patch_size": (8, 8)}, "patch_size must be three positive numbers"),
         ({"validation_cases": 1.5}, "validation_cases must be"),
         ({"validation_cases": 0}, "validation_cases must be"),
-        ({"normalisation": "minmax"}, "normalisation must be one of auto, ct, zscore, or a list of these"),
+        ({"normalisation": "minmax"}, "normalisation must be one of auto, ct, zscore, percentile, or a list of these"),
         ({"normalisation": ("ct", 1)}, "normalisation must be one of"),
         ({"normalisation": ()}, "normalisation must be one of"),
         ({"normalisation": 3}, "normalisation must be one of"),

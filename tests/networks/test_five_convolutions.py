@@ -34,6 +34,16 @@ def test_its_logit_is_the_difference_of_two_outputs() -> None:
         torch.testing.assert_close(adversarial_loss(network(image), real=real), wanted)
 
 
+@pytest.mark.parametrize("size", [(16, 20, 12), (17, 40)])
+def test_gradients_are_finite_under_autocast(size: tuple[int, ...]) -> None:
+    network = FiveConvolutionDiscriminator(len(size), 1, width=2)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        logits = network(torch.randn(4, 1, *size))
+    assert logits.dtype == torch.float32
+    logits.sum().backward()
+    assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in network.parameters())
+
+
 @pytest.mark.parametrize("size", [(8, 8, 8), (35, 50, 36), (17, 40)])
 def test_any_size_will_do(size: tuple[int, ...]) -> None:
     network = FiveConvolutionDiscriminator(len(size), 2, width=2)
