@@ -91,8 +91,8 @@ def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
     The folders are claimed (`claims.claimed`) and every option is tried out on random patches first, so that what can't
     work is refused before any image is read; until the run's configuration is written, a refusal leaves nothing behind.
     The data set is audited, split by ``options.split_seed``, preprocessed with statistics of the training cases alone,
-    and trained on by the chosen method. The network after the last epoch is kept (no choice by validation Dice), and
-    predicts the validation cases.
+    and trained on by the chosen method. The network after the last epoch is kept (no choice by validation Dice, unless
+    the method is one that chooses so, as "task_driven" is), and predicts the validation cases.
 
     Args:
         options: what to do.

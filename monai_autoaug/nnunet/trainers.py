@@ -8,6 +8,13 @@ Plain nnU-Net finds these classes through the folder that ``monai-autoaug nnunet
     nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerAutoAugAdversarial
     nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerAutoAug  # policies; nnUNetv2_predict averages the learned views
 
+With ``task_driven`` images without labels are preprocessed first. The network of the best pseudo Dice of its last phase
+is ``checkpoint_best.pth``, the one after the last epoch ``checkpoint_final.pth``::
+
+    monai-autoaug nnunet preprocess-unlabelled 4 3d_fullres FOLDER
+    nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerAutoAugTaskDriven
+    nnUNetv2_predict -i IN -o OUT -d 4 -c 3d_fullres -tr nnUNetTrainerAutoAugTaskDriven -chk checkpoint_best.pth
+
 A trainer of one's own, in a folder of one's own that is named in ``nnUNet_extTrainer`` too::
 
     # my_trainers.py
