@@ -44,13 +44,13 @@ def test_a_method_that_needs_it_gets_it_or_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"method 'joint_policy' needs meta-validation batches.*as meta_data_loader"):
         joint(None)
 
-    class Unlabelled(NoAugmentation):
-        name: ClassVar[str] = "unlabelled"
-        needs: ClassVar[tuple[str, ...]] = ("train", "unlabelled")
+    class Videos(NoAugmentation):
+        name: ClassVar[str] = "videos"
+        needs: ClassVar[tuple[str, ...]] = ("train", "video")
 
     net = network()
-    with pytest.raises(ConfigError, match="'unlabelled' needs batches of 'unlabelled', which this engine doesn't have"):
-        AutoAugTrainer("cpu", 1, loader(), net, torch.optim.SGD(net.parameters(), 0.1), loss(), method=Unlabelled)
+    with pytest.raises(ConfigError, match="'videos' needs batches of 'video', which this engine doesn't have"):
+        AutoAugTrainer("cpu", 1, loader(), net, torch.optim.SGD(net.parameters(), 0.1), loss(), method=Videos)
     engine = trainer("none", meta_data_loader=[])  # others leave it alone
     engine.run()
     with pytest.raises(ConfigError, match="there is no stream 'meta'"):
