@@ -130,7 +130,7 @@ def _check_shadow() -> Diagnosis:
         folder = Path(importlib.import_module("nnunetv2.training.nnUNetTrainer").__path__[0])
     except ImportError as error:
         return Diagnosis("copies of our trainers in nnunetv2", _WARNING, str(error), "see nnunetv2 above")
-    ours = re.compile(r"class nnUNetTrainerAutoAug(Adversarial|Random|None)?\b")
+    ours = re.compile(r"class nnUNetTrainerAutoAug(Adversarial|Bilevel|General|TaskDriven|Random|None)?\b")
     copies = [str(p) for p in folder.rglob("*.py") if ours.search(p.read_text(encoding="utf-8", errors="replace"))]
     if copies:
         return Diagnosis(
