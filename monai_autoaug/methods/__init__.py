@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.methods.base import Batches, Losses, Method, Player, Task
 from monai_autoaug.methods.values import check_values
 
@@ -48,7 +48,8 @@ def find(name: str) -> type[Method]:
     'NoAugmentation'
     """
     if name not in METHODS:
-        raise ConfigError(f"there is no method {name!r}; choose one of {', '.join(sorted(METHODS))}")
+        names = ", ".join(sorted(METHODS))
+        raise ConfigError(f"there is no method {name!r}; choose one of {names}{did_you_mean(name, METHODS)}")
     module, _, attribute = METHODS[name].partition(":")
     method: type[Method] = getattr(import_module(module), attribute)
     return method
@@ -75,7 +76,8 @@ def check(name: str, given: Mapping[str, Any]) -> None:
     known = options(name)
     for option in given:
         if option not in known:
-            raise ConfigError(f"method {name!r} has no option {option!r}; it has {', '.join(sorted(known))}")
+            names = ", ".join(sorted(known))
+            raise ConfigError(f"method {name!r} has no option {option!r}; it has {names}{did_you_mean(option, known)}")
     check_values(f"method {name!r}", find(name).__init__, given)
 
 
