@@ -24,7 +24,6 @@ from monai_autoaug.data.batch import Batch
 from monai_autoaug.methods import Method, Task
 from monai_autoaug.methods.joint_policy import JointPolicy
 from monai_autoaug.nnunet.test_time import attach, learn
-from monai_autoaug.optim.hypergradient import MODES
 from monai_autoaug.policies import TestTimePolicy
 from monai_autoaug.precision import Precision
 
@@ -134,7 +133,7 @@ def measure_training(arguments: argparse.Namespace) -> dict[str, Any]:
     size, patch, device = arguments.batch_size, tuple(arguments.patch), arguments.device
     plain, frozen, augment = build(None, arguments), build(FROZEN, arguments), stock_augmentation(arguments)
     arms = {f"{name}, {mode}": learner({**options, "derivative": mode}, arguments)
-            for mode in MODES for name, options in LEARNING.items()}  # fmt: skip
+            for mode in arguments.derivatives for name, options in LEARNING.items()}  # fmt: skip
     bare = FixedBatches(size, plain.meta_batch, patch, (0,) * len(patch), device)
     enlarged = FixedBatches(size, plain.meta_batch, patch, tuple(arguments.margin), device)
     watch = Stopwatch(device)
@@ -149,6 +148,7 @@ def measure_training(arguments: argparse.Namespace) -> dict[str, Any]:
             method.views_help = True
         watch.time(STOCK, lambda: [augment() for _ in range(10)])
     return {
+        "rounds": arguments.rounds,
         "seconds": {name: round(statistics.median(v), 4) for name, v in watch.seconds.items()},
         "plain step": {
             "our augmentation": watch.ratios(lambda s: s["frozen"] / s["plain"] - 1),
@@ -202,7 +202,7 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     steps: dict[str, Callable[[], object]] = {
         "plain": lambda: plain.step(bare), "frozen": lambda: frozen.step(enlarged),
     }  # fmt: skip
-    for mode in MODES:
+    for mode in arguments.derivatives:
         for name, options in LEARNING.items():
             method = learner({**options, "derivative": mode}, arguments)
 
@@ -244,8 +244,10 @@ def measure_views(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, places in chosen.items():
             learn(network, _with_top(start, places))
             watch.time(name, lambda: predictor._internal_maybe_mirror_and_predict(image))
-    return {name: watch.ratios(lambda s, name=name: s[name] / s["mirroring"]) for name in chosen} | {  # type: ignore[misc]
-        "seconds": {name: round(statistics.median(v), 4) for name, v in watch.seconds.items()}
+    return {
+        "rounds": arguments.rounds,
+        "seconds": {name: round(statistics.median(v), 4) for name, v in watch.seconds.items()},
+        "ratios": {name: watch.ratios(lambda s, name=name: s[name] / s["mirroring"]) for name in chosen},  # type: ignore[misc]
     }
 
 
