@@ -19,6 +19,7 @@ from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
 from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
+from monai_autoaug.engines.given_policy import KEY, find_given, with_given
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.progress import Listener, Progress
 from monai_autoaug.engines.segmentation import build_network
@@ -96,9 +97,11 @@ class Fit:
             resampled: instead of ``meta``, how many of the training cases are meta-validation cases in each epoch.
         """
         self.validation = validation
+        self._given = find_given(self.options, checkpoint)
+        options = self.options if self._given is None else with_given(self.options, self._given)
         self.batches = self._batches(items, resampled)
         self.trainer = make_trainer(
-            self.options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
+            options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
             meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),
         )  # fmt: skip
         if checkpoint is not None:
@@ -213,7 +216,7 @@ class Fit:
     def _save_checkpoint(self) -> None:
         content = {name: part.state_dict() for name, part in self._parts().items()}
         own = {"clock": self.clock, "dice": self._dice, "warnings": self._warnings, "finished": self.trainer.finished}
-        self.folder.save_checkpoint(content | own)
+        self.folder.save_checkpoint(content | own | {KEY: self._given})
 
     def _read_clock(self) -> None:
         """Add the time since the last look."""
