@@ -44,7 +44,7 @@ def finish(trainer: Any) -> None:
         if (Path(trainer.output_folder) / "checkpoint_best.pth").exists():
             trainer.print_to_log_file(
                 "The test-time views were learned for the final network and are in checkpoint_final.pth;"
-                " checkpoint_best.pth, another network, has none and predicts as plain nnU-Net does"
+                " checkpoint_best.pth, another network, has none and predicts without them"
             )
         mean = ranks.mean_over_ranks(figures)
         trainer.print_to_log_file("autoaug after training", ", ".join(f"{n} {v:.4g}" for n, v in mean.items()))
