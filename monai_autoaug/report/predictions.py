@@ -156,6 +156,6 @@ def _draw_prediction(boxes: Sequence[Axes], row: PredictionRow, values: Sequence
         fills(axes, drawn, *cut, colours=COLOURS)
         if wanted is not None:
             contours(axes, wanted, *cut, colours=COLOURS, width=_LABEL)
-        contours(axes, drawn, *cut, colours=COLOURS, style=_DASHES, width=_PREDICTION, least=_SPECK)
+        contours(axes, drawn, *cut, colours=COLOURS, style=_DASHES, width=_PREDICTION, least=_SPECK, rim=False)
         sides(axes, axis, "RAS")
     scale_bar(boxes[0])

@@ -221,8 +221,9 @@ def contours(
     style: str = "solid",
     width: float = 1.8,
     least: int = 0,
+    rim: bool = True,
 ) -> None:
-    """Draw where each channel of a soft label (K, D, H, W) crosses one half; solid lines have a dark rim.
+    """Draw where each channel of a soft label (K, D, H, W) crosses one half.
 
     Args:
         axes: where a slice of the same shape is drawn.
@@ -234,6 +235,7 @@ def contours(
         style: matplotlib's line style.
         width: of the line in points.
         least: pixels; smaller pieces of a slice, and smaller holes, get no line.
+        rim: whether the line has a dark one.
     """
     for k, channel in enumerate(label):
         cut = plane(channel, axis, index).astype(float)
@@ -243,7 +245,7 @@ def contours(
             continue
         centres = _centres(label.shape[1:], axis, spacing)
         # the rim keeps a white line visible on white, and a coloured one off another of the same grey value
-        if style == "solid":
+        if rim:
             axes.contour(*centres, cut, levels=[0.5], colors=[BACKGROUND], linewidths=width + 1.1, alpha=0.55)
         colour = colours[k % len(colours)]
         axes.contour(*centres, cut, levels=[0.5], colors=[colour], linewidths=width, linestyles=style)
