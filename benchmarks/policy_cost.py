@@ -14,8 +14,8 @@ synchronising); medians over rounds of ratios within a round:
 - views: 8 views inside the network over nnU-Net's predictor with its 8-fold mirroring, for the start of the preset,
   for the 8 most expensive views (interpolation there and back) and for 8 random ones.
 
-A part is written when it is done; with ``--parts`` the others stay in the output file, if it is of the same settings,
-code and machine.
+A part is written when it is done; with ``--parts`` the others stay in the output file, if it is of the same settings
+and machine, with the code that each was measured with.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ def former(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
     content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
     if any(content.get(name) != value for name, value in settings.items()):
         return {}
-    return {name: content[name] for name in PARTS if name in content}
+    return {name: content[name] for name in (*PARTS, "code") if name in content}
 
 
 def main() -> None:
@@ -114,7 +114,7 @@ def main() -> None:
         "benchmark": "policy_cost",
         "clock": "process CPU seconds, one thread" if arguments.device == "cpu" else "synchronised wall seconds",
         "machine": f"{platform.machine()} {platform.processor()}".strip(),
-        "versions": {"torch": torch.__version__, "monai_autoaug": monai_autoaug.__version__, "code": code_version()},
+        "versions": {"torch": torch.__version__, "monai_autoaug": monai_autoaug.__version__},
         "batch_size": arguments.batch_size, "patch": arguments.patch, "margin": arguments.margin,
         "steps": arguments.steps, "precision": arguments.precision,
         "parameters": sum(p.numel() for p in nnunet_network().parameters()),
@@ -122,6 +122,7 @@ def main() -> None:
     report |= former(arguments.output, report)
     for part in arguments.parts:
         report[part] = PARTS[part](arguments)
+        report.setdefault("code", {})[part] = code_version()
         report["verdicts"] = verdicts(report)
         write_text(arguments.output, json.dumps(report, indent=1) + "\n")
     print(markdown(report))

@@ -30,6 +30,7 @@ from monai_autoaug.precision import Precision
 FROZEN: dict[str, Any] = {"learn_training": False, "test_time": False}
 LEARNING: dict[str, dict[str, Any]] = {"training policy": {"test_time": False}, "both policies": {}}
 EPOCH = 250  # steps, nnU-Net's
+ALIKE = 6  # plain and frozen steps of a round: they count in full, an update by one over the steps between two
 INTERVALS = (1, 5, 10, 20, 40)  # steps between two updates, beside the default
 STOCK = "nnU-Net's augmentation"
 
@@ -88,12 +89,13 @@ class Stopwatch:
         self.device, self.seconds = device, dict[str, list[float]]()
         self.warm = False
 
-    def time(self, name: str, what: Callable[[], object]) -> None:
-        """Run and time it."""
+    def time(self, name: str, what: Callable[[], object], times: int = 1) -> None:
+        """Run it and note the mean of its times."""
         start = clock(self.device)
-        what()
+        for _ in range(times):
+            what()
         if self.warm:
-            self.seconds.setdefault(name, []).append(clock(self.device) - start)
+            self.seconds.setdefault(name, []).append((clock(self.device) - start) / times)
 
     def ratios(self, function: Callable[[dict[str, float]], float]) -> dict[str, Any]:
         """Median and range over rounds of a figure of the times of one round."""
@@ -139,20 +141,20 @@ def measure_training(arguments: argparse.Namespace) -> dict[str, Any]:
     watch = Stopwatch(device)
     for number in range(arguments.rounds + 1):
         watch.warm = number > 0
-        watch.time("plain", lambda: plain.step(bare))
-        watch.time("frozen", lambda: frozen.step(enlarged))
+        watch.time("plain", lambda: plain.step(bare), ALIKE)
+        watch.time("frozen", lambda: frozen.step(enlarged), ALIKE)
         for name, method in arms.items():
             method.steps = method.settled  # the policies are updated in this one
             watch.time(name, lambda method=method: method.step(enlarged))  # type: ignore[misc]
             watch.time(f"{name}, epoch", lambda method=method: method.on_epoch(0))  # type: ignore[misc]
             method.views_help = True
-        watch.time(STOCK, lambda: [augment() for _ in range(10)])
+        watch.time(STOCK, augment, 10)
     return {
         "rounds": arguments.rounds,
         "seconds": {name: round(statistics.median(v), 4) for name, v in watch.seconds.items()},
         "plain step": {
             "our augmentation": watch.ratios(lambda s: s["frozen"] / s["plain"] - 1),
-            STOCK + ", in workers": watch.ratios(lambda s: s[STOCK] / 10 / s["plain"]),
+            STOCK + ", in workers": watch.ratios(lambda s: s[STOCK] / s["plain"]),
         },
         "arms": {name: _totals(watch, name, arms[name].schedule.update_every) for name in arms},
     }  # fmt: skip
