@@ -89,13 +89,21 @@ class Stopwatch:
         self.device, self.seconds = device, dict[str, list[float]]()
         self.warm = False
 
-    def time(self, name: str, what: Callable[[], object], times: int = 1) -> None:
-        """Run it and note the mean of its times."""
-        start = clock(self.device)
+    def time(self, name: str, what: Callable[[], object]) -> None:
+        """Run and time it."""
+        self.in_turn({name: what}, 1)
+
+    def in_turn(self, what: dict[str, Callable[[], object]], times: int) -> None:
+        """Run several one after the other, so many times, and note the mean of the times of each."""
+        spent = dict.fromkeys(what, 0.0)
         for _ in range(times):
-            what()
+            for name, one in what.items():
+                start = clock(self.device)
+                one()
+                spent[name] += clock(self.device) - start
         if self.warm:
-            self.seconds.setdefault(name, []).append((clock(self.device) - start) / times)
+            for name, seconds in spent.items():
+                self.seconds.setdefault(name, []).append(seconds / times)
 
     def ratios(self, function: Callable[[dict[str, float]], float]) -> dict[str, Any]:
         """Median and range over rounds of a figure of the times of one round."""
@@ -141,14 +149,13 @@ def measure_training(arguments: argparse.Namespace) -> dict[str, Any]:
     watch = Stopwatch(device)
     for number in range(arguments.rounds + 1):
         watch.warm = number > 0
-        watch.time("plain", lambda: plain.step(bare), ALIKE)
-        watch.time("frozen", lambda: frozen.step(enlarged), ALIKE)
+        watch.in_turn({"plain": lambda: plain.step(bare), "frozen": lambda: frozen.step(enlarged)}, ALIKE)
         for name, method in arms.items():
             method.steps = method.settled  # the policies are updated in this one
             watch.time(name, lambda method=method: method.step(enlarged))  # type: ignore[misc]
             watch.time(f"{name}, epoch", lambda method=method: method.on_epoch(0))  # type: ignore[misc]
             method.views_help = True
-        watch.time(STOCK, augment, 10)
+        watch.in_turn({STOCK: augment}, 10)
     return {
         "rounds": arguments.rounds,
         "seconds": {name: round(statistics.median(v), 4) for name, v in watch.seconds.items()},
