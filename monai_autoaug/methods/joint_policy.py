@@ -74,7 +74,7 @@ class JointPolicy(JointReport, JointState):
             network, with no views before, whatever ``joint`` says; 0: it learns along.
         fine_tune: where no policy learns, the last share of the steps that trains on the cases that are set apart.
         hold_out: where no policy learns, cases are set apart all the same, so that trainings can be compared.
-        update_every: steps between two updates of the policies; None: by the planned number of steps, at most 60, so
+        update_every: steps between two updates of the policies; None: by the planned number of steps, at most 100, so
             that a long training takes at most a fifth longer, and a short one still has 500 updates.
         warm_up: steps before the first update; None: 50, but at most a twentieth of the planned number.
         freeze: share of the planned steps after which policies stay as they are.
