@@ -13,6 +13,9 @@ synchronising); medians over rounds of ratios within a round:
   without; on a CPU by torch's profiler, so without the workspaces of oneDNN.
 - views: 8 views inside the network over nnU-Net's predictor with its 8-fold mirroring, for the start of the preset,
   for the 8 most expensive views (interpolation there and back) and for 8 random ones.
+
+A part is written when it is done; with ``--parts`` the others stay in the output file, if it is of the same settings
+and machine, with the code that each was measured with.
 """
 
 from __future__ import annotations
@@ -30,6 +33,7 @@ from joint_step import nnunet_network
 from policy_parts import EPOCH, INTERVALS, measure_memory, measure_training, measure_views
 
 import monai_autoaug
+from monai_autoaug.optim.hypergradient import MODES
 from monai_autoaug.writing import write_text
 
 BARS = {"training": 1.20, "memory": 2.0, "views": 1.10}  # at most
@@ -38,12 +42,14 @@ BARS = {"training": 1.20, "memory": 2.0, "views": 1.10}  # at most
 def verdicts(report: dict[str, Any]) -> dict[str, dict[str, Any]]:
     """What was asked for beside what was found; the memory is that of the finite-difference probe."""
     found = {}
-    if "training" in report:
-        found["training"] = report["training"]["arms"]["both policies, jvp"]["total"]["median"]
-    if "memory" in report:
-        found["memory"] = report["memory"]["training policy, finite_difference"]["ratio"]
+    default = report.get("training", {}).get("arms", {}).get("both policies, jvp")
+    probe = report.get("memory", {}).get("training policy, finite_difference")
+    if default is not None:
+        found["training"] = default["total"]["median"]
+    if probe is not None:
+        found["memory"] = probe["ratio"]
     if "views" in report:
-        found["views"] = max(v["median"] for n, v in report["views"].items() if n != "seconds")
+        found["views"] = max(row["median"] for row in report["views"]["ratios"].values())
     return {
         name: {"found": value, "at most": BARS[name], "holds": value <= BARS[name]} for name, value in found.items()
     }
@@ -66,7 +72,7 @@ def markdown(report: dict[str, Any]) -> str:
         lines += [f"| {name} | {row['mib']} | {row['ratio']:.2f} |" for name, row in report["memory"].items()]
     if "views" in report:
         lines += ["", "| 8 views | over 8-fold mirroring |", "|---|---|"]
-        lines += [f"| {name} | {row['median']:.3f} |" for name, row in report["views"].items() if name != "seconds"]
+        lines += [f"| {name} | {row['median']:.3f} |" for name, row in report["views"]["ratios"].items()]
     lines += ["", "| asked for | found | at most | holds |", "|---|---|---|---|"]
     for name, row in report["verdicts"].items():
         lines.append(f"| {name} | {row['found']:.3f} | {row['at most']} | {'yes' if row['holds'] else 'no'} |")
@@ -78,10 +84,21 @@ PARTS: dict[str, Callable[[argparse.Namespace], dict[str, Any]]] = {
 }  # fmt: skip
 
 
+def former(file: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """The parts that a file holds, if they were measured with these settings."""
+    if not file.exists():
+        return {}
+    content: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    if any(content.get(name) != value for name, value in settings.items()):
+        return {}
+    return {name: content[name] for name in (*PARTS, "code") if name in content}
+
+
 def main() -> None:
     """Measure, print and write JSON."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--parts", nargs="+", default=list(PARTS), choices=list(PARTS))
+    parser.add_argument("--derivatives", nargs="+", default=list(MODES), choices=list(MODES))
     parser.add_argument("--batch-size", type=int, default=2)
     parser.add_argument("--patch", type=int, nargs=3, default=[32, 32, 32])
     parser.add_argument("--margin", type=int, nargs=3, help="default: a quarter of the patch, as in nnU-Net's host")
@@ -97,16 +114,18 @@ def main() -> None:
         "benchmark": "policy_cost",
         "clock": "process CPU seconds, one thread" if arguments.device == "cpu" else "synchronised wall seconds",
         "machine": f"{platform.machine()} {platform.processor()}".strip(),
-        "versions": {"torch": torch.__version__, "monai_autoaug": monai_autoaug.__version__, "code": code_version()},
+        "versions": {"torch": torch.__version__, "monai_autoaug": monai_autoaug.__version__},
         "batch_size": arguments.batch_size, "patch": arguments.patch, "margin": arguments.margin,
-        "steps": arguments.steps, "precision": arguments.precision, "rounds": arguments.rounds,
+        "steps": arguments.steps, "precision": arguments.precision,
         "parameters": sum(p.numel() for p in nnunet_network().parameters()),
     }  # fmt: skip
+    report |= former(arguments.output, report)
     for part in arguments.parts:
         report[part] = PARTS[part](arguments)
-    report["verdicts"] = verdicts(report)
+        report.setdefault("code", {})[part] = code_version()
+        report["verdicts"] = verdicts(report)
+        write_text(arguments.output, json.dumps(report, indent=1) + "\n")
     print(markdown(report))
-    write_text(arguments.output, json.dumps(report, indent=1) + "\n")
 
 
 if __name__ == "__main__":

@@ -24,13 +24,13 @@ from monai_autoaug.data.batch import Batch
 from monai_autoaug.methods import Method, Task
 from monai_autoaug.methods.joint_policy import JointPolicy
 from monai_autoaug.nnunet.test_time import attach, learn
-from monai_autoaug.optim.hypergradient import MODES
 from monai_autoaug.policies import TestTimePolicy
 from monai_autoaug.precision import Precision
 
 FROZEN: dict[str, Any] = {"learn_training": False, "test_time": False}
 LEARNING: dict[str, dict[str, Any]] = {"training policy": {"test_time": False}, "both policies": {}}
 EPOCH = 250  # steps, nnU-Net's
+ALIKE = 6  # plain and frozen steps of a round: they count in full, an update by one over the steps between two
 INTERVALS = (1, 5, 10, 20, 40)  # steps between two updates, beside the default
 STOCK = "nnU-Net's augmentation"
 
@@ -91,10 +91,19 @@ class Stopwatch:
 
     def time(self, name: str, what: Callable[[], object]) -> None:
         """Run and time it."""
-        start = clock(self.device)
-        what()
+        self.in_turn({name: what}, 1)
+
+    def in_turn(self, what: dict[str, Callable[[], object]], times: int) -> None:
+        """Run several one after the other, so many times, and note the mean of the times of each."""
+        spent = dict.fromkeys(what, 0.0)
+        for _ in range(times):
+            for name, one in what.items():
+                start = clock(self.device)
+                one()
+                spent[name] += clock(self.device) - start
         if self.warm:
-            self.seconds.setdefault(name, []).append(clock(self.device) - start)
+            for name, seconds in spent.items():
+                self.seconds.setdefault(name, []).append(seconds / times)
 
     def ratios(self, function: Callable[[dict[str, float]], float]) -> dict[str, Any]:
         """Median and range over rounds of a figure of the times of one round."""
@@ -134,25 +143,25 @@ def measure_training(arguments: argparse.Namespace) -> dict[str, Any]:
     size, patch, device = arguments.batch_size, tuple(arguments.patch), arguments.device
     plain, frozen, augment = build(None, arguments), build(FROZEN, arguments), stock_augmentation(arguments)
     arms = {f"{name}, {mode}": learner({**options, "derivative": mode}, arguments)
-            for mode in MODES for name, options in LEARNING.items()}  # fmt: skip
+            for mode in arguments.derivatives for name, options in LEARNING.items()}  # fmt: skip
     bare = FixedBatches(size, plain.meta_batch, patch, (0,) * len(patch), device)
     enlarged = FixedBatches(size, plain.meta_batch, patch, tuple(arguments.margin), device)
     watch = Stopwatch(device)
     for number in range(arguments.rounds + 1):
         watch.warm = number > 0
-        watch.time("plain", lambda: plain.step(bare))
-        watch.time("frozen", lambda: frozen.step(enlarged))
+        watch.in_turn({"plain": lambda: plain.step(bare), "frozen": lambda: frozen.step(enlarged)}, ALIKE)
         for name, method in arms.items():
             method.steps = method.settled  # the policies are updated in this one
             watch.time(name, lambda method=method: method.step(enlarged))  # type: ignore[misc]
             watch.time(f"{name}, epoch", lambda method=method: method.on_epoch(0))  # type: ignore[misc]
             method.views_help = True
-        watch.time(STOCK, lambda: [augment() for _ in range(10)])
+        watch.in_turn({STOCK: augment}, 10)
     return {
+        "rounds": arguments.rounds,
         "seconds": {name: round(statistics.median(v), 4) for name, v in watch.seconds.items()},
         "plain step": {
             "our augmentation": watch.ratios(lambda s: s["frozen"] / s["plain"] - 1),
-            STOCK + ", in workers": watch.ratios(lambda s: s[STOCK] / 10 / s["plain"]),
+            STOCK + ", in workers": watch.ratios(lambda s: s[STOCK] / s["plain"]),
         },
         "arms": {name: _totals(watch, name, arms[name].schedule.update_every) for name in arms},
     }  # fmt: skip
@@ -202,7 +211,7 @@ def measure_memory(arguments: argparse.Namespace) -> dict[str, Any]:
     steps: dict[str, Callable[[], object]] = {
         "plain": lambda: plain.step(bare), "frozen": lambda: frozen.step(enlarged),
     }  # fmt: skip
-    for mode in MODES:
+    for mode in arguments.derivatives:
         for name, options in LEARNING.items():
             method = learner({**options, "derivative": mode}, arguments)
 
@@ -244,8 +253,10 @@ def measure_views(arguments: argparse.Namespace) -> dict[str, Any]:
         for name, places in chosen.items():
             learn(network, _with_top(start, places))
             watch.time(name, lambda: predictor._internal_maybe_mirror_and_predict(image))
-    return {name: watch.ratios(lambda s, name=name: s[name] / s["mirroring"]) for name in chosen} | {  # type: ignore[misc]
-        "seconds": {name: round(statistics.median(v), 4) for name, v in watch.seconds.items()}
+    return {
+        "rounds": arguments.rounds,
+        "seconds": {name: round(statistics.median(v), 4) for name, v in watch.seconds.items()},
+        "ratios": {name: watch.ratios(lambda s, name=name: s[name] / s["mirroring"]) for name in chosen},  # type: ignore[misc]
     }
 
 

@@ -5,13 +5,14 @@
 from __future__ import annotations
 
 import errno
+import warnings
 from importlib import import_module
 from typing import Any
 
 import click
 
 from monai_autoaug import __version__
-from monai_autoaug.errors import AutoAugError, how_to_go_on
+from monai_autoaug.errors import AutoAugError, did_you_mean, how_to_go_on
 
 __all__ = ["main"]
 
@@ -25,6 +26,8 @@ COMMANDS = {
     "nnunet": ("monai_autoaug.nnunet.cli:nnunet_commands", "Learned augmentation inside nnU-Net."),
 }
 INTERRUPTED = 130
+# what torch says of itself while MONAI and nnU-Net are imported: nothing that a user of a command could do about
+TORCH_JIT = r"`torch\.jit\.\w+` is (deprecated|not supported)"
 
 
 class Failure(click.ClickException):
@@ -52,6 +55,15 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(module), attribute)
         return command
 
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find a command, or say which one may have been meant."""
+        name = args[0]
+        if name not in COMMANDS and not name.startswith("-") and not ctx.resilient_parsing:
+            ctx.fail(f"there is no command {name!r}{did_you_mean(name, COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The list of commands, without importing them."""
         with formatter.section("Commands"):
@@ -60,7 +72,10 @@ class Commands(click.Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command; 2 for a fault of options or data, 130 for an interruption."""
         try:
-            return super().invoke(ctx)
+            with warnings.catch_warnings():
+                for kind in (FutureWarning, DeprecationWarning):
+                    warnings.filterwarnings("ignore", message=TORCH_JIT, category=kind)
+                return super().invoke(ctx)
         except AutoAugError as error:
             if ctx.params["debug"]:
                 raise

@@ -5,8 +5,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from difflib import get_close_matches
 
 __all__ = [
     "AutoAugError",
@@ -15,6 +16,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "PolicyError",
+    "did_you_mean",
     "how_to_go_on",
     "resumable",
 ]
@@ -87,6 +89,20 @@ class CheckpointError(AutoAugError):
     >>> issubclass(CheckpointError, AutoAugError)
     True
     """
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The end of a sentence about an unknown name: the known one that is most like it, if any is.
+
+    Args:
+        name: as it was given.
+        known: the names there are.
+
+    >>> did_you_mean("epoch", ["epochs", "lr"]), did_you_mean("magic", ["epochs", "lr"])
+    ("; did you mean 'epochs'?", '')
+    """
+    close = get_close_matches(str(name), list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
 
 
 @contextmanager

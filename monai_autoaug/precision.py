@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from monai_autoaug.errors import AutoAugError, ConfigError
 
 __all__ = [
     "DTYPES", "Precision", "average_gradients", "average_over_ranks", "broadcast", "float32_region",
-    "gather_over_ranks", "rank", "world_size",
+    "gather_over_ranks", "rank", "without_tf32", "world_size",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -110,6 +110,47 @@ def float32_region(device: torch.device | str) -> Any:
     """
     with torch.autocast(torch.device(device).type, enabled=False):
         yield
+
+
+@contextlib.contextmanager
+def without_tf32() -> Iterator[None]:
+    """Multiply matrices and convolve in true float32, and afterwards as before.
+
+    TF32, which cuDNN's convolutions take for float32 unless told otherwise, has 10 bits of mantissa: a difference of
+    two losses that are equal to the third digit is nothing but its rounding.
+
+    >>> torch.set_float32_matmul_precision("high")
+    >>> with without_tf32():
+    ...     torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    ('highest', False)
+    >>> torch.get_float32_matmul_precision()
+    'high'
+    >>> torch.set_float32_matmul_precision("highest")
+    """
+    backends: Any = torch.backends
+    # torch has older switches and, since 2.9, newer ones behind them; where they disagree, reading an older one fails
+    places = [backends.cuda.matmul]
+    if hasattr(backends.cuda.matmul, "fp32_precision"):
+        places += [backends.cudnn.conv, backends.cudnn.rnn, backends.mkldnn.matmul, backends.mkldnn.conv]
+    newer = [(place, place.fp32_precision) for place in places if hasattr(place, "fp32_precision")]
+    older: list[tuple[Callable[[Any], None], Any]] = []
+    switches: tuple[tuple[Callable[[], Any], Callable[[Any], None], Any], ...] = (
+        (torch.get_float32_matmul_precision, torch.set_float32_matmul_precision, "highest"),
+        (lambda: backends.cudnn.allow_tf32, lambda value: setattr(backends.cudnn, "allow_tf32", value), False),
+    )
+    for read, write, off in switches:
+        with contextlib.suppress(RuntimeError):  # someone has set the newer ones, which are enough
+            older.append((write, read()))
+            write(off)
+    try:
+        for place, _ in newer:
+            place.fp32_precision = "ieee"
+        yield
+    finally:
+        for write, value in older:
+            write(value)
+        for place, value in newer:
+            place.fp32_precision = value
 
 
 class Precision:

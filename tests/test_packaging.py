@@ -13,10 +13,12 @@ from pathlib import Path
 
 import click
 import pytest
+import yaml
 
 import monai_autoaug
 from monai_autoaug.cli import main
 from monai_autoaug.data import write_phantom
+from monai_autoaug.nnunet.options import Options
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -59,6 +61,24 @@ def test_every_command_in_the_readme_can_be_given(line: str) -> None:
         assert found is not None, line
         command = found
     command.make_context(command.name, words, parent=context, resilient_parsing=True)  # refuses what it doesn't know
+
+
+def test_the_readme_leads_from_a_decathlon_folder_to_a_trainer_of_nnunet() -> None:
+    said = "\n".join(blocks("bash"))
+    steps = ["export nnUNet_raw=", "nnUNetv2_convert_MSD_dataset -i Task04_Hippocampus",
+             "nnUNetv2_plan_and_preprocess -d 4", "export nnUNet_extTrainer=", "nnunet doctor",
+             "nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerAutoAug ", "nnUNetv2_predict -i"]  # fmt: skip
+    places = [said.find(step) for step in steps]
+    assert -1 not in places
+    assert places == sorted(places)
+    installed = {point.name for point in metadata.entry_points(group="console_scripts")}
+    assert set(re.findall(r"nnUNetv2_\w+", said)) <= installed
+
+
+def test_the_options_for_nnunet_in_the_readme_are_options() -> None:
+    for block in blocks("yaml"):
+        options = Options.from_mapping(yaml.safe_load(block))
+        assert (options.iterations_per_epoch is None) == (options.val_iterations_per_epoch is None)
 
 
 def test_the_readme_has_commands_and_pictures_that_exist() -> None:

@@ -14,7 +14,15 @@ import torch.multiprocessing as mp
 from torch import nn
 
 from monai_autoaug.errors import AutoAugError, ConfigError
-from monai_autoaug.precision import Precision, average_gradients, average_over_ranks, float32_region, rank, world_size
+from monai_autoaug.precision import (
+    Precision,
+    average_gradients,
+    average_over_ranks,
+    float32_region,
+    rank,
+    without_tf32,
+    world_size,
+)
 
 
 def linear(value: float = 1.0) -> tuple[nn.Module, torch.optim.SGD]:
@@ -124,3 +132,48 @@ def test_gradients_are_averaged_over_ranks(tmp_path: Path) -> None:
         assert torch.equal(used, torch.tensor([1.5, 1.5]))
         assert torch.equal(unused, torch.tensor([0.5]))  # rank 0 had none
         assert float(mean) == 0.5
+
+
+def switches() -> list[object]:
+    """Torch's older ones, and the newer ones behind them where there are any."""
+    older = [torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32]
+    newer = [torch.backends.cuda.matmul, torch.backends.cudnn.conv] if torch.__version__ >= "2.9" else []
+    return older + [place.fp32_precision for place in newer]
+
+
+@pytest.mark.parametrize("fails", [False, True])
+@pytest.mark.parametrize("matmul", ["highest", "high", "medium"])
+def test_tf32_is_off_within_and_afterwards_as_before(
+    matmul: str, fails: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", fails)  # either
+    torch.set_float32_matmul_precision(matmul)
+    before = switches()
+    try:
+        with without_tf32():
+            assert switches()[:2] == ["highest", False]
+            assert not torch.backends.cuda.matmul.allow_tf32
+            if fails:
+                raise KeyError
+    except KeyError:
+        pass
+    finally:
+        after = switches()
+        torch.set_float32_matmul_precision("highest")
+    assert after == before
+
+
+@pytest.mark.skipif(torch.__version__ < "2.9", reason="there are the older switches only")
+def test_tf32_where_only_the_newer_switches_are_set() -> None:
+    """Reading the older ones fails then."""
+    matmul, convolution = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = matmul.fp32_precision, convolution.fp32_precision
+    matmul.fp32_precision = convolution.fp32_precision = "tf32"
+    try:
+        with pytest.raises(RuntimeError, match="mix of the legacy and new"):
+            torch.get_float32_matmul_precision()
+        with without_tf32():
+            assert (matmul.fp32_precision, convolution.fp32_precision) == ("ieee", "ieee")
+        assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
+    finally:
+        matmul.fp32_precision, convolution.fp32_precision = before

@@ -28,7 +28,7 @@ def policy_table(found: Policies, no_ops: Collection[str] = ()) -> Table:
         no_ops: names of operations that the network can't see; they are told apart, not here.
     """
     from monai_autoaug.policies.evidence import DECIDED
-    from monai_autoaug.report import policy_rows
+    from monai_autoaug.report import policy_rows, readable
 
     table = Table(title="learned policy", title_justify="left", title_style="bold", caption_justify="left")
     table.add_column("class")
@@ -38,7 +38,7 @@ def policy_table(found: Policies, no_ops: Collection[str] = ()) -> Table:
         own = [row for row in rows if row.kind == name]
         risen = sorted((row for row in own if row.rose and row.decided and not row.no_op),
                        key=lambda row: (row.start or 0.0) - row.probability)  # fmt: skip
-        told = [f"{row.operation} {row.start:.2f} to {row.probability:.2f}" for row in risen]
+        told = [f"{readable(row.operation)}: {row.start:.2f} to {row.probability:.2f}" for row in risen]
         if found.seen is None:
             table.add_row(escape(name), "given, not learned", style="dim")
         else:
@@ -49,13 +49,15 @@ def policy_table(found: Policies, no_ops: Collection[str] = ()) -> Table:
 
 
 def show_policies(found: Policies, no_ops: Collection[str], console: Console) -> None:
-    """Print what was learned.
+    """Print what was learned, by the names that people say (`report.readable`).
 
     Args:
         found: what `policies.load` gave.
         no_ops: names of operations that the network can't see.
         console: where to.
     """
+    from monai_autoaug.report import readable
+
     if found.training is not None:
         console.print(policy_table(found, no_ops))
         unseen = _unseen(found, no_ops)
@@ -66,7 +68,7 @@ def show_policies(found: Policies, no_ops: Collection[str], console: Console) ->
             )  # fmt: skip
     if found.test_time is not None:
         views, weights = found.test_time.top(found.test_time.z)
-        named = [f"{o.name} {w:.2f}" for o, w in zip(views, weights.tolist(), strict=True)]
+        named = [f"{readable(o.name)}: {w:.2f}" for o, w in zip(views, weights.tolist(), strict=True)]
         more = f" and {len(named) - _VIEWS} lighter ones" if len(named) > _VIEWS else ""
         console.print(
             f"averaged at test time, with their weights: {', '.join(named[:_VIEWS])}{more}", style="dim", markup=False
@@ -74,11 +76,16 @@ def show_policies(found: Policies, no_ops: Collection[str], console: Console) ->
 
 
 def _unseen(found: Policies, no_ops: Collection[str]) -> list[str]:
-    """Operations without effect; where a whole cascade has none, its name."""
+    """Operations without effect; where a whole cascade has none, its name. In brackets what options call them."""
+    from monai_autoaug.report import readable, readable_cascade
+
     assert found.training is not None  # noqa: S101  # for the type checker
     told: list[str] = []
     for cascade in found.training.cascades:
         names = [o.name for o in cascade.operations[1:]]
         blind = [name for name in names if name in no_ops]
-        told += [cascade.name] if blind == names else blind
+        if blind == names:
+            told.append(f"{readable_cascade(cascade.name)} ({cascade.name})")
+        else:
+            told += [f"{readable(name)} ({name})" for name in blind]
     return told

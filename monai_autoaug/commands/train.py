@@ -84,7 +84,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  help="Number or share of the training cases that policies are learned from (meta-validation)."
                  "  [default: 0.25 with joint_policy, 0.2 with bilevel, else 0]"),
     click.option("--meta-split", metavar="fixed|resampled",
-                 help="The same meta-validation cases all the time, or others each epoch.  [default: resampled with bilevel, else fixed]"),
+                 help="The same meta-validation cases all the time, or others each epoch."
+                 "  [default: resampled with bilevel, else fixed]"),
     click.option("--meta-list", type=_PATH, metavar="FILE",
                  help="The meta-validation cases: a JSON or text list of names, or another data set's folder."),
     click.option("--unlabelled", type=_PATH, metavar="DIR",

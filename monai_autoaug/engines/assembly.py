@@ -29,7 +29,7 @@ from monai_autoaug.methods import Method, Task
 from monai_autoaug.networks import built, check_alike
 from monai_autoaug.precision import broadcast
 
-__all__ = ["build_method", "build_task", "builder", "check_host", "planned_updates"]
+__all__ = ["build_method", "build_task", "builder", "check_host", "margins", "micro_batch", "planned_updates"]
 
 
 def planned_updates(length: int | None, epochs: int | None, accumulation_steps: int) -> int | None:
@@ -46,6 +46,37 @@ def planned_updates(length: int | None, epochs: int | None, accumulation_steps: 
     if length is None or epochs is None:
         return None
     return int(epochs * math.ceil(length / accumulation_steps))
+
+
+def micro_batch(iteration: int, length: int | None, accumulation_steps: int) -> tuple[bool, bool]:
+    """Whether a batch is the first and the last of an update, counted as MONAI does: the last of an epoch updates.
+
+    Args:
+        iteration: of the run, from 1 on.
+        length: iterations an epoch, if known.
+        accumulation_steps: micro-batches an update.
+
+    >>> [micro_batch(n, 3, 2) for n in (1, 2, 3)]
+    [(True, False), (False, True), (True, True)]
+    """
+    number = iteration - 1 if length is None else (iteration - 1) % length
+    last = (number + 1) % accumulation_steps == 0 or (length is not None and number + 1 == length)
+    return number % accumulation_steps == 0, last
+
+
+def margins(margin: int | Sequence[int], spatial_dims: int) -> tuple[int, ...]:
+    """The margin of each axis.
+
+    Raises:
+        ConfigError: there are not as many as axes, or one is negative.
+
+    >>> margins(2, 3)
+    (2, 2, 2)
+    """
+    sizes = (margin,) * spatial_dims if isinstance(margin, int) else tuple(margin)
+    if len(sizes) != spatial_dims or min(sizes) < 0:
+        raise ConfigError(f"margin must be {spatial_dims} numbers of voxels, not negative, got {margin}")
+    return sizes
 
 
 def build_task(

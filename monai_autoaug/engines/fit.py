@@ -20,6 +20,7 @@ from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
 from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
+from monai_autoaug.engines.given_policy import KEY, find_given, with_given
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.phases import PhaseEvents, PhaseSchedule
 from monai_autoaug.engines.progress import Listener, Progress
@@ -105,9 +106,11 @@ class Fit:
             unlabelled: preprocessed images without labels, if the method learns from any.
         """
         self.validation = validation
+        self._given = find_given(self.options, checkpoint)
+        options = self.options if self._given is None else with_given(self.options, self._given)
         self.batches = self._batches(items, resampled)
         self.trainer = make_trainer(
-            self.options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
+            options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
             meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),
             unlabelled=None if unlabelled is None else self._batches(unlabelled, 0, stream=UNLABELLED, labelled=False),
             build=self.build,
@@ -241,7 +244,7 @@ class Fit:
     def _save_checkpoint(self) -> None:
         content = {name: part.state_dict() for name, part in self._parts().items()}
         own = {"clock": self.clock, "dice": self._dice, "warnings": self._warnings, "finished": self.trainer.finished,
-               "best": self._best}  # fmt: skip
+               "best": self._best, KEY: self._given}  # fmt: skip
         self.folder.save_checkpoint(content | own)
 
     def _read_clock(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from monai_autoaug import methods
 from monai_autoaug.data.schemes import NORMALISATIONS
 from monai_autoaug.engines.segmentation import check_network
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.precision import DTYPES
 
 __all__ = ["TrainOptions", "find_device", "find_precision"]
@@ -228,7 +228,10 @@ class TrainOptions:
         """
         known = [f.name for f in fields(cls)]
         if unknown := sorted(set(values) - set(known)):
-            raise ConfigError(f"unknown training options: {', '.join(unknown)}; there are {', '.join(known)}")
+            raise ConfigError(
+                f"unknown training options: {', '.join(unknown)}; there are {', '.join(known)}"
+                f"{did_you_mean(unknown[0], known)}"
+            )
         if missing := sorted({"data", "output"} - set(values)):
             raise ConfigError(f"training needs {' and '.join(missing)}")
         return cls(**values)

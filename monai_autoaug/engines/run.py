@@ -27,7 +27,7 @@ from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.parts import known_cases, resampled, split_cases, unlabelled_cases
 from monai_autoaug.engines.prediction import learned_views, predict_cases
-from monai_autoaug.engines.progress import Listener, unheard
+from monai_autoaug.engines.progress import Listener, Progress, unheard
 from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.engines.segmentation import choose_margin, choose_patch_size, downsampling
 from monai_autoaug.engines.volumes import sound, volumes
@@ -116,7 +116,10 @@ def _train(run: Run, options: TrainOptions, listener: Listener) -> Run:
     if options.cache is not None:
         check_writable("cache", options.cache)
     if run.config.exists() or run.checkpoint.exists():
-        raise ConfigError(f"{run.folder} holds a run already: resume it, or choose another folder")
+        raise ConfigError(
+            f"{run.folder} holds a run already: go on with it by --resume --output {run.folder} (in Python"
+            " engines.resume), or choose another folder with --output"
+        )
     find_precision(options.precision, find_device(options.device))
     datalist = read_datalist(options.data)
     schemes = choose_schemes(options.normalisation, datalist.channels)  # one a channel, or it refuses
@@ -240,6 +243,7 @@ def _carry_out(
     """Preprocess, train, predict the validation cases, and write what remains."""
     options, parts = plan.options, plan.split
     cases = (*parts.train, *parts.meta, *parts.validation)
+    listener(Progress("preparing", 0, len(cases), note=_told(_counts(plan))))
     items = cast(Any, volumes(datalist, cases, preprocessing, cache=options.cache, listener=listener))
     further = None
     if plan.unlabelled:
@@ -269,6 +273,13 @@ def _carry_out(
     )  # fmt: skip
     write_json(run.summary, fit.summary() | {"cases": _counts(plan)})
     return run
+
+
+def _told(counts: Mapping[str, int]) -> str:
+    """How the cases are split, in a sentence."""
+    meta = f", {counts['meta']} to learn policies from (meta-validation)" if "meta" in counts else ""
+    total, train = sum(counts.values()), counts["train"]
+    return f"{total} cases: {train} train the network{meta}, {counts['validation']} validate it"
 
 
 def _counts(plan: _Plan) -> dict[str, int]:

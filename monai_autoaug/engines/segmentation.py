@@ -14,7 +14,7 @@ from monai.losses import DiceLoss
 from monai.networks.nets import DynUNet, SegResNet, UNet
 from torch import Tensor, nn
 
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.precision import Precision
 
 __all__ = [
@@ -76,11 +76,14 @@ def check_network(name: str, options: Mapping[str, Any]) -> None:
     >>> check_network("unet", {"channels": [8, 16]})
     """
     if name not in NETWORKS:
-        raise ConfigError(f"there is no network {name!r}; choose one of {', '.join(NETWORKS)}")
+        names = ", ".join(NETWORKS)
+        raise ConfigError(f"there is no network {name!r}; choose one of {names}{did_you_mean(name, NETWORKS)}")
     defaults = NETWORKS[name][1]
     for option, value in options.items():
         if option not in defaults:
-            raise ConfigError(f"network {name!r} has no option {option!r}; it has {', '.join(defaults)}")
+            names = ", ".join(defaults)
+            told = f"network {name!r} has no option {option!r}; it has {names}{did_you_mean(option, defaults)}"
+            raise ConfigError(told)
         several = isinstance(defaults[option], tuple)
         numbers = value if several else [value]
         if not isinstance(numbers, list | tuple) or not all(type(n) is int and n >= 1 for n in numbers):

@@ -17,7 +17,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.engines.assembly import build_method, build_task, builder, check_host
+from monai_autoaug.engines.assembly import build_method, build_task, builder, check_host, margins, micro_batch
 from monai_autoaug.engines.batches import Converter, EngineBatches, output_of
 from monai_autoaug.engines.checkpoints import AutoAugState
 from monai_autoaug.engines.losses import PerSampleLoss
@@ -26,8 +26,8 @@ from monai_autoaug.engines.side_streams import SideStreams, check_meta_size
 from monai_autoaug.engines.sides import sides_warning
 from monai_autoaug.engines.streams import starting_at
 from monai_autoaug.engines.task import can_compile, check_options, first_convolution
-from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Method, Task
+from monai_autoaug.methods.late_views import tenths
 from monai_autoaug.precision import broadcast, rank
 
 __all__ = ["AutoAugTrainer"]
@@ -167,9 +167,6 @@ class AutoAugTrainer(SupervisedTrainer):
         self.seed = seed
         found = first_convolution(self.plain_network)
         dims = spatial_dims if spatial_dims is not None else 3 if found is None else found[0]
-        sizes = (margin,) * dims if isinstance(margin, int) else tuple(margin)
-        if len(sizes) != dims or min(sizes) < 0:
-            raise ConfigError(f"margin must be {dims} numbers of voxels, not negative, got {margin}")
         self.task = build_task(
             self, self.plain_network, dims, self._listen, regions=regions, classification=classification, clip=clip,
             patch_size=patch_size, label_names=label_names,
@@ -184,7 +181,7 @@ class AutoAugTrainer(SupervisedTrainer):
         doubt = sides_warning(self.method.policies(), label_names, orientation=orientation)
         self.doubts = [] if doubt is None else [doubt]
         self.converter = Converter(
-            self._prepare, self.plain_network, self.task.device, spatial_dims=dims, margin=sizes,
+            self._prepare, self.plain_network, self.task.device, spatial_dims=dims, margin=margins(margin, dims),
             soft=self.method.name != "none", image_channels=image_channels, regions=self.task.regions,
             num_classes=num_classes, loss_function=loss_function, classification=classification,
         )  # fmt: skip
@@ -292,7 +289,9 @@ class AutoAugTrainer(SupervisedTrainer):
         self.task.args, self.task.kwargs = prepared.args, prepared.kwargs
         self.state.output = {Keys.IMAGE: prepared.inputs, Keys.LABEL: prepared.targets}
         self._prepared = prepared
-        self._set_micro_batch()
+        self.task.first_micro_batch, self.task.last_micro_batch = micro_batch(
+            self.state.iteration, self.state.epoch_length, self.accumulation_steps
+        )
         self.network.train()
         figures = self.method.step(self.batches)
         output = self.state.output
@@ -302,26 +301,17 @@ class AutoAugTrainer(SupervisedTrainer):
         self.fire_event(IterationEvents.MODEL_COMPLETED)
         return self.state.output
 
-    def _set_micro_batch(self) -> None:
-        """Which part of an accumulated batch this is, counted as MONAI does: the last of an epoch always updates."""
-        steps, length = self.accumulation_steps, self.state.epoch_length
-        number = self.state.iteration - 1 if length is None else (self.state.iteration - 1) % length
-        self.task.first_micro_batch = number % steps == 0
-        self.task.last_micro_batch = (number + 1) % steps == 0 or (length is not None and number + 1 == length)
-
     def _listen(self, event: str, values: Mapping[str, Any]) -> None:
         """What a method says within its step, as MONAI's events; and how far it is with what comes after the last."""
         if event == "finish":
-            done, total = values["done"], values["total"]
-            if rank() == 0 and 10 * done // total > 10 * (done - 1) // total:
-                self.logger.info(f"After training: {done} of {total} updates of the test-time policy")
+            for sentence in tenths(**values) if rank() == 0 else []:
+                self.logger.info(sentence)
             if self.heard is not None:
-                self.heard(done, total)
+                self.heard(values["done"], values["total"])
             return
         output = self.state.output
         if event == "forward":
-            plain = self.method.name == "none"
-            batch = None if plain else values["batch"]
+            batch = None if self.method.name == "none" else values["batch"]
             output.update(output_of(self._prepared, batch, values["output"], self.converter))
             self.fire_event(IterationEvents.FORWARD_COMPLETED)
         elif event == "loss":

@@ -57,12 +57,18 @@ def evaluate(
     if unknown or not metrics:
         raise ConfigError(f"unknown metrics {unknown}; choose from {', '.join(sorted(METRICS))}")
     found = _predictions(Path(predictions))
-    labels, structures, ignore = _reference(reference)
+    labels, structures, ignore, unlabelled = _reference(reference)
     strange = sorted(set(found) - set(labels))
     if strange:
+        remedy = "give the data set that the predictions were made of, or a folder of label files with their names"
+        if unlabelled.intersection(strange):
+            remedy = (
+                "the data set has no label for these images, so nothing tells how good their predictions are; evaluate"
+                " predictions of labelled images, or give a folder of label files with their names"
+            )
         raise DataError(
             "has predictions without a label", file=predictions, expected=f"names such as {sorted(labels)[:3]}",
-            came=strange[:5], remedy="give the data set that the predictions were made of",
+            came=strange[:5], remedy=remedy,
         )  # fmt: skip
     cases = sorted(found)
     values = {m: np.full((len(cases), len(structures)), np.nan) for m in metrics}
@@ -99,16 +105,19 @@ def _predictions(folder: Path) -> dict[str, Path]:
     return {nifti_stem(f): f for f in files}
 
 
-def _reference(reference: str | Path | DataList) -> tuple[dict[str, Path], Mapping[str, LabelValue], int | None]:
-    """Case name -> label file; structure -> label values; the ignore label."""
+def _reference(
+    reference: str | Path | DataList,
+) -> tuple[dict[str, Path], Mapping[str, LabelValue], int | None, set[str]]:
+    """Case name -> label file; structure -> label values; the ignore label; the cases that have no label."""
     if not isinstance(reference, DataList):
         folder = Path(reference)
         files = list_nifti(folder) if folder.is_dir() else []
         if files:
-            return {nifti_stem(f): f for f in files}, _structures(files), None
+            return {nifti_stem(f): f for f in files}, _structures(files), None, set()
         reference = read_datalist(folder)
     labels = {c.name: c.label for c in reference.training if c.label is not None}
-    return labels, reference.foreground, reference.ignore_label
+    unlabelled = {c.name for c in (*reference.training, *reference.test)} - set(labels)
+    return labels, reference.foreground, reference.ignore_label, unlabelled
 
 
 def _structures(files: Iterable[Path]) -> dict[str, LabelValue]:

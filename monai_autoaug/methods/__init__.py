@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from monai_autoaug import plugins
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.methods.base import Batches, Losses, Method, Player, Task
 from monai_autoaug.methods.phases import Phase
 from monai_autoaug.methods.values import check_values
@@ -72,9 +72,10 @@ def find(name: str) -> type[Method]:
         method: type[Method] = getattr(import_module(module), attribute)
         return method
     if name not in more:
+        known = sorted((*METHODS, *more))
         raise ConfigError(
-            f"there is no method {name!r}; choose one of {', '.join(sorted((*METHODS, *more)))}; others are found by"
-            f" entry points of the group {plugins.METHODS}"
+            f"there is no method {name!r}; choose one of {', '.join(known)}; others are found by entry points of the"
+            f" group {plugins.METHODS}{did_you_mean(name, known)}"
         )
     added: type[Method] = plugins.load(more[name], Method)
     if added.name != name:
@@ -105,7 +106,8 @@ def check(name: str, given: Mapping[str, Any]) -> None:
     known = options(name)
     for option in given:
         if option not in known:
-            raise ConfigError(f"method {name!r} has no option {option!r}; it has {', '.join(sorted(known))}")
+            names = ", ".join(sorted(known))
+            raise ConfigError(f"method {name!r} has no option {option!r}; it has {names}{did_you_mean(option, known)}")
     check_values(f"method {name!r}", find(name).__init__, given)
 
 

@@ -12,27 +12,28 @@ Source: Joint Optimization of Class-Specific Training- and Test-Time Data Augmen
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.errors import CheckpointError, ConfigError
-from monai_autoaug.methods.base import Batches, Method, Player, Task
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.base import Batches, Player, Task
+from monai_autoaug.methods.joint_report import JointReport
+from monai_autoaug.methods.joint_state import JointState
 from monai_autoaug.methods.late_views import LateViews
 from monai_autoaug.methods.means import Means
 from monai_autoaug.methods.meta_losses import MetaLoss, check_meta_loss
 from monai_autoaug.methods.meta_use import MetaUse, learns, sets_apart
 from monai_autoaug.methods.policy_schedule import PolicySchedule
-from monai_autoaug.methods.policy_starts import Classes, Sides, training_start, views_start
+from monai_autoaug.methods.policy_starts import Classes, Given, Sides, given_policies, training_start, views_start
 from monai_autoaug.methods.training_learner import LookAhead, TrainingLearner
 from monai_autoaug.methods.view_learner import ViewLearner
 from monai_autoaug.optim import LazyAdam
 from monai_autoaug.optim.hypergradient import MODES
-from monai_autoaug.policies import Sampled, Seen, TestTimePolicy, TrainingPolicy
+from monai_autoaug.policies import Sampled, TestTimePolicy
 from monai_autoaug.policies.classes import Shares
 from monai_autoaug.policies.drawing import Compared, Drawing
 from monai_autoaug.policies.rand_augment import Magnitude
@@ -41,7 +42,7 @@ from monai_autoaug.policies.viewing import view_batch
 __all__ = ["JointPolicy"]
 
 
-class JointPolicy(Method):
+class JointPolicy(JointReport, JointState):
     """Class-specific training-time policy and test-time policy, learned while the network trains.
 
     Args:
@@ -55,7 +56,8 @@ class JointPolicy(Method):
         laterality: pairs of labels that are each other's mirror image, such as [[1, 2]]; a host that knows which axis
             runs between left and right gives it with them.
         floor: smallest probability of an operation, so that none is lost for good.
-        policy: a training policy of one's own, or the file of one, in place of the options so far.
+        policy: a training policy of one's own, or the file of one, in place of the options so far; the test-time policy
+            starts with the file's, if it has one.
         magnitude: "small", "medium" or "large": its operations of this magnitude alone, see `policies.rand_augment`.
         class_of: the class of a patch is that of its "centre", or what it was "sampled" for.
         loss_region: for patches nearly as large as the image, which have no class: the side of a box over that of the
@@ -63,7 +65,7 @@ class JointPolicy(Method):
             1: in the whole patch.
         learn_training: whether the training policy learns; False keeps its start.
         test_time: whether there is a test-time policy.
-        test_time_preset: where it starts; None: as ``preset``.
+        test_time_preset: where it starts; None: as ``policy`` says, or else as ``preset``.
         learn_test_time: whether it learns; False keeps its start.
         views: views of one meta-validation patch that are compared in an update (the paper's Z).
         joint: the training policy is judged on views of the meta-validation patches (Eq. 16), as soon as averaging
@@ -72,7 +74,7 @@ class JointPolicy(Method):
             network, with no views before, whatever ``joint`` says; 0: it learns along.
         fine_tune: where no policy learns, the last share of the steps that trains on the cases that are set apart.
         hold_out: where no policy learns, cases are set apart all the same, so that trainings can be compared.
-        update_every: steps between two updates of the policies; None: by the planned number of steps, at most 50, so
+        update_every: steps between two updates of the policies; None: by the planned number of steps, at most 100, so
             that a long training takes at most a fifth longer, and a short one still has 500 updates.
         warm_up: steps before the first update; None: 50, but at most a twentieth of the planned number.
         freeze: share of the planned steps after which policies stay as they are.
@@ -110,7 +112,7 @@ class JointPolicy(Method):
         without: Sequence[str] = (),
         laterality: Sides = None,
         floor: float = 0.005,
-        policy: TrainingPolicy | str | Path | None = None,
+        policy: Given = None,
         magnitude: Magnitude | None = None,
         class_of: Literal["centre", "sampled"] = "centre",
         loss_region: float = 1.0,
@@ -155,14 +157,18 @@ class JointPolicy(Method):
         self.meta = MetaUse(task.steps, learns=learns(uses), fine_tune=fine_tune, hold_out=hold_out)
         if views_after and not (test_time and learn_test_time):
             raise ConfigError("views_after is for a test-time policy that learns; leave test_time and learn_test_time")
+        given = given_policies(policy)
         self.training = training_start(
             task, preset=preset, classes=classes, extra=extra, without=without, laterality=laterality, floor=floor,
-            policy=policy, magnitude=magnitude, learns=learn_training,
+            policy=given.training, magnitude=magnitude, learns=learn_training,
         )  # fmt: skip
         self.test_time: TestTimePolicy | None = None
         if test_time:
             sides = self.training.laterality  # that of a given policy, too
-            self.test_time = views_start(task, test_time_preset or preset, sides, learns=learn_test_time)
+            self.test_time = views_start(
+                task, test_time_preset or preset, sides, learns=learn_test_time,
+                given=None if test_time_preset else given.test_time,
+            )  # fmt: skip
         along = learn_training or (test_time and learn_test_time and not views_after)
         self.schedule = PolicySchedule(
             task.steps, update_every=update_every, warm_up=warm_up if along else 0, freeze=freeze
@@ -219,15 +225,12 @@ class JointPolicy(Method):
     def _learner(self, name: str, policy: nn.Module) -> Player:
         return Player(policy, LazyAdam(policy.parameters(), lr=self._rate(name, 1.0)))
 
-    def _rate(self, name: str, share: float) -> float:
-        given = self._rates[name]
-        return self.schedule.learning_rate(share) if given is None else given
-
     def step(self, batches: Batches) -> dict[str, float]:
         """A training step on patches that are augmented by the policy of their class; now and then, the policies'."""
         batch, drawing = self.meta.batch(batches, self.steps), self.drawing()
         if batch.operations is None:  # otherwise the host's workers have drawn and applied them
-            batch = drawing(batch, self.generator, self.steps)
+            # patches as they were are for the micro-batch whose samples are judged
+            batch = drawing(batch, self.generator, self.steps if self.task.last_micro_batch else None)
         assert batch.operations is not None  # noqa: S101  # for the type checker
         chosen, classes = batch.operations, drawing.classes(batch)
         self._shares.add(classes)
@@ -294,109 +297,3 @@ class JointPolicy(Method):
         if self.late is None:
             return {}
         return self.late.learn(batches, self.steps, self.finishing, self.task.notify)
-
-    def on_epoch(self, epoch: int) -> dict[str, float]:
-        """Mean figures of the epoch, and what has become of the policies.
-
-        From the next epoch on the training policy is judged on views, if averaging them has helped in this one.
-        """
-        figures = self._means.take()
-        gain = None if self.viewing is None else self.viewing.gain()
-        if gain is not None:
-            figures["views_gain"] = float(gain)
-            self.views_help = figures["views_gain"] > 0
-        with torch.no_grad():
-            entropy = self.training.entropy()
-            for name, row in zip(self.training.classes, entropy.tolist(), strict=True):
-                figures[f"entropy_{name}"] = sum(row) / len(row)
-                names = [f"entropy_{name}_{c.name}" for c in self.training.cascades]
-                figures |= dict(zip(names, row, strict=True))
-            figures["policy_moved"] = float((self.training.logits - self._start).abs().mean())
-            if self.test_time is not None:
-                p = self.test_time.probabilities()
-                figures["entropy_views"] = float(-(p * p.clamp(min=1e-12).log()).sum() / torch.tensor(len(p)).log())
-        figures["policy_updates"] = float(self.updates)
-        return figures | self._shares.take()
-
-    def announcement(self) -> list[str]:
-        """How often the policies will be updated, and how far they can move."""
-        schedule, updates = self.schedule, self.schedule.updates
-        late = [f"The test-time policy learns after the last step, in {self.finishing} updates"] if self.late else []
-        if not self.along:
-            return late
-        often = f"every {schedule.update_every} steps from step {schedule.warm_up} on"
-        if updates is None:
-            return [f"Policies are updated {often}", *late]
-        found = [f"Policies are updated {often}, U = {updates} times in all"]
-        for name in self.along:
-            rate = self._rate(name, self._share)
-            found.append(
-                f"Expected movement of the {name.replace('_', '-')} policy's logits: learning rate x U = {rate:.3g} x"
-                f" {updates} = {rate * updates:.3g}; about 4 brings one of six operations from 1/6 to 0.9"
-            )
-        return found + late
-
-    def warnings(self) -> list[str]:
-        """What there is too little of to learn anything from, and views that do harm."""
-        if not self.learners:
-            return []
-        found = self.schedule.warnings(self._share) if self.along else []
-        found += self.late.warnings() if self.late else []
-        found += [] if self.learning is None else self._shares.warnings()
-        if self.learning is not None and self.learning.dropped:
-            found.append("the worth of some samples was not finite; they were left out of the policy's updates")
-        return found + ([] if self.viewing is None else self.viewing.warnings())
-
-    def policies(self) -> dict[str, nn.Module]:
-        """What was learned: "training" and, if there is one, "test_time"."""
-        both = {"training": self.training, "test_time": self.test_time}
-        return {name: policy for name, policy in both.items() if policy is not None}
-
-    def seen(self) -> Seen | None:
-        """What is known of the training policy's operations, if it learns."""
-        return None if self.learning is None else self.learning.evidence.seen(self._start)
-
-    def state_dict(self) -> dict[str, Any]:
-        """See `Method.state_dict`; adds policies, their optimisers, and the samples that wait."""
-        own = {
-            "learners": {
-                n: {"module": p.module.state_dict(), "optimizer": p.optimizer.state_dict()}
-                for n, p in self.learners.items()
-            },
-            "learning": {} if self.learning is None else self.learning.state_dict(),
-            "shared": self.shared.get_state(),
-            "start": self._start.cpu(),
-            "updates": self.updates,
-            "names": self._named(),
-            "views_help": self.views_help,
-            "harm": 0 if self.viewing is None else self.viewing.harm,
-            "finished": -1 if self.late is None else self.late.done_at,
-        }
-        return super().state_dict() | own
-
-    def _named(self) -> list[str]:
-        """Classes, operations and views, so that a checkpoint of others is known by them."""
-        operations = [f"{c.name}: {o.name}" for c in self.training.cascades for o in c.operations]
-        views = [] if self.test_time is None else [o.name for o in self.test_time.operations]
-        return [*self.training.classes, *operations, *views]
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """See `Method.load_state_dict`."""
-        if set(state["learners"]) != set(self.learners) or state["names"] != self._named():
-            raise CheckpointError(
-                "this checkpoint is of other policies (classes, operations, or which of them learn); resume with the"
-                " options it was started with"
-            )
-        super().load_state_dict(state)
-        for name, player in self.learners.items():
-            player.module.load_state_dict(state["learners"][name]["module"])
-            player.optimizer.load_state_dict(state["learners"][name]["optimizer"])
-        if self.learning is not None:
-            self.learning.load_state_dict(state["learning"])
-        self.shared.set_state(state["shared"].cpu())
-        self._start = state["start"].to(self.task.device)
-        self.updates, self.views_help = state["updates"], state["views_help"]
-        if self.viewing is not None:
-            self.viewing.harm = state["harm"]
-        if self.late is not None:
-            self.late.done_at = state["finished"]

@@ -19,7 +19,18 @@ from monai_autoaug.methods.means import Means
 from monai_autoaug.methods.policy_schedule import PolicySchedule
 from monai_autoaug.methods.view_learner import ViewLearner
 
-__all__ = ["LateViews"]
+__all__ = ["LateViews", "tenths"]
+
+
+def tenths(done: int, total: int) -> list[str]:
+    """A sentence for a host's log after each tenth of the updates.
+
+    >>> tenths(done=20, total=100), tenths(done=21, total=100)
+    (['After training: 20 of 100 updates of the test-time policy'], [])
+    """
+    if 10 * done // total == 10 * (done - 1) // total:
+        return []
+    return [f"After training: {done} of {total} updates of the test-time policy"]
 
 
 class LateViews:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +35,14 @@ class Means:
             self._sums[name] += value
             self._counts[name] += 1
         return result
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was added since the last call of `take`."""
+        return {"sums": dict(self._sums), "counts": dict(self._counts)}
+
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Any]]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self._sums, self._counts = defaultdict(float, state["sums"]), defaultdict(int, state["counts"])
 
     def take(self) -> dict[str, float]:
         """Mean of each figure since the last call."""

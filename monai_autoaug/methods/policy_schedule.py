@@ -12,7 +12,7 @@ _MOVEMENT = 10.0  # learning rate times updates; about 4 bring one of six operat
 _SMALLEST, _LARGEST = 5e-4, 0.2  # the paper's, and what locks in a random operation beyond
 _POWER = 0.9
 _EVALUATIONS = 500  # of the meta-gradient that are left in a training, by default
-_RAREST = 50  # steps between two of them, at most: 1.2 times the time of plain training with nnU-Net's batch of two
+_RAREST = 100  # steps between two of them, at most: with nnU-Net's batch of two an update takes 9 plain steps
 _WARM_UP = 50  # steps, at most
 _ENOUGH = 50  # updates below which a policy over six operations was never learned
 
@@ -22,7 +22,7 @@ class PolicySchedule:
 
     Args:
         steps: that the host plans; None: it doesn't know.
-        update_every: steps between two updates; None: as many as leave 500 updates, but at most 50.
+        update_every: steps between two updates; None: as many as leave 500 updates, but at most 100.
         warm_up: steps before the first; None: 50, but at most a twentieth of the training.
         freeze: share of the planned steps after which there are no more.
 
@@ -30,7 +30,7 @@ class PolicySchedule:
         ConfigError: a number is out of range, or nothing is left of the training.
 
     >>> [PolicySchedule(n).update_every for n in (100, 2000, 250_000)]
-    [1, 4, 50]
+    [1, 4, 100]
     >>> schedule = PolicySchedule(1000, update_every=5, warm_up=100, freeze=0.5)
     >>> schedule.updates, schedule.learning_rate(), schedule.due(100), schedule.due(101), schedule.due(500)
     (80, 0.125, True, False, False)

@@ -13,13 +13,33 @@ from torch import Tensor
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Task
-from monai_autoaug.policies import Laterality, TestTimePolicy, TrainingPolicy, load, rand_augment
+from monai_autoaug.policies import Laterality, Policies, TestTimePolicy, TrainingPolicy, load, rand_augment
 from monai_autoaug.policies.rand_augment import Magnitude
 
-__all__ = ["Classes", "Sides", "training_start", "views_start"]
+__all__ = ["Classes", "Given", "Sides", "given_policies", "training_start", "views_start"]
 
 Classes = Literal["foreground", "labels", "all"]
 Sides = Laterality | Sequence[Sequence[int]] | None
+Given = TrainingPolicy | Policies | str | Path | None
+
+
+def given_policies(policy: Given) -> Policies:
+    """What the option ``policy`` of `JointPolicy` stands for: itself, or what a file holds; without it nothing.
+
+    Raises:
+        PolicyError: the file can't be read.
+        ConfigError: there is no training policy.
+
+    >>> given_policies(None)
+    Policies(training=None, test_time=None, provenance={}, seen=None)
+    """
+    if policy is None or isinstance(policy, TrainingPolicy):
+        return Policies(policy)
+    made = policy if isinstance(policy, Policies) else load(policy)
+    if made.training is None:
+        where = "what was given" if isinstance(policy, Policies) else policy
+        raise ConfigError(f"policy: {where} holds no training policy; give another file")
+    return made
 
 
 def training_start(
@@ -31,7 +51,7 @@ def training_start(
     without: Sequence[str],
     laterality: Sides,
     floor: float,
-    policy: TrainingPolicy | str | Path | None,
+    policy: TrainingPolicy | None,
     magnitude: Magnitude | None,
     learns: bool,
 ) -> TrainingPolicy:
@@ -50,7 +70,7 @@ def training_start(
         learns: whether the policy will learn.
 
     Raises:
-        ConfigError: an option is out of range, a file holds no training policy, or the policy could never move.
+        ConfigError: an option is out of range, or the policy could never move.
     """
     if policy is None:
         # a floor is for what learns; without one "none" stays what its name says
@@ -59,8 +79,8 @@ def training_start(
             preset, _classes(task, classes), spatial_dims=task.spatial_dims, extra=extra, without=without,
             laterality=laterality, floor=least,
         )  # fmt: skip
-    made = policy if isinstance(policy, TrainingPolicy) else _loaded(policy)
-    _check_fits(made, task)
+    _check_fits(policy, task)
+    made = policy
     sides = Laterality.of(laterality, task.spatial_dims)
     if sides is not None and sides != made.laterality:
         raise ConfigError(
@@ -75,7 +95,9 @@ def training_start(
     return made.to(task.device)
 
 
-def views_start(task: Task, preset: str, laterality: Sides, *, learns: bool) -> TestTimePolicy:
+def views_start(
+    task: Task, preset: str, laterality: Sides, *, learns: bool, given: TestTimePolicy | None = None
+) -> TestTimePolicy:
     """The test-time policy on the task's device: views that keep a patch's size, since patches is what it sees.
 
     Args:
@@ -83,18 +105,37 @@ def views_start(task: Task, preset: str, laterality: Sides, *, learns: bool) -> 
         preset: where it starts.
         laterality: pairs of labels.
         learns: whether the policy will learn.
+        given: where it starts instead, as far as its views keep a patch's size here.
 
     Raises:
-        ConfigError: there is no such preset, or the policy could never move.
+        ConfigError: there is no such preset, no given view is possible here, or the policy could never move.
     """
     made = TestTimePolicy.preset(
         preset, spatial_dims=task.spatial_dims, patch_size=task.patch_size, level="patch", regions=task.regions,
         laterality=laterality,
     )  # fmt: skip
+    if given is not None:
+        made = _restricted(given, made)
     if learns:
         remedy = "set test_time_preset to another one, or learn_test_time or test_time to false"
         _check_movable("test-time", made.probabilities(), remedy)
     return made.to(task.device)
+
+
+def _restricted(given: TestTimePolicy, possible: TestTimePolicy) -> TestTimePolicy:
+    """The views of a policy that are possible here, with the logits that they have."""
+    known, found = {o.name: k for k, o in enumerate(given.operations)}, possible.operations
+    rows = [o for o in found if o.name in known]
+    if given.spatial_dims != possible.spatial_dims or not rows:
+        raise ConfigError(
+            f"policy: none of its {len(known)} views, of {given.spatial_dims}D images, is possible for the"
+            f" {possible.spatial_dims}D patches of this training; set test_time_preset to begin with one"
+        )
+    logits = given.logits.detach()[[known[o.name] for o in rows]]
+    return TestTimePolicy(
+        rows, logits, spatial_dims=possible.spatial_dims, level=possible.level, average=given.average,
+        regions=possible.regions, laterality=possible.laterality, z=min(given.z, len(rows)),
+    )  # fmt: skip
 
 
 def _check_fits(policy: TrainingPolicy, task: Task) -> None:
@@ -130,11 +171,3 @@ def _classes(task: Task, classes: str) -> tuple[str, ...]:
     if classes not in known:
         raise ConfigError(f"classes must be one of foreground, labels, all, got {classes!r}")
     return known[classes]
-
-
-def _loaded(path: str | Path) -> TrainingPolicy:
-    """The training policy of a file."""
-    policy = load(path).training
-    if policy is None:
-        raise ConfigError(f"policy: {path} holds no training policy; give another file")
-    return policy

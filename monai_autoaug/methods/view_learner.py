@@ -7,6 +7,8 @@ Source: paper 002, Eqs. 12-15.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -59,7 +61,7 @@ class ViewLearner:
         Returns:
             Mean loss of the views and loss of the patch as it is, 1 - soft Dice each.
         """
-        self._latest = meta
+        self.watch(meta)
         row = self._interesting(meta)
         chosen, _ = self.policy.sample(self.views, self.generator)
         operations = [self.policy.operations[0], *(self.policy.operations[k] for k in chosen.tolist())]
@@ -82,7 +84,9 @@ class ViewLearner:
         Args:
             meta: patches with their margin.
         """
-        self._latest = meta
+        # a few are enough, from all over the batch: hosts put foreground last
+        rows = torch.linspace(0, len(meta.image) - 1, min(_JUDGED, len(meta.image))).round().long()
+        self._latest = meta.rows(rows.to(meta.image.device))
 
     @torch.no_grad()
     def gain(self) -> Tensor | None:
@@ -96,9 +100,7 @@ class ViewLearner:
             return None
         meta, self._latest = self._latest, None
         operations, weights = self.policy.top(self.policy.z)
-        # a few are enough, from all over the batch: hosts put foreground last
-        rows = torch.linspace(0, len(meta.image) - 1, min(_JUDGED, len(meta.image))).round().long().tolist()
-        gains = [self._gain(meta.rows(slice(k, k + 1)), operations, weights) for k in rows]
+        gains = [self._gain(meta.rows(slice(k, k + 1)), operations, weights) for k in range(len(meta.image))]
         result = average_over_ranks(torch.stack(gains).mean())
         self.harm = self.harm + 1 if bool(result < 0) else 0
         return result
@@ -111,6 +113,22 @@ class ViewLearner:
             "averaging the learned views has made the predictions of meta-validation patches worse in each of the last"
             f" {_CERTAIN} epochs; compare predictions without views, on cases that nothing was learned from"
         ]
+
+    def state_dict(self) -> dict[str, Any]:
+        """What was found out, and the patches that wait for `gain`: none at the end of an epoch."""
+        latest: dict[str, Any] | None = None
+        if self._latest is not None:
+            parts = {f.name: getattr(self._latest, f.name) for f in fields(self._latest)}
+            latest = {n: t.cpu() for n, t in parts.items() if isinstance(t, Tensor)}
+            latest["margin"] = list(self._latest.margin)
+        return {"harm": self.harm, "latest": latest}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self.harm, latest = state["harm"], state["latest"]
+        self._latest = None
+        if latest is not None:
+            self._latest = Batch(**(dict(latest) | {"margin": tuple(latest["margin"])})).to(self.task.device)
 
     def _gain(self, row: Batch, operations: tuple[Operation, ...], weights: Tensor) -> Tensor:
         """Of one patch."""

@@ -29,7 +29,11 @@ def path() -> None:
 @nnunet_commands.command("doctor")
 @click.pass_context
 def doctor(context: click.Context) -> None:
-    """Say what is wrong when nnU-Net can't find or run a trainer, and what to do; exits with 1 if something is."""
+    """Say what is wrong when nnU-Net can't find or run a trainer, and what to do; exits with 1 if something is.
+
+    What is a warning only makes one of several ways impossible: without nnUNet_extTrainer, nnU-Net's own commands find
+    no trainer of this package, but monai-autoaug nnunet train and predict do.
+    """
     from monai_autoaug.nnunet.diagnosis import doctor as examine
 
     colours = {"ok": "green", "warning": "yellow", "error": "red"}
@@ -40,8 +44,11 @@ def doctor(context: click.Context) -> None:
         if d.remedy:
             click.echo(f"{'':<{width}}  to do: {d.remedy}")
     wrong = sum(d.severity != "ok" for d in diagnoses)
-    click.echo(f"{wrong} of {len(diagnoses)} checks found something" if wrong else "all is well")
-    context.exit(1 if any(d.severity == "error" for d in diagnoses) else 0)
+    errors = sum(d.severity == "error" for d in diagnoses)
+    told = f"{wrong} of {len(diagnoses)} checks found something"
+    told += "" if errors else ", which monai-autoaug nnunet train and predict can do without"
+    click.echo(told if wrong else "all is well")
+    context.exit(1 if errors else 0)
 
 
 @nnunet_commands.command("train", context_settings=_PASS_ON)

@@ -94,7 +94,8 @@ def _check_torchvision() -> Diagnosis:
 def _check_path() -> Diagnosis:
     name, value = EXT_VARIABLE, os.environ.get(EXT_VARIABLE, "")
     if not value:
-        return Diagnosis(name, _WARNING, "not set", f"{_EXPORT}, {_LAUNCHER}")
+        return Diagnosis(name, _WARNING, "not set: nnUNetv2_train and nnUNetv2_predict find no trainer of this package",
+                         f"{_EXPORT}, {_LAUNCHER}")  # fmt: skip
     paths = [Path(p) for p in value.split(os.pathsep) if p.strip()]
     missing = [str(p) for p in paths if not p.is_dir()]
     if missing:
@@ -110,7 +111,7 @@ def _check_path() -> Diagnosis:
         found = f"{', '.join(inside)}: lies in the package itself, whose modules can't be imported from there"
         return Diagnosis(name, _ERROR, found, _EXPORT)
     if ext_path() not in [p.resolve() for p in paths]:
-        return Diagnosis(name, _WARNING, f"{value}: does not list {ext_path()}", _EXPORT)
+        return Diagnosis(name, _WARNING, f"{value}: does not list {ext_path()}", f"{_EXPORT}, {_LAUNCHER}")
     return Diagnosis(name, _OK, value)
 
 
@@ -232,9 +233,15 @@ def doctor() -> list[Diagnosis]:
     """Look at everything on which finding and running a trainer depends.
 
     Returns:
-        One diagnosis a check, in the order in which to repair them.
+        One diagnosis a check, in the order in which to repair them; whether plain nnU-Net finds the trainers is tried
+        where nnUNet_extTrainer names their folder.
 
     >>> [d.severity for d in doctor() if d.check == "torch"]
     ['ok']
     """
-    return [check() for check in CHECKS]
+    found = [check() for check in CHECKS if check is not _check_search]
+    place = CHECKS.index(_check_search)
+    # without the variable plain nnU-Net can't find them, which is told once: who uses the launcher needs neither
+    if all(d.severity == "ok" for d in found if d.check == EXT_VARIABLE):
+        found.insert(place, _check_search())
+    return found

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_autoaug.methods.late_views import tenths
 from monai_autoaug.nnunet import ranks
 
 __all__ = ["finish"]
@@ -24,21 +25,26 @@ def finish(trainer: Any) -> None:
 
     def hear(event: str, values: Mapping[str, Any]) -> None:
         if event == "finish":
-            done, total = values["done"], values["total"]
-            if 10 * done // total > 10 * (done - 1) // total:
-                trainer.print_to_log_file(f"After training: {done} of {total} updates of the test-time policy")
+            for sentence in tenths(**values):
+                trainer.print_to_log_file(sentence)
 
+    before = trainer.task.notify
     trainer.current_epoch -= 1  # as nnU-Net does for its final checkpoint
     try:
         # after the last epoch nnU-Net writes that one only
         trainer.save_checkpoint(str(Path(trainer.output_folder) / "checkpoint_latest.pth"))
         if trainer._split is not None and trainer._split.resampled:
             trainer._serve_meta(trainer._split)  # a resumed run's are those of the epoch that would follow
-        before, trainer.task.notify = trainer.task.notify, hear
+        trainer.task.notify = hear
         figures = trainer.method.finish(trainer.batches)
-        trainer.task.notify = before
     finally:
+        trainer.task.notify = before
         trainer.current_epoch += 1
     if figures:
+        if (Path(trainer.output_folder) / "checkpoint_best.pth").exists():
+            trainer.print_to_log_file(
+                "The test-time views were learned for the final network and are in checkpoint_final.pth;"
+                " checkpoint_best.pth, another network, has none and predicts without them"
+            )
         mean = ranks.mean_over_ranks(figures)
         trainer.print_to_log_file("autoaug after training", ", ".join(f"{n} {v:.4g}" for n, v in mean.items()))

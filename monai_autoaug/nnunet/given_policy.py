@@ -19,39 +19,51 @@ from monai_autoaug import policies
 from monai_autoaug.errors import ConfigError, PolicyError
 from monai_autoaug.nnunet import checkpoint
 from monai_autoaug.nnunet.options import Options
-from monai_autoaug.policies import Laterality, TrainingPolicy
-from monai_autoaug.policies.description import build_training, describe_training
+from monai_autoaug.policies import Laterality, Policies
+from monai_autoaug.policies.description import (
+    build_test_time,
+    build_training,
+    describe_test_time,
+    describe_training,
+)
 
-__all__ = ["KEPT", "GivenPolicy", "find_policy"]
+__all__ = ["KEPT", "KEPT_VIEWS", "GivenPolicy", "find_policy"]
 
-KEPT = "given_policy"  # the checkpoint's key, beside the others of this package
+KEPT, KEPT_VIEWS = "given_policy", "given_views"  # the checkpoint's keys, beside the others of this package
 _CHECKPOINTS = ("checkpoint_final.pth", "checkpoint_latest.pth", "checkpoint_best.pth")  # nnU-Net's, in its order
 
 
 @dataclass(frozen=True)
 class GivenPolicy:
-    """A training policy in words and numbers, of which every method gets one of its own.
+    """A training policy in words and numbers, of which every method gets one of its own; and the views beside it.
 
     Args:
         described: see `policies.description.describe_training`.
+        views: see `policies.description.describe_test_time`; None: the file has none.
         missing: why a new training can't begin with it, though an old one can be validated: its file is gone.
 
-    >>> given = GivenPolicy(describe_training(TrainingPolicy.preset("nnunet")))
-    >>> given.build().classes, len(given.digest)
+    >>> given = GivenPolicy(describe_training(policies.TrainingPolicy.preset("nnunet")))
+    >>> given.build().training.classes, len(given.digest)
     (('background', 'foreground'), 16)
     """
 
     described: Mapping[str, Any]
+    views: Mapping[str, Any] | None = None
     missing: str | None = None
 
-    def build(self) -> TrainingPolicy:
-        """A policy that may be changed."""
-        return build_training(self.described)
+    def build(self) -> Policies:
+        """Policies that may be changed."""
+        return Policies(build_training(self.described), None if self.views is None else build_test_time(self.views))
 
     @property
     def digest(self) -> str:
         """By which the settings of a continued run are compared."""
-        return hashlib.sha256(json.dumps(self.described, sort_keys=True).encode()).hexdigest()[:16]
+        parts = [self.described, *([] if self.views is None else [self.views])]
+        return hashlib.sha256("".join(json.dumps(p, sort_keys=True) for p in parts).encode()).hexdigest()[:16]
+
+    def kept(self) -> dict[str, Any]:
+        """What a checkpoint keeps of it."""
+        return {KEPT: dict(self.described), KEPT_VIEWS: None if self.views is None else dict(self.views)}
 
     @property
     def sides(self) -> Laterality | None:
@@ -123,7 +135,7 @@ def find_policy(options: Options, folder: Path | None, *, continues: bool) -> Gi
     if kept is not None:
         return kept
     try:
-        training = policies.load(path).training
+        found = policies.load(path)
     except PolicyError as error:
         missing = f"method option policy: {error}"
         if not Path(path).is_absolute():
@@ -132,15 +144,17 @@ def find_policy(options: Options, folder: Path | None, *, continues: bool) -> Gi
         if kept is None:
             raise ConfigError(missing) from error
         return replace(kept, missing=missing)
-    if training is None:
+    if found.training is None:
         raise ConfigError(f"method option policy: {path} holds no training policy; give another file")
-    return GivenPolicy(describe_training(training))
+    views = None if found.test_time is None else describe_test_time(found.test_time)
+    return GivenPolicy(describe_training(found.training), views)
 
 
 def _of_checkpoint(folder: Path | None) -> GivenPolicy | None:
     """What the training in a folder was given; the same in all of its checkpoints."""
     for name in _CHECKPOINTS:
         if folder is not None and (folder / name).is_file():
-            described = checkpoint.read_checkpoint(folder / name).get(checkpoint.KEY, {}).get(KEPT)
-            return None if described is None else GivenPolicy(described)
+            content = checkpoint.read_checkpoint(folder / name).get(checkpoint.KEY, {})
+            described = content.get(KEPT)
+            return None if described is None else GivenPolicy(described, content.get(KEPT_VIEWS))
     return None

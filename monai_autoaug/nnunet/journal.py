@@ -10,9 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_autoaug.policies import TrainingPolicy
 from monai_autoaug.writing import write_text
 
-__all__ = ["append", "cut"]
+__all__ = ["append", "cut", "in_short"]
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -39,6 +40,29 @@ def cut(path: Path, epoch: int) -> None:
     """
     lines = path.read_text(encoding="utf-8", errors="replace").splitlines() if path.is_file() else []
     write_text(path, "".join(line + "\n" for line in lines if _epoch(line, epoch) < epoch))
+
+
+def in_short(figures: Mapping[str, float], policy: object = None) -> str:
+    """Figures of an epoch for nnU-Net's log, one line that can be read; the file of `append` has all of them.
+
+    Args:
+        figures: by name.
+        policy: a training policy, of which only each class's own entropy is told, not those of all of its cascades.
+
+    >>> from monai_autoaug.policies import TrainingPolicy
+    >>> one = TrainingPolicy.preset("nnunet", ["all"])
+    >>> in_short({"entropy_all": 0.5, "entropy_all_gamma": 0.25, "share_all": 1.0}, one)
+    'entropy_all 0.5 (and 2 more in autoaug.jsonl)'
+    """
+    kept = dict(figures)
+    if isinstance(policy, TrainingPolicy):
+        entropies = {f"entropy_{name}" for name in policy.classes}
+        for name in figures:
+            if name.startswith(("entropy_", "share_")) and name not in entropies | {"entropy_views"}:
+                del kept[name]
+    text = ", ".join(f"{name} {value:.4g}" for name, value in kept.items())
+    left = len(figures) - len(kept)
+    return f"{text} (and {left} more in autoaug.jsonl)" if left else text
 
 
 def _epoch(line: str, otherwise: int) -> int:

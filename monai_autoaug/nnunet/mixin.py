@@ -164,7 +164,7 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Keep
         }
         journal.append(self._log_path(), line)
         if figures:
-            self.print_to_log_file("autoaug", ", ".join(f"{name} {value:.4g}" for name, value in figures.items()))
+            self.print_to_log_file("autoaug", journal.in_short(figures, self.method.policies().get("training")))
         for logger in self.logger.loggers:  # those beside nnU-Net's own file, which takes its own keys only
             for name, value in figures.items():
                 logger.log(f"autoaug/{name}", value, self.current_epoch)

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.methods import find, names, streams
 from monai_autoaug.methods import options as method_options
 from monai_autoaug.nnunet.split import META_SPLITS
@@ -143,7 +143,10 @@ class Options:
         known = [f.name for f in fields(cls)]
         for key in given:
             if key not in known:
-                raise ConfigError(f"{source}: there is no option {key!r}; the options are {', '.join(known)}")
+                names = ", ".join(known)
+                raise ConfigError(
+                    f"{source}: there is no option {key!r}; the options are {names}{did_you_mean(key, known)}"
+                )
         return cls(**dict(given))
 
     def as_dict(self) -> dict[str, Any]:
@@ -258,7 +261,10 @@ def _check_combinations(options: Options) -> None:
     known = method_options(options.method) if options.method_options else {}
     for key in options.method_options:
         if key not in known:
-            raise ConfigError(f"method {options.method!r} has no option {key!r}; it has {', '.join(sorted(known))}")
+            names = ", ".join(sorted(known))
+            raise ConfigError(
+                f"method {options.method!r} has no option {key!r}; it has {names}{did_you_mean(key, known)}"
+            )
     if "seed" in options.method_options:
         raise ConfigError("the method's seed is the autoaug option seed; take it out of method_options")
     if "image_channels" in options.method_options:

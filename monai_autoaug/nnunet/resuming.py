@@ -78,7 +78,7 @@ class ResumingMixin(_Host):
             "options": self.autoaug.as_dict(),
             "course": self._course,
             "seed": self.run_seed,
-            KEPT: None if self._given_policy is None else dict(self._given_policy.described),
+            **({KEPT: None} if self._given_policy is None else self._given_policy.kept()),
             "method": method,
             "ranks": gather_over_ranks(here),
             "streams": {name: stream.position for name, stream in self._streams.items()},

@@ -27,6 +27,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.precision import without_tf32
 
 __all__ = ["MODES", "per_sample_hypergradient"]
 
@@ -163,8 +164,9 @@ def _with_step(
 
 
 @torch.no_grad()
+@without_tf32()
 def _both_sides(function: Network, parameters: Parameters, direction: Parameters, step: float) -> tuple[Any, Any]:
-    """What a function gives a step ahead of the parameters, and a step behind."""
+    """What a function gives a step ahead of the parameters, and a step behind; in full float32, or nothing is left."""
     ahead, behind = (
         function({n: p + sign * step * direction[n] if n in direction else p for n, p in parameters.items()})
         for sign in (1, -1)

@@ -8,8 +8,8 @@ takes the latter. A patch that covers most of a volume has no class worth the na
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Literal
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -148,6 +148,15 @@ class Shares:
             return {}
         self._rare = [c for c, n in zip(self.classes, counts, strict=True) if n < _RARE * total and total >= _FEW]
         return {f"share_{c}": n / total for c, n in zip(self.classes, counts, strict=True)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Patches since the last call of `take`, and what it found."""
+        return {"counts": self._counts.tolist(), "rare": list(self._rare)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Restore what ``state_dict`` gave."""
+        self._counts.copy_(torch.tensor(state["counts"]))
+        self._rare = list(state["rare"])
 
     def warnings(self) -> list[str]:
         """That hardly any patch was of a class, when ``take`` was last called."""

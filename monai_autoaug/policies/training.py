@@ -7,21 +7,21 @@ Source: paper 002, section III-B and Eqs. 1-2.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from itertools import accumulate
 
 import torch
 from torch import Tensor, nn
 
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.policies.cascades import check_cascades, raised, without_operations
 from monai_autoaug.policies.gumbel import conditional_gumbel, gumbel, straight_through
 from monai_autoaug.policies.laterality import Laterality
 from monai_autoaug.policies.presets import identity_probabilities, training_logits
 from monai_autoaug.transforms import execution
 from monai_autoaug.transforms.catalogue import extra_cascades, training_cascades
 from monai_autoaug.transforms.intensity import Reference
-from monai_autoaug.transforms.registry import Cascade, Operation
+from monai_autoaug.transforms.registry import Cascade
 
 __all__ = ["TrainingPolicy"]
 
@@ -76,7 +76,7 @@ class TrainingPolicy(nn.Module):
     ) -> None:
         super().__init__()
         self.laterality = Laterality.of(laterality, spatial_dims)
-        self.cascades = _without(tuple(cascades), lambda o: self.laterality is None or self.laterality.allows(o))
+        self.cascades = without_operations(cascades, lambda o: self.laterality is None or self.laterality.allows(o))
         self.classes = tuple(classes)
         self.spatial_dims, self.temperature, self.floor = spatial_dims, temperature, floor
         self._check()
@@ -131,7 +131,7 @@ class TrainingPolicy(nn.Module):
         known = {n for c in cascades for n in (c.name, *(o.name for o in c.operations[1:]))}
         if set(without) - known:
             raise ConfigError(f"no cascade or operation is called {', '.join(sorted(set(without) - known))}")
-        kept = _without(cascades, lambda o: o.name not in without and o.cascade not in without)
+        kept = without_operations(cascades, lambda o: o.name not in without and o.cascade not in without)
         return cls(
             kept, classes, identity=identity, spatial_dims=spatial_dims, temperature=temperature, floor=floor,
             laterality=laterality,
@@ -139,17 +139,7 @@ class TrainingPolicy(nn.Module):
 
     def _check(self) -> None:
         """Refuse what can't work."""
-        if not self.cascades:
-            raise ConfigError("a policy needs at least one cascade with an operation besides the identity")
-        for cascade in self.cascades:
-            if [o.acts == "nothing" for o in cascade.operations] != [True] + [False] * (len(cascade) - 1):
-                came = ", ".join(o.name for o in cascade.operations)
-                raise ConfigError(f"cascade {cascade.name} must begin with the identity and hold no other, got {came}")
-        operations = [o.name for c in self.cascades for o in c.operations[1:]]
-        for what, names in (("cascades", [c.name for c in self.cascades]), ("operations", operations)):
-            twice = sorted({n for n in names if names.count(n) > 1})
-            if twice:
-                raise ConfigError(f"{what} of a policy must have names of their own, got twice: {', '.join(twice)}")
+        check_cascades(self.cascades)
         if not self.classes or len(set(self.classes)) < len(self.classes) or not all(self.classes):
             raise ConfigError(f"classes must be names, none twice, got {self.classes}")
         if self.spatial_dims not in (2, 3):
@@ -248,16 +238,7 @@ class TrainingPolicy(nn.Module):
         if self.floor == 0:
             return
         table = self._table()
-        p = table.softmax(-1)
-        there = ~table.isinf()
-        low = there & (p < self.floor)
-        for _ in range(p.shape[-1]):  # scaling the others down may bring another one below
-            count, rest = low.sum(-1, keepdim=True), p.masked_fill(low, 0).sum(-1, keepdim=True)
-            new = torch.where(low, self.floor, p * (1 - count * self.floor) / rest)
-            low = low | (there & (new < self.floor))
-        touched = low.any(-1, keepdim=True) & there
-        raised = torch.where(touched, new.log() + table.logsumexp(-1, keepdim=True), table)
-        self.logits.copy_(raised[:, there[0]])
+        self.logits.copy_(raised(table, self.floor)[:, ~table[0].isinf()])
 
     def mirrored(self, indices: Tensor) -> Tensor:
         """Whether each sample's left and right change places, (B,) bool; never without ``laterality``."""
@@ -314,9 +295,3 @@ class TrainingPolicy(nn.Module):
             return label
         turned = self.mirrored(indices).to(label.device).view(-1, *[1] * (label.ndim - 1))
         return torch.where(turned, self.laterality.swapped(label, first=first), label)
-
-
-def _without(cascades: tuple[Cascade, ...], keeps: Callable[[Operation], bool]) -> tuple[Cascade, ...]:
-    """Cascades with those operations that ``keeps`` allows, and without those that have the identity alone."""
-    kept = [replace(c, operations=tuple(o for o in c.operations if o.acts == "nothing" or keeps(o))) for c in cascades]
-    return tuple(c for c in kept if len(c) > 1)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from monai_autoaug.report.augmentations import Panel, augmentation_figure
 from monai_autoaug.report.curves import training_curves
+from monai_autoaug.report.names import readable, readable_cascade
 from monai_autoaug.report.panels import augmentation_panels
 from monai_autoaug.report.pictures import (
     augmentation_picture,
@@ -31,6 +32,8 @@ __all__ = [
     "policy_rows",
     "prediction_figure",
     "prediction_picture",
+    "readable",
+    "readable_cascade",
     "run_pictures",
     "training_curves",
 ]

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.report.slices import (
+    LEAST_CHANGE,
     array,
     contours,
     grey_window,
@@ -81,7 +82,8 @@ def augmentation_figure(
     """Draw one subject before and after each transformation: a column each, three planes, label contours, in mm.
 
     The first panel is the original. Where a label has moved, the original's contour is repeated, dashed, and a lattice
-    shows how; where none has, colour shows what became brighter or darker, on one scale for all panels.
+    shows how; where none has, colour shows what became brighter or darker, on one scale for all panels that reaches to
+    one standard deviation at least, so that what an augmenter hardly changes looks like that.
 
     Args:
         panels: the original first; all of one size.
@@ -112,12 +114,12 @@ def augmentation_figure(
     first = panels[0]
     moved = [p is not first and _moved(p, first) for p in panels]
     changes = [None if p is first or m else array(p.image - first.image)[0] for p, m in zip(panels, moved, strict=True)]
-    largest = max([float(np.abs(c).max()) for c in changes if c is not None], default=0.0) or 1.0
+    largest = max([LEAST_CHANGE, *(float(np.abs(c).max()) for c in changes if c is not None)])
     names = classes or [f"structure {k}" for k in range(1, len(first.label))]
     keys = _keys([p for p, m in zip(panels, moved, strict=True) if m], names)
     left, top = 0.3, 0.68
     width = left + len(panels) * (_COLUMN + GAP)
-    below = key_height(keys, width) + 0.12 + (0.75 if any(c is not None for c in changes) else 0)
+    below = key_height(keys, width) + 0.12 + (0.92 if any(c is not None for c in changes) else 0)
     made = figure(width, top + sum(up for _, up in inches) + 2 * GAP + below)
     window, middle = grey_window(array(first.image)[0]), slices(array(first.label)[1:])
     for column, (panel, change) in enumerate(zip(panels, changes, strict=True)):

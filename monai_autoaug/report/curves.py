@@ -36,6 +36,7 @@ __all__ = ["read_log", "training_curves"]
 
 _WARNS: dict[str, Any] = {"color": BRIGHTER, "linewidth": 1.2, "linestyle": "dashed"}
 _MARKERS = "sD^vPX<"  # with another period than the colours, so that no two names look alike
+_LEAST_SPAN = 0.2  # of its largest value: the least that an axis without bounds shows
 Series = dict[str, tuple[list[int], list[float]]]  # name -> epochs, values
 
 
@@ -130,6 +131,10 @@ def _bounds(axes: Axes, topic: _Topic, series: Series) -> None:
         low, high = math.floor(10 * min(values)) / 10, max(values)
         room = (high - low) * (0.02 if topic.bounds[1] is not None else 0.1) or 0.1
         axes.set_ylim(low - 0.02 * (high - low), high + room)
+    elif values:  # as far as the values go, but what hardly differs is drawn close together
+        low, high = min(values), max(values)
+        half = max((high - low) * 0.55, _LEAST_SPAN * max(abs(low), abs(high)) / 2) or 0.5
+        axes.set_ylim((low + high) / 2 - half, (low + high) / 2 + half)
     if limit is None:
         return
     below = topic.figure in WARN_BELOW
@@ -148,7 +153,7 @@ def _dress(axes: Axes, topic: _Topic, epochs: int) -> None:
     hint.set_in_layout(False)  # a long line must not make its diagram narrow
     axes.tick_params(colors=FAINT, labelsize=SMALL, length=0)
     axes.grid(color="#ffffff", alpha=0.08, linewidth=0.8)
-    axes.set_xlabel("epoch", color=FAINT, fontsize=SMALL)
+    axes.set_xlabel("epoch" if epochs > 1 else "epoch (there is only one, so no curves)", color=FAINT, fontsize=SMALL)
     axes.set_xlim(0.5, epochs + 0.5)
     axes.xaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10], integer=True, min_n_ticks=1))
     for spine in axes.spines.values():

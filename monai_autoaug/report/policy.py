@@ -17,9 +17,11 @@ from matplotlib.ticker import MaxNLocator
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import Policies, TestTimePolicy
 from monai_autoaug.policies.evidence import DECIDED
-from monai_autoaug.report.policy_rows import PolicyRow, policy_rows, range_of
+from monai_autoaug.report.names import headings, readable, readable_cascade
+from monai_autoaug.report.policy_rows import PolicyRow, policy_rows, verdict
 from monai_autoaug.report.style import (
     BACKGROUND,
+    BRIGHTER,
     COLOURS,
     FAINT,
     LARGE,
@@ -37,14 +39,17 @@ from monai_autoaug.report.style import (
 
 __all__ = ["policy_figure"]
 
-_LEFT, _EDGE, _TOP = 2.1, 0.15, 0.72  # inches: names of cascades and classes; the picture's edge; the title
+_LEFT, _EDGE, _TOP = 2.1, 0.15, 0.98  # inches: names of cascades and classes; the picture's edge; the title
 _HEADER, _ROW, _BETWEEN = 0.21, 0.19, 0.09  # inches: a cascade's operations; a class; after a cascade
 _BELOW = 2.75  # inches: entropy and views
-_BAR, _NUMBER = 0.52, 0.28  # of a cell: the bar; inches of its number
+_BAR, _NUMBER = 0.5, 0.3  # of a cell: the bar; inches of its number
+_THICK, _SEEN = 0.09, 0.015  # inches: a bar, and the least of it, so that what is rare is not taken for nothing
 _MOST_CLASSES, _MOST_CURVES, _MOST_VIEWS = 12, 8, 12
 _LEAST, _INCHES = 7.0, 0.0086  # the smallest font; width of a letter a point
-_TRACK, _UNDECIDED, _DECIDED = "#262c35", "#7d8894", COLOURS[0]
+_TRACK, _UNDECIDED, _DECIDED = "#1b2029", "#66717d", COLOURS[0]
 _MARKERS = "osD^vPX<"
+# below the bar, which it must not hide
+_START: dict[str, Any] = {"color": TEXT, "linewidth": 0, "marker": 6, "markersize": 3.6, "markeredgewidth": 0}
 
 
 def policy_figure(
@@ -52,7 +57,8 @@ def policy_figure(
 ) -> Path:
     """Draw policies: a row for each class in each cascade, the entropies over the epochs, and the views' weights.
 
-    An operation is marked as decided only where the evidence says so; a long bar alone is none.
+    An operation is marked as decided only where the evidence says so; a long bar alone is none. The title tells how
+    many cascades are decided, and of how many one operation has become certain without that.
 
     Args:
         found: what `policies.load` gave.
@@ -110,14 +116,14 @@ def _keys(rows: Sequence[PolicyRow]) -> list[Line2D]:
     """What the marks mean that are there."""
     if not rows:
         return []
-    keys = [Line2D([], [], color=_UNDECIDED, linewidth=6, label="probability")]
-    if any(row.start is not None for row in rows):
-        keys.append(Line2D([], [], color=TEXT, linewidth=0, marker="|", markersize=12, markeredgewidth=1.6,
-                           label="at the start"))  # fmt: skip
-        told = "none is decided" if not any(row.decided for row in rows) else "decided"
-        label = f"{told} (advantage above {DECIDED:g} standard errors)"
-        keys.append(Line2D([], [], color=_DECIDED, linewidth=6, marker="D", markersize=6, markerfacecolor=TEXT,
-                           markeredgecolor=TEXT, label=label))  # fmt: skip
+    known, sure = any(row.start is not None for row in rows), any(row.decided for row in rows)
+    keys = [Line2D([], [], color=_UNDECIDED, linewidth=6, label="probability, not decided" if known else "probability")]
+    if known:
+        keys.append(Line2D([], [], label="at the start", **_START | {"markersize": 7}))
+    if sure:
+        label = f"decided (advantage above {DECIDED:g} standard errors)"
+        keys.append(Line2D([], [], color=_DECIDED, linewidth=6, marker="D", markersize=8, markeredgecolor=BACKGROUND,
+                           label=label))  # fmt: skip
     if any(row.no_op for row in rows):
         keys.append(Line2D([], [], color=FAINT, linewidth=0, marker="x", label="no effect on this network"))
     return keys
@@ -138,7 +144,9 @@ def _draw_table(
           fontweight="bold")  # fmt: skip
     hint = "one operation of each cascade is drawn for every patch"
     hint += f"; {more} more classes have changed less" if more else ""
-    write(made, _EDGE, 0.42, hint, color=FAINT, fontsize=SMALL)
+    told, well = verdict(rows)
+    write(made, _EDGE, 0.4, told, color=TEXT if well else BRIGHTER, fontsize=MEDIUM, fontweight="bold")
+    write(made, _EDGE, 0.66, hint, color=FAINT, fontsize=SMALL)
     axes = place(made, 0, 0, WIDTH, height)
     axes.set_xlim(0, WIDTH)
     axes.set_ylim(height, 0)  # inches from the top
@@ -162,33 +170,35 @@ def _draw_table(
 
 def _draw_header(axes: Axes, row: Sequence[PolicyRow], top: float, width: float) -> None:
     """The cascade's name and its operations."""
-    common, short = range_of([cell.operation for cell in row[1:]])
-    text, size = _fitted(row[0].cascade, _LEFT - _EDGE - 0.05, MEDIUM)
+    name = row[0].cascade
+    text, size = _fitted(readable_cascade(name), _LEFT - _EDGE - 0.05, MEDIUM)
     axes.text(_EDGE, top + _HEADER / 2, text, color=TEXT, fontsize=size, fontweight="bold", va="center")
-    if common not in ("", row[0].cascade):
-        start = _EDGE + 0.12 + 1.15 * _INCHES * size * len(text)  # bold letters are wider
-        text, size = _fitted(common, _LEFT - start - 0.05)
-        axes.text(start, top + _HEADER / 2, text, color=FAINT, fontsize=size, va="center")
+    room = _LEFT - _EDGE - 0.3 - 1.15 * _INCHES * size * len(text)  # bold letters are wider
+    if name != readable_cascade(name) and room > _LEAST * _INCHES * len(name):
+        text, size = _fitted(name, room)  # as options and policy.json call it
+        axes.text(_LEFT - 0.15, top + _HEADER / 2, text, color=FAINT, fontsize=size, va="center", ha="right")
     axes.plot([_EDGE, WIDTH - _EDGE], [top - 0.02] * 2, color=_TRACK, linewidth=0.8)
-    for column, name in enumerate(["nothing", *short]):
-        text, size = _fitted(name, width - 0.05)
+    for column, words in enumerate(["nothing", *headings([cell.operation for cell in row[1:]])]):
+        text, size = _fitted(words, width - 0.05)
         axes.text(_LEFT + column * width, top + _HEADER / 2, text, color=FAINT, fontsize=size, va="center")
 
 
 def _draw_cell(axes: Axes, row: PolicyRow, left: float, top: float, width: float) -> None:
     """One operation of one class: its probability, what that was at the start, and what is known of it."""
-    length, middle, thick = _BAR * width, top + _ROW / 2, 0.1
-    colour = _DECIDED if row.decided else _UNDECIDED
-    axes.barh(middle, length, thick, left=left, color=_TRACK)
-    axes.barh(middle, length * row.probability, thick, left=left, color=colour)
+    length, middle = _BAR * width, top + _ROW / 2
+    sure = row.decided and not row.no_op
+    axes.barh(middle, length, _THICK, left=left, color=_TRACK)
+    drawn = max(length * row.probability, _SEEN)
+    axes.barh(middle, drawn, _THICK, left=left, color=_DECIDED if sure else _UNDECIDED)
     if row.start is not None:
-        at = left + length * row.start
-        axes.plot([at, at], [middle - 0.075, middle + 0.075], color=TEXT, linewidth=1.4)
-    style: dict[str, Any] = {"color": FAINT if row.no_op else TEXT, "fontsize": 8.0, "va": "center"}
+        axes.plot([left + length * row.start], [middle + _THICK / 2], **_START)
+    # a short bar's colour is hardly seen: the number has it too
+    style: dict[str, Any] = {"color": _DECIDED if sure else FAINT, "fontsize": 8.0, "va": "center",
+                             "fontweight": "bold" if sure else "normal"}  # fmt: skip
     axes.text(left + length + 0.04, middle, f"{row.probability:.2f}".removeprefix("0"), **style)
     mark = left + length + 0.04 + _NUMBER
-    if row.decided:
-        axes.plot([mark], [middle], marker="D", markersize=4.5, color=TEXT)
+    if sure:
+        axes.plot([mark], [middle], marker="D", markersize=5, color=_DECIDED)
     elif row.no_op:
         axes.plot([mark], [middle], marker="x", markersize=4.5, color=FAINT)
 
@@ -255,6 +265,8 @@ def _draw_views(made: Figure, left: float, top: float, policy: TestTimePolicy) -
     axes.set_xlim(0, 1.25 * max(values))
     axes.set_xticks([])
     size = SMALL if len(shown) <= 8 else _LEAST
-    axes.set_yticks(range(len(shown)), [_fitted(o.name, 1.3, size)[0] for o in shown], color=TEXT, fontsize=size)
+    fitted = [_fitted(readable(o.name), 1.3, size) for o in shown]
+    small = min(fit for _, fit in fitted)
+    axes.set_yticks(range(len(shown)), [text for text, _ in fitted], color=TEXT, fontsize=small)
     for number, value in enumerate(values):
         axes.text(value, number, f" {value:.2f}", color=TEXT, fontsize=size, va="center")

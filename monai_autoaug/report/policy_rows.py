@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
@@ -12,10 +11,10 @@ import torch
 
 from monai_autoaug.policies import Policies
 
-__all__ = ["PolicyRow", "policy_rows", "range_of"]
+__all__ = ["PolicyRow", "policy_rows", "verdict"]
 
-_RANGE = re.compile(r"(?P<what>.*?)_(?P<low>\d[\d.]*)(_(?P<high>\d[\d.]*))?$")
 _ROUNDED = 1e-4  # what files and logits in float32 may lose
+_COLLAPSED = 0.9  # the probability from which on a cascade is as good as certain
 
 
 @dataclass(frozen=True)
@@ -87,19 +86,30 @@ def policy_rows(found: Policies, no_ops: Collection[str] = ()) -> list[PolicyRow
     return rows
 
 
-def range_of(names: Sequence[str]) -> tuple[str, list[str]]:
-    """What operations have in common, and the rest of their names, as ranges where they are.
+def verdict(rows: Sequence[PolicyRow]) -> tuple[str, bool]:
+    """How many cascades are decided, and how many have become certain of one operation without that, in a sentence.
 
-    >>> range_of(["rotate_hw_0_10", "rotate_hw_90"])
-    ('rotate_hw', ['0–10', '90'])
-    >>> range_of(["blur_0.4_0.6", "sharpen_0.8_1.0"]), range_of(["flip_d"])
-    (('', ['blur 0.4–0.6', 'sharpen 0.8–1.0']), ('', ['flip_d']))
+    Args:
+        rows: of `policy_rows`, at least one.
+
+    Returns:
+        The sentence, and whether all is well: something is decided and nothing is certain that isn't.
+
+    >>> one = PolicyRow("all", "gamma", "gamma_1.00_1.20", 0.95, 0.5, decided=False, no_op=False)
+    >>> verdict([one])
+    ('none of 1 cascade is decided; 1 collapsed onto an operation that is not decided', False)
+    >>> verdict([PolicyRow("all", "gamma", "gamma_1.00_1.20", 0.95, 0.5, decided=True, no_op=False)])
+    ('1 of 1 cascade decided; not decided: pale', True)
     """
-    found = [_RANGE.match(name) for name in names]
-    common = {m["what"] if m else name for m, name in zip(found, names, strict=True)}
-    alone = len(common) == 1 and all(found)
-    short = []
-    for m, name in zip(found, names, strict=True):
-        numbers = "" if m is None else "\N{EN DASH}".join(n for n in (m["low"], m["high"]) if n)
-        short.append(name if m is None else numbers if alone else f"{m['what']} {numbers}")
-    return (common.pop() if alone else "", short)
+    if all(row.start is None for row in rows):
+        return "given, not learned: nothing is known of what helps", True
+    number = len({row.cascade for row in rows})
+    of = f"{number} cascade{'s' * (number != 1)}"
+    decided = {row.cascade for row in rows if row.decided and not row.no_op}
+    collapsed = {
+        row.cascade for row in rows if row.rose and row.probability >= _COLLAPSED and not row.decided and not row.no_op
+    }
+    told = f"{len(decided)} of {of} decided; not decided: pale" if decided else f"none of {of} is decided"
+    if collapsed:
+        told += f"; {len(collapsed)} collapsed onto an operation that is not decided"
+    return told, bool(decided) and not collapsed

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import wrap
+from typing import Literal
 
 import numpy as np
 import torch
@@ -19,6 +20,7 @@ from monai_autoaug.errors import ConfigError
 from monai_autoaug.report.slices import (
     array,
     contours,
+    fills,
     grey_window,
     planes,
     scale_bar,
@@ -34,7 +36,6 @@ from monai_autoaug.report.style import (
     LARGE,
     SMALL,
     TEXT,
-    UNMOVED,
     WIDTH,
     figure,
     key,
@@ -49,6 +50,9 @@ __all__ = ["PredictionRow", "prediction_figure"]
 
 _ROW, _NARROW, _LINE = 3.1, 0.7, 0.18  # inches: the highest panel; the least column; a line of the captions
 _AROUND = 10.0  # mm: the least that is shown around the structures
+_SPECK = 9  # pixels: what is smaller is coloured without a line, or a weak network leaves a tangle of lines
+_LABEL, _PREDICTION = 2.0, 1.4  # widths of lines in points
+_DASHES: Literal["dashed"] = "dashed"
 
 
 @dataclass(frozen=True)
@@ -73,9 +77,10 @@ class PredictionRow:
 
 
 def prediction_figure(rows: Sequence[PredictionRow], path: str | Path, *, classes: dict[str, int]) -> Path:
-    """Draw predictions (lines) over their images, and the reference labels dashed, in three planes.
+    """Draw labels (solid lines) and predictions (dashed lines and a thin colour) over their images, in three planes.
 
-    What lies far from all structures is cut off.
+    Both have the colour of their structure; specks of a prediction have no line. What lies far
+    from all structures is cut off.
 
     Args:
         rows: the cases; each is drawn to its own scale, the same in its three planes.
@@ -101,7 +106,8 @@ def prediction_figure(rows: Sequence[PredictionRow], path: str | Path, *, classe
     headers = [0.68 + _LINE * len(lines) for lines in captions]
     keys = structure_keys(list(classes))
     if any(r.reference is not None for r in rows):
-        keys += [Line2D([], [], label="prediction", color=FAINT), Line2D([], [], label="reference", **UNMOVED)]
+        keys.append(Line2D([], [], label="label", color=TEXT, linewidth=_LABEL))
+    keys.append(Line2D([], [], label="prediction (coloured)", color=TEXT, linewidth=_PREDICTION, linestyle=_DASHES))
     height = sum(h + max(tall) * s for h, (_, tall), s in zip(headers, laid, scales, strict=True))
     made = figure(width, height + key_height(keys, width) + 0.16)
     above = 0.0
@@ -147,8 +153,9 @@ def _draw_prediction(boxes: Sequence[Axes], row: PredictionRow, values: Sequence
     for axes, (axis, _) in zip(boxes, planes(), strict=True):
         cut = axis, middle[axis], row.spacing
         show_slice(axes, image, *cut, window)
+        fills(axes, drawn, *cut, colours=COLOURS)
         if wanted is not None:
-            contours(axes, wanted, *cut, colours=["#ffffff"], style="dashed", width=1.1)
-        contours(axes, drawn, *cut, colours=COLOURS)
+            contours(axes, wanted, *cut, colours=COLOURS, width=_LABEL)
+        contours(axes, drawn, *cut, colours=COLOURS, style=_DASHES, width=_PREDICTION, least=_SPECK, rim=False)
         sides(axes, axis, "RAS")
     scale_bar(boxes[0])

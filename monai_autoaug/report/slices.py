@@ -12,19 +12,22 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap, to_rgba
 from matplotlib.patheffects import withStroke
 from numpy.typing import NDArray
+from scipy import ndimage
 from torch import Tensor
 
 from monai_autoaug.report.style import BACKGROUND, BRIGHTER, DARKER, FAINT, SMALL
 
 __all__ = [
-    "array", "contours", "extent", "grey_window", "lattice", "plane", "planes", "scale_bar", "show_slice", "sides",
-    "sizes", "slices", "tint", "tint_bar",
+    "LEAST_CHANGE", "array", "contours", "extent", "fills", "grey_window", "lattice", "plane", "planes", "scale_bar",
+    "show_slice", "sides", "sizes", "slices", "tint", "tint_bar",
 ]  # fmt: skip
 
 Array = NDArray[np.float64]
 Label = NDArray[np.float64] | NDArray[np.bool_]
 _OPPOSITE = {"R": "L", "L": "R", "A": "P", "P": "A", "S": "I", "I": "S"}
 _GRID_STEP = 6.0  # voxels between the lines that show a deformation
+LEAST_CHANGE = 1.0  # standard deviations: the least that is drawn in the strongest colour
+_FILL = 0.3  # how much of a colour is laid over an image
 _SEEN = 0.25  # of a structure's largest cross-section: a slice with less hardly shows it
 _ON_IMAGE: dict[str, Any] = {
     "color": "#ffffff", "fontsize": SMALL, "path_effects": [withStroke(linewidth=2.2, foreground=BACKGROUND)],
@@ -178,7 +181,8 @@ def tint_bar(axes: Axes, largest: float) -> None:
     ends = f"\N{MINUS SIGN}{largest:.2g}\ndarker", "0", f"+{largest:.2g}\nbrighter"
     axes.set_xticks([-largest, 0, largest], ends)
     axes.tick_params(colors=FAINT, labelsize=SMALL, length=0, pad=3)
-    axes.set_xlabel("standard deviations", color=FAINT, fontsize=SMALL, labelpad=1)
+    told = f"standard deviations\n(scale: at least \N{PLUS-MINUS SIGN}{LEAST_CHANGE:g})"
+    axes.set_xlabel(told, color=FAINT, fontsize=SMALL, labelpad=1)
 
 
 def _centres(shape: Sequence[int], axis: int, spacing: Sequence[float]) -> tuple[NDArray[Any], NDArray[Any]]:
@@ -216,8 +220,10 @@ def contours(
     colours: Sequence[str],
     style: str = "solid",
     width: float = 1.8,
+    least: int = 0,
+    rim: bool = True,
 ) -> None:
-    """Draw where each channel of a soft label (K, D, H, W) crosses one half, with a dark rim.
+    """Draw where each channel of a soft label (K, D, H, W) crosses one half.
 
     Args:
         axes: where a slice of the same shape is drawn.
@@ -228,13 +234,49 @@ def contours(
         colours: one a structure, used again from the beginning where there are more structures.
         style: matplotlib's line style.
         width: of the line in points.
+        least: pixels; smaller pieces of a slice, and smaller holes, get no line.
+        rim: whether the line has a dark one.
     """
     for k, channel in enumerate(label):
         cut = plane(channel, axis, index).astype(float)
+        if least:
+            cut = _without_specks(cut, least)
         if cut.max() <= 0.5 or cut.min() >= 0.5:
             continue
         centres = _centres(label.shape[1:], axis, spacing)
         # the rim keeps a white line visible on white, and a coloured one off another of the same grey value
-        axes.contour(*centres, cut, levels=[0.5], colors=[BACKGROUND], linewidths=width + 1.1, alpha=0.55)
+        if rim:
+            axes.contour(*centres, cut, levels=[0.5], colors=[BACKGROUND], linewidths=width + 1.1, alpha=0.55)
         colour = colours[k % len(colours)]
         axes.contour(*centres, cut, levels=[0.5], colors=[colour], linewidths=width, linestyles=style)
+
+
+def fills(
+    axes: Axes, label: Label, axis: int, index: int, spacing: Sequence[float], *, colours: Sequence[str]
+) -> None:
+    """Lay a thin colour over each channel of a label (K, D, H, W), through which the image is seen.
+
+    Args:
+        axes: where a slice of the same shape is drawn.
+        label: one channel a structure, without background.
+        axis: the axis that is cut.
+        index: where it is cut.
+        spacing: voxel size in mm.
+        colours: one a structure, used again from the beginning where there are more structures.
+    """
+    for k, channel in enumerate(label):
+        inside = plane(channel, axis, index) > 0.5
+        if inside.any():
+            shade = np.zeros((*inside.shape, 4))
+            shade[inside] = to_rgba(colours[k % len(colours)], _FILL)
+            box = extent(label.shape[1:], axis, spacing)
+            axes.imshow(shade, origin="lower", extent=box, aspect="equal", interpolation="nearest")
+
+
+def _without_specks(cut: Array, least: int) -> Array:
+    """A slice without pieces, and without holes, of fewer than ``least`` pixels."""
+    for there, instead in ((cut > 0.5, 0.0), (cut <= 0.5, 1.0)):
+        pieces, number = ndimage.label(there)
+        areas = np.bincount(pieces.ravel(), minlength=number + 1)
+        cut = np.where(there & (areas[pieces] < least), instead, cut)
+    return cut

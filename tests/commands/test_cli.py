@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import warnings
 from dataclasses import fields
 from importlib import import_module
 from pathlib import Path
@@ -22,8 +23,9 @@ from monai_autoaug import __version__
 from monai_autoaug.cli import COMMANDS
 from monai_autoaug.commands.train import _spellings
 from monai_autoaug.commands.train import train as train_command
-from monai_autoaug.data import write_phantom
+from monai_autoaug.data import read_datalist, write_phantom
 from monai_autoaug.engines.options import TrainOptions
+from monai_autoaug.engines.parts import split_cases
 from monai_autoaug.evaluation import Evaluation
 
 
@@ -88,6 +90,13 @@ def test_check_finds_what_is_wrong(data: Path, tmp_path: Path) -> None:
     ("words", "message"),
     [
         (["train"], "Give the folder: monai-autoaug train DATA"),
+        (["trian"], "there is no command 'trian'; did you mean 'train'?"),
+        (["train", "DATA", "--epoch", "3"], "--epochs"),
+        (["train", "DATA", "--method", "adversarail"], "; did you mean 'adversarial'?"),
+        (["train", "DATA", "--method-option", "fidelty=paper"], "; did you mean 'fidelity'?"),
+        (["train", "DATA", "--network", "segresnt"], "; did you mean 'segresnet'?"),
+        (["train", "DATA", "--network-option", "chanels=[4,8]"], "; did you mean 'channels'?"),
+        (["train", "DATA", "--output", "RUN"], "--resume --output"),
         (["train", "DATA", "--method", "magic"], "there is no method 'magic'; choose one of adversarial, "),
         (["train", "DATA", "--method-option", "gamma"], "is no key=value"),
         (["train", "DATA", "--method-option", "gamma=1"], "method 'adversarial' has no option 'gamma'"),
@@ -168,7 +177,9 @@ def test_options_from_a_file_and_the_command_line(data: Path, tmp_path: Path) ->
     assert config["options"]["method"] == "none"
     assert config["patch_size"] == [16, 16, 16]
     file.write_text("epoch: 5\ndata: x\noutput: y\n")
-    assert "unknown training options: epoch" in call("train", "--config", file).output
+    told = call("train", "--config", file).output
+    assert "unknown training options: epoch" in told
+    assert "did you mean 'epochs'?" in told
     file.write_text("- 1\n")
     assert "must hold options by name" in call("train", "--config", file).output
 
@@ -241,3 +252,37 @@ def test_one_bad_image_does_not_stop_the_others(run: tuple[Path, Result], data: 
     replaced = call("predict", run[0], data / "imagesTr", out, "--device", "cpu", "--overwrite")
     assert replaced.exit_code == 0, replaced.output
     assert len(list(out.iterdir())) == 5
+
+
+def test_torch_says_nothing_of_its_jit_within_a_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """MONAI and nnU-Net bring it about; it is no matter of the library, whose import changes no filter."""
+    command = import_module("monai_autoaug.commands.check").check
+
+    def speak(*given: object, **named: object) -> None:
+        warnings.warn("`torch.jit.interface` is deprecated. Please use `torch.compile`.", FutureWarning, stacklevel=1)
+        warnings.warn("`torch.load` is deprecated.", FutureWarning, stacklevel=1)
+
+    monkeypatch.setattr(command, "callback", speak)
+    with warnings.catch_warnings(record=True) as heard:
+        warnings.simplefilter("always")
+        filters = list(warnings.filters)
+        call("check", "DATA")
+        assert warnings.filters == filters
+    assert [str(w.message) for w in heard] == ["`torch.load` is deprecated."]
+
+
+def test_the_demo_splits_few_cases_too_and_a_run_says_how(
+    run: tuple[Path, Result], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "5 cases: 3 train the network, 2 validate it" in run[1].output
+    seen: list[TrainOptions] = []
+
+    def look(options: TrainOptions, **given: object) -> None:
+        seen.append(options)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("monai_autoaug.engines.run.train", look)
+    call("demo", "--cases", 8, "--size", 16, "--method", "joint_policy", "--output", tmp_path / "demo")
+    parts = split_cases(seen[0], read_datalist(tmp_path / "demo" / "data"))
+    assert [len(part) for part in (parts.train, parts.meta, parts.validation)] == [4, 2, 2]
+    assert "A quarter of them validate" in " ".join(call("demo", "--help").output.split())

@@ -38,25 +38,25 @@ def learned(samples: int) -> Policies:
 def test_what_rose_and_is_decided_is_named_with_both_probabilities() -> None:
     text = told(learned(400))
     background, tumour = (next(x for x in text.splitlines() if name in x) for name in ("background", "tumour [core]"))
-    assert "flip_d 0.50 to 0.73" in background
-    assert "inverted_gamma" not in background  # decided, but no more probable than at the start
+    assert "mirror D: 0.50 to 0.73" in background
+    assert "inverted gamma" not in background  # decided, but no more probable than at the start
     assert "no operation is decided" in tumour
     assert "by more than 3 standard errors" in " ".join(text.split())
-    assert "averaged at test time, with their weights: identity 0.12, flip_d 0.12" in text
+    assert "averaged at test time, with their weights: as it is: 0.12, mirror D: 0.12" in text
     assert "and 2 lighter ones" in text
 
 
 def test_it_says_plainly_that_nothing_is_decided() -> None:
     text = told(learned(0))
     assert text.count("no operation is decided") == 2
-    assert "flip_d 0.50" not in text
+    assert "mirror D: 0.50" not in text
 
 
 def test_operations_without_effect_are_named() -> None:
     factors = tuple(f"brightness_multiply_{a}" for a in ("1.00_1.10", "1.10_1.20", "1.20_1.30"))
     text = told(learned(400), (*factors, "flip_d"))
-    assert "no effect on this network, whatever the probability: mirrorS, bmul (option without" in text
-    assert "flip_d 0.50" not in text  # decided by chance alone, then
+    assert "whatever the probability: mirror D (mirrorS), brightness × (bmul) (option without" in text
+    assert "mirror D: 0.50" not in text  # decided by chance alone, then
     assert "no effect" not in told(learned(400))
 
 
@@ -66,5 +66,5 @@ def test_what_was_given_is_not_said_to_be_learned() -> None:
     assert "decided:" not in text
     assert "averaged" not in text
     views = told(Policies(test_time=TestTimePolicy.preset("nnunet", z=2)))
-    assert "identity 0.50, flip_d 0.50" in views
+    assert "as it is: 0.50, mirror D: 0.50" in views
     assert "class" not in views

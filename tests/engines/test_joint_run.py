@@ -99,9 +99,10 @@ def test_workers_change_nothing_and_a_run_says_what_it_will_do(data: Path, tmp_p
     )
     assert rows(one) == rows(two)
     notes = [progress.note for progress in heard if progress.note is not None]
-    assert len(notes) == 2 * 3  # once a run
-    assert "U = 2 times in all" in notes[0]
-    assert "learning rate x U" in notes[1]
+    assert len(notes) == 2 * 4  # once a run
+    assert "to learn policies from (meta-validation)" in notes[0]
+    assert "U = 2 times in all" in notes[1]
+    assert "learning rate x U" in notes[2]
 
 
 def test_who_is_drawn_from(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

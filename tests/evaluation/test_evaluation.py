@@ -170,3 +170,14 @@ def test_faults_are_refused(tmp_path: Path) -> None:
         evaluate(predictions, labels)
     with pytest.raises(ConfigError, match=r"unknown metrics \['hd'\]; choose from dice"):
         evaluate(predictions, labels, metrics=["hd"])
+
+
+def test_predictions_of_images_without_labels_are_told_from_those_of_another_data_set(tmp_path: Path) -> None:
+    data = write_phantom(tmp_path / "data", cases=1, size=16, test=1)
+    (image,) = (data / "imagesTs").glob("*.nii.gz")
+    save(tmp_path / "unlabelled", image.name.removesuffix(".nii.gz"), np.zeros((16, 16, 16)))
+    with pytest.raises(DataError, match="To do: the data set has no label for these images"):
+        evaluate(tmp_path / "unlabelled", data)
+    save(tmp_path / "other", "stranger", np.zeros((16, 16, 16)))
+    with pytest.raises(DataError, match="To do: give the data set that the predictions were made of"):
+        evaluate(tmp_path / "other", data)

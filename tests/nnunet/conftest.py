@@ -238,3 +238,12 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setenv("nnUNet_n_proc_DA", "0")
     monkeypatch.setattr(MetaLogger, "plot_progress_png", lambda self, folder: None)
+
+
+@pytest.fixture
+def closing() -> Iterator[list[Any]]:
+    """Trainers whose workers end whatever happens."""
+    trainers: list[Any] = []
+    yield trainers
+    for trainer in trainers:
+        trainer._close_streams()

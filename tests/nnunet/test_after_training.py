@@ -9,11 +9,13 @@ from typing import Any
 
 import pytest
 import torch
+from nnunetv2.inference.predict_from_raw_data import nnUNetPredictor
 from test_resume import Killed, final, same
 
 from monai_autoaug import policies
 from monai_autoaug.methods.comparisons import comparison
-from monai_autoaug.nnunet import test_time
+from monai_autoaug.nnunet import launcher, test_time
+from monai_autoaug.nnunet.finishing import finish
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAug as Joint
 
 LATE: dict[str, Any] = {
@@ -81,6 +83,37 @@ def test_a_run_that_is_killed_after_its_last_step(tiny: Any, split: str) -> None
     third.run_training()
     same(final(tiny, third)["network_weights"], wanted["network_weights"])
     assert not any("After training" in line for line in said)
+
+
+def test_what_fails_within_it_leaves_the_trainer_as_it_was(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer, _ = make(tiny, 60, **LATE)
+    trainer.initialize()
+    trainer.batches, trainer.current_epoch = None, 2
+    monkeypatch.setattr(trainer.method, "finish", lambda batches: (_ for _ in ()).throw(Killed))
+    before = trainer.task.notify
+    with pytest.raises(Killed):
+        finish(trainer)
+    assert trainer.task.notify == before
+    assert trainer.current_epoch == 2
+
+
+def test_late_views_are_those_of_the_final_network(tiny: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were learned for it; the best network, another one, predicts without them, and one is told."""
+    monkeypatch.setenv("nnUNet_extTrainer", str(launcher.ext_path()))
+    trainer, said = make(tiny, 70, **LATE)
+    trainer.run_training()
+    assert any("are in checkpoint_final.pth; checkpoint_best.pth, another network, has none" in line for line in said)
+    image = torch.rand(1, 16, 16, 16, generator=torch.Generator().manual_seed(0))
+    found = {}
+    for name in ("best", "final"):
+        predictor = nnUNetPredictor(use_gaussian=False, device=torch.device("cpu"), allow_tqdm=False)
+        predictor.initialize_from_trained_model_folder(trainer.output_folder_base, (70,), f"checkpoint_{name}.pth")
+        found[name] = test_time.views_of(predictor.network).policy, predictor.allowed_mirroring_axes
+        assert bool(torch.isfinite(predictor.predict_logits_from_preprocessed_data(image)).all())
+    assert found["best"] == (None, None)  # nor was there any mirroring in training
+    policy, axes = found["final"]
+    assert torch.equal(policy.logits, trainer.method.test_time.logits)
+    assert axes is None
 
 
 def test_fixed_views_are_deployed_and_others_not_before_they_are_learned(tiny: Any) -> None:

@@ -93,18 +93,37 @@ def test_the_doctor_names_what_is_wrong(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert CliRunner().invoke(nnunet_commands, ["doctor"]).exit_code == 1
 
 
-def test_the_doctor_fails_where_plain_nnunet_finds_no_trainer(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_doctor_tells_once_of_a_variable_that_the_launcher_does_without(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """With nothing else wrong: no variable, or one that names another folder."""
     for value in (None, str(tmp_path)):
         if value is None:
             monkeypatch.delenv("nnUNet_extTrainer", raising=False)
         else:
             monkeypatch.setenv("nnUNet_extTrainer", value)
-        errors = [d for d in doctor() if d.severity == "error"]
-        assert [d.check for d in errors] == ["plain nnU-Net finds nnUNetTrainerAutoAugAdversarial"]
-        assert "Could not find requested nnunet trainer" in errors[0].found
-        assert "with monai-autoaug nnunet" in errors[0].remedy
-        assert CliRunner().invoke(nnunet_commands, ["doctor"]).exit_code == 1
+        (found,) = [d for d in doctor() if d.severity != "ok"]
+        assert (found.check, found.severity) == ("nnUNet_extTrainer", "warning")
+        assert "with monai-autoaug nnunet" in found.remedy
+        result = CliRunner().invoke(nnunet_commands, ["doctor"])
+        assert result.exit_code == 0
+        last = result.output.splitlines()[-1]
+        assert last.startswith("1 of ")
+        assert last.endswith("which monai-autoaug nnunet train and predict can do without")
+
+
+def test_the_doctor_fails_where_plain_nnunet_should_find_a_trainer_and_does_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def search(name: str) -> None:
+        raise RuntimeError("Could not find requested nnunet trainer")
+
+    monkeypatch.setenv("nnUNet_extTrainer", str(launcher.ext_path()))
+    monkeypatch.setattr("nnunetv2.utilities.find_objects.recursive_find_trainer_class_by_name", search)
+    errors = [d for d in doctor() if d.severity == "error"]
+    assert [d.check for d in errors] == ["plain nnU-Net finds nnUNetTrainerAutoAugAdversarial"]
+    assert "with monai-autoaug nnunet" in errors[0].remedy
+    assert CliRunner().invoke(nnunet_commands, ["doctor"]).exit_code == 1
 
 
 @pytest.mark.parametrize(("name", "ours"), [("nnUNetTrainerAutoAug", True), ("nnUNetTrainerAutoAugmented", False)])

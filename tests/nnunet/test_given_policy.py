@@ -70,6 +70,32 @@ def test_a_training_begins_with_it_and_goes_on_without_its_file(tiny: Any, file:
     shutil.rmtree(second.output_folder)
 
 
+def test_its_views_are_the_start_too_and_are_kept(tiny: Any, tmp_path: Path) -> None:
+    """Also where the file is gone; a preset that is asked for goes before."""
+    views = TestTimePolicy.preset("uniform")
+    with torch.no_grad():
+        views.logits += torch.randn(views.logits.shape, generator=torch.Generator().manual_seed(1))
+    file = policies.save(tmp_path / "policy.json", training=learned(), test_time=views)
+    first = given(tiny, file, fold=3)
+    first.initialize()
+    start = {o.name: float(v) for o, v in zip(views.operations, views.logits, strict=True)}
+    own = first.method.test_time
+    assert [float(v) for v in own.logits] == [pytest.approx(start[o.name]) for o in own.operations]
+    assert own.level == "patch"
+    path = str(Path(first.output_folder) / "checkpoint_latest.pth")
+    first.save_checkpoint(path)
+    file.unlink()
+    second = given(tiny, file, fold=3, resume=True)
+    second.load_checkpoint(path)
+    assert torch.equal(second.method.test_time.logits, own.logits)
+    shutil.rmtree(first.output_folder)
+    policies.save(file, training=learned(), test_time=views)
+    method = {"policy": str(file), "test_time_preset": "nnunet"}
+    other = joint(tiny, fold=3, method_options=method)
+    other.initialize()
+    assert [o.name for o in other.method.test_time.top(2)[0]] == ["identity", "flip_d"]
+
+
 def test_a_continued_training_does_not_read_the_file(tiny: Any, file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may have been written anew, by the training that it is of."""
     first = given(tiny, file, fold=2)

@@ -15,8 +15,10 @@ from nnunetv2.training.logging import nnunet_logger
 from nnunetv2.training.logging.nnunet_logger import LocalLogger, MetaLogger
 from test_joint_trainer import joint
 
+from monai_autoaug.nnunet.journal import in_short
 from monai_autoaug.nnunet.progress import Panel, entropy_panels, panels_below
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial as Adversarial
+from monai_autoaug.policies import TrainingPolicy
 
 
 def write(log: Path, classes: tuple[str, ...], epochs: int = 3, views: bool = True) -> Path:
@@ -44,6 +46,21 @@ def test_curves_of_classes_views_and_cascades(tmp_path: Path) -> None:
     assert (background.title, kidney.title) == ("Cascades, class background", "Cascades, class left_kidney")
     assert kidney.curves == {"gamma": [1, 0.9, 0.8], "rotF": [1, 0.9, 0.8]}
     assert list(kidney.epochs) == [0, 1, 2]
+
+
+def test_a_line_of_the_log_stays_short_with_a_policy_for_each_label() -> None:
+    """The rest is in the file beside it."""
+    classes = tuple(f"organ_{number}" for number in range(10))
+    policy = TrainingPolicy.preset("nnunet", classes)
+    figures = {"loss": 0.123456, "entropy_views": 0.5, "policy_updates": 3.0}
+    for name in classes:
+        figures |= {f"entropy_{name}": 0.9, f"share_{name}": 0.1}
+        figures |= {f"entropy_{name}_{c.name}": 0.9 for c in policy.cascades}
+    line = in_short(figures, policy)
+    assert line.startswith("loss 0.1235, entropy_views 0.5, policy_updates 3, entropy_organ_0 0.9, entropy_organ_1 0.9")
+    assert line.endswith("(and 160 more in autoaug.jsonl)")
+    assert len(line) < 300
+    assert in_short({"a": 1.0, "entropy_x": 2.0}) == "a 1, entropy_x 2"
 
 
 def test_of_many_classes_the_most_decided_are_drawn(tmp_path: Path) -> None:

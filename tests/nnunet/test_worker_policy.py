@@ -7,20 +7,16 @@ from __future__ import annotations
 import json
 import os
 import pickle
-import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from unittest.mock import Mock
 
 import pytest
 import torch
 from test_configurations import LABELS, steps
 from test_joint_trainer import joint, started
-from test_loading import alive
 from test_loading import equal as same_raw
 from test_ranks import PACKAGE, free_port
 from test_resume import final, same, stop_after
@@ -30,9 +26,7 @@ from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import worker_policy
 from monai_autoaug.nnunet.layers import read_options
 from monai_autoaug.nnunet.options import Options
-from monai_autoaug.nnunet.patches import PatchLayout
 from monai_autoaug.nnunet.seeding import one_thread
-from monai_autoaug.nnunet.worker_policy import Versions, packed, unpacked
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 CPU = torch.device("cpu")
@@ -43,15 +37,6 @@ def lag(monkeypatch: pytest.MonkeyPatch) -> int:
     """A lag that shows within a few batches."""
     monkeypatch.setattr(worker_policy, "LAG", 2)
     return 2
-
-
-@pytest.fixture
-def closing() -> Iterator[list[Any]]:
-    """Trainers whose workers end whatever happens."""
-    trainers: list[Any] = []
-    yield trainers
-    for trainer in trainers:
-        trainer._close_streams()
 
 
 def in_workers(dataset: Any, *arguments: Any, **options: Any) -> Any:
@@ -74,69 +59,6 @@ def by_hand(trainer: Any, number: int) -> Batch:
     with one_thread():
         drawn: Batch = trainer.method.drawing()(batch, source.generator(number), number)
     return drawn
-
-
-@pytest.mark.parametrize("regions", [False, True])
-def test_a_packed_label_is_the_same(regions: bool) -> None:
-    label = torch.rand(2, 5, 4, 4, 4) * (torch.rand(2, 5, 4, 4, 4) < (0.3 if regions else 1))
-    label[0] = 0
-    label[0, 3] = 1
-    batch = Batch(
-        torch.randn(2, 1, 4, 4, 4), label, valid=torch.rand(2, 1, 4, 4, 4), extra=torch.rand(2, 3, 4, 4, 4).half(),
-        classes=torch.tensor([3, 0]), case=("a", "b"), spacing=torch.ones(2, 3), operations=torch.ones(2, 15).long(),
-        mask=torch.ones(2, 1, 4, 4, 4),
-    )  # fmt: skip
-    layout = PatchLayout(5, 1, regions, None, (1.0, 1.0, 1.0), (False,), (0, 0, 0), None)
-    raw = packed(batch) | {"keys": ["a", "b"]}
-    assert len(raw["label_values"]) == int((label != 0).sum())
-    again = unpacked(raw, layout, CPU)
-    assert again.mask is None
-    assert again.extra is not None
-    torch.testing.assert_close(again.extra, torch.as_tensor(batch.extra).float())
-    for name in ("image", "label", "valid", "classes", "operations", "spacing"):
-        assert torch.equal(getattr(again, name), getattr(batch, name)), name
-
-
-def test_versions_are_kept_as_long_as_a_batch_may_need_them() -> None:
-    versions = Versions(torch.zeros(2, 3), lag=2)
-    for number in range(6):
-        versions.write(number, torch.full((2, 3), float(number)))
-        wanted = torch.full((2, 3), float(max(0, number - 2)))
-        assert torch.equal(versions.wait(number), wanted)  # what the last batch to be asked for needs
-        later = Versions(torch.zeros(2, 3), lag=2)
-        later.load_state_dict(versions.state_dict())
-        later.write(number + 1, torch.full((2, 3), -1.0))
-        for coming in (number + 1, number + 2):
-            assert torch.equal(later.wait(coming), torch.full((2, 3), float(max(0, coming - 2))))
-    with pytest.raises(StopIteration):  # in the writer's own process nobody else will write it
-        versions.wait(9)
-    fresh = Versions(torch.zeros(2, 3), lag=2)
-    fresh.load_state_dict(Versions(torch.zeros(2, 3), lag=2).state_dict())  # of a checkpoint before the first batch
-    fresh.write(0, torch.ones(2, 3))
-    assert torch.equal(fresh.wait(0), torch.ones(2, 3))
-    for other in (Versions(torch.zeros(2, 3), lag=3), Versions(torch.zeros(2, 4), lag=2)):
-        with pytest.raises(CheckpointError, match=r"expected \(2, [34]\), [23] batches late"):
-            other.load_state_dict(versions.state_dict())
-
-
-def test_a_half_written_version_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    versions, naps = Versions(torch.zeros(4), lag=0), []
-    versions.write(0, torch.arange(4.0))
-    versions._rows[0, 2] = 7.0  # as if the writer were at work
-    parent = Mock()
-    monkeypatch.setattr(worker_policy.multiprocessing, "parent_process", lambda: parent)
-    parent.is_alive.return_value = False
-    with pytest.raises(StopIteration):
-        versions.wait(0)
-    parent.is_alive.return_value = True
-
-    def finish(seconds: float) -> None:
-        naps.append(seconds)
-        versions._rows[0, 2] = 2.0
-
-    monkeypatch.setattr(worker_policy.time, "sleep", finish)
-    assert torch.equal(versions.wait(0), torch.arange(4.0))
-    assert len(naps) == 1
 
 
 @pytest.mark.parametrize(
@@ -303,58 +225,6 @@ def test_a_resumed_run_is_the_uninterrupted_one(tiny: Any, monkeypatch: pytest.M
         same(got[key], wanted[key], key)
     for key in ("method", "streams", "policy_versions"):
         same(got["autoaug"][key], wanted["autoaug"][key], key)
-
-
-def test_workers_that_wait_end_with_the_training(
-    tiny: Any, monkeypatch: pytest.MonkeyPatch, closing: list[Any]
-) -> None:
-    """Without lag no batch can be made before it is asked for, so both workers always wait for the policy."""
-    monkeypatch.setattr(worker_policy, "LAG", 0)
-    monkeypatch.setenv("nnUNet_n_proc_DA", "2")
-    trainer = started(in_workers(tiny))
-    closing.append(trainer)
-    for _ in range(3):
-        next(trainer._streams["train"])
-    workers = trainer._streams["train"]._augmenter._processes
-    time.sleep(0.2)
-    start = time.monotonic()
-    trainer._close_streams()
-    assert time.monotonic() - start < 8  # batchgenerators kills what hasn't ended by itself after ten
-    assert [p.exitcode for p in workers] == [0, 0]
-
-
-ORPHANS = """
-import json, os, signal, sys, time, torch
-from pathlib import Path
-from monai_autoaug.nnunet import worker_policy
-from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAug
-worker_policy.LAG = 0
-plans, dataset_json = json.loads(Path(sys.argv[1]).read_text())
-trainer = nnUNetTrainerAutoAug(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
-trainer.on_train_start()
-next(trainer.dataloader_train)
-workers = [p.pid for p in trainer.dataloader_train._augmenter._processes]
-Path(sys.argv[2]).write_text(json.dumps(workers))
-time.sleep(0.5)
-os.kill(os.getpid(), signal.SIGKILL)
-"""
-
-
-@pytest.mark.skipif(not Path("/proc/self").exists(), reason="reads /proc")
-def test_workers_that_wait_end_with_a_killed_training(tiny: Any, tmp_path: Path) -> None:
-    given, out = tmp_path / "given.json", tmp_path / "workers.json"
-    plans = json.loads(json.dumps(tiny.plans))
-    plans["configurations"]["3d_fullres"]["autoaug"] |= {"policy_place": "workers"}
-    given.write_text(json.dumps([plans | {"continue_training": False}, tiny.json]))
-    environment = os.environ | {"nnUNet_n_proc_DA": "2", "PYTHONPATH": PACKAGE}
-    process = subprocess.Popen([sys.executable, "-c", ORPHANS, str(given), str(out)], env=environment)
-    assert process.wait(timeout=300) == -signal.SIGKILL
-    workers = json.loads(out.read_text())
-    assert len(workers) == 2
-    deadline = time.time() + 30
-    while any(map(alive, workers)) and time.time() < deadline:
-        time.sleep(0.1)
-    assert not any(map(alive, workers))
 
 
 RANKS = """

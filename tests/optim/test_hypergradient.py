@@ -161,6 +161,42 @@ def test_a_loss_that_is_linearised_around_its_batch(several: bool) -> None:
     assert not torch.allclose(a, naive, rtol=1e-2, atol=0)
 
 
+@pytest.mark.parametrize("apart", [False, True])
+def test_differences_are_taken_in_full_float32(apart: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """TF32 would leave their rounding; what is not subtracted runs as it always does."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen: list[tuple[str, bool]] = []
+    last = 5
+
+    def output(parameters: Any) -> Tensor:
+        seen.append((torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32))
+        if len(seen) > last:
+            raise KeyError  # nothing stays switched off
+        values: Tensor = parameters["w"].square()
+        return values[:, None] if apart else values
+
+    def differentiate() -> Tensor:
+        given, direction = {"w": torch.tensor([2.0, 0.5])}, {"w": torch.ones(2)}
+        if apart:
+            return per_sample_hypergradient(
+                lambda x: x[:, 0], given, direction, mode="finite_difference", network=output
+            )
+        return per_sample_hypergradient(output, given, direction, mode="finite_difference")
+
+    torch.set_float32_matmul_precision("high")
+    try:
+        differentiate()
+        last = len(seen) + 1
+        with pytest.raises(KeyError):
+            differentiate()
+        assert torch.get_float32_matmul_precision() == "high"
+        assert torch.backends.cudnn.allow_tf32
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    here = [("high", True)] if apart else []
+    assert seen == [*here, *[("highest", False)] * 4, *here, *[("highest", False)] * (1 if apart else 2)]
+
+
 def test_no_direction_no_derivative() -> None:
     problem = Problem(conv_net)
     still = {n: torch.zeros_like(p) for n, p in problem.parameters.items()}

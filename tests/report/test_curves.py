@@ -91,3 +91,15 @@ def test_no_curve_leaves_its_diagram(tmp_path: Path, made: list[Figure]) -> None
     for axes in made[0].axes[1:]:
         low, high = axes.get_ylim()
         assert all(low < value < high for line in axes.lines for value in line.get_ydata())
+
+
+def test_one_epoch_is_told_and_its_losses_are_not_torn_apart(tmp_path: Path, made: list[Figure]) -> None:
+    log = tmp_path / "log.jsonl"
+    rows = [{"epoch": e, "loss": 1.557, "loss_clean": 1.554} for e in (1, 2)]
+    for number in (1, 2):
+        log.write_text("".join(json.dumps(r) + "\n" for r in rows[:number]))
+        training_curves(log, tmp_path / "t.png")
+    assert ["epoch (there is only one, so no curves)" in texts(picture) for picture in made] == [True, False]
+    low, high = made[0].axes[0].get_ylim()
+    assert low < 1.554 < 1.557 < high
+    assert high - low > 0.25

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from looking import colour_share, texts
+from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
 from matplotlib.image import imread
 
@@ -25,7 +26,7 @@ from monai_autoaug.report import (
 )
 from monai_autoaug.report.pictures import _chosen, _dice
 from monai_autoaug.report.predictions import _near
-from monai_autoaug.report.slices import planes, scale_bar, show_slice, sides, slices
+from monai_autoaug.report.slices import _without_specks, planes, scale_bar, show_slice, sides, slices
 from monai_autoaug.report.style import COLOURS, figure, key, key_height, structure_keys
 
 
@@ -143,11 +144,12 @@ def test_the_key_names_what_is_drawn_and_nothing_else(tmp_path: Path, made: list
         augmentation_figure(panels, tmp_path / "a.png", classes=["ball"])
     one, two, three = (texts(picture) for picture in made)
     assert "ball" in one
-    assert not {"before", "standard deviations"} & set(one)
+    scale = "standard deviations\n(scale: at least ±1)"
+    assert not {"before", scale} & set(one)
     assert "before" in two
-    assert "standard deviations" not in two
+    assert scale not in two
     assert "before" not in three
-    assert three.count("standard deviations") == 2
+    assert three.count(scale) == 2
     assert three.count("+2\nbrighter") == 2  # one scale for both, that of the larger change
 
 
@@ -190,10 +192,41 @@ def test_predictions_have_planes_sides_a_bar_and_their_structures_near(tmp_path:
     assert near.reference.sum() == truth.sum()
     prediction_figure([row], tmp_path / "p.png", classes={"ball": 1})
     said = texts(made[0])
-    assert {"axial", "coronal", "sagittal", "case", "Dice 0.5", "10 mm", "prediction", "reference", "ball"} <= set(said)
+    keys = {"prediction (coloured)", "label", "ball"}
+    assert {"axial", "coronal", "sagittal", "case", "Dice 0.5", "10 mm", *keys} <= set(said)
     assert {"R", "L", "A", "P", "S", "I"} <= set(said)
     styles = {str(style) for box in made[0].axes for c in box.collections for style in c.get_linestyles()}
-    assert len(styles) == 2  # prediction and reference differ without colour
+    assert len(styles) == 2  # prediction and label differ without colour
+
+
+def test_label_and_prediction_have_the_colour_of_their_structure(tmp_path: Path, made: list[Figure]) -> None:
+    truth = ball((40, 40, 40), (20, 20, 20), 8).long()
+    row = PredictionRow("case", torch.rand(1, 40, 40, 40), truth, truth.roll(3, 0), (1.0, 1.0, 1.0))
+    prediction_figure([row], tmp_path / "p.png", classes={"ball": 1})
+    for box in made[0].axes:
+        lines = [c for c in box.collections if to_hex(c.get_edgecolor()[0]) == COLOURS[0]]
+        assert [c.get_linestyles()[0][1] is None for c in lines] == [True, False]  # the label, then the prediction
+        shade = np.asarray(box.images[1].get_array())
+        assert to_hex(shade[shade[..., 3] > 0][0]) == COLOURS[0]
+
+
+def test_specks_and_small_holes_have_no_line() -> None:
+    cut = np.zeros((20, 20))
+    cut[2:10, 2:10], cut[5, 5], cut[15, 15] = 1, 0, 1
+    clean = _without_specks(cut, 9)
+    assert clean[5, 5] == 1
+    assert clean[15, 15] == 0
+    assert clean.sum() == 64
+
+
+def test_a_small_change_of_intensity_looks_small(tmp_path: Path, made: list[Figure]) -> None:
+    image, label = subject()
+    original = Panel("original", image, label)
+    for change, strongest in ((0.01, 1.0), (3.0, 3.0)):
+        augmentation_figure([original, Panel("brighter", image + change, label)], tmp_path / "a.png")
+        drawn = [i for box in made[-1].axes for i in box.images if i.get_cmap().name == "change"]
+        assert drawn
+        assert all(i.norm.vmax == pytest.approx(strongest, rel=1e-3) for i in drawn)
 
 
 def test_worst_median_and_best_are_named_with_their_dice() -> None:

@@ -16,7 +16,9 @@ from matplotlib.text import Text
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import Evidence, Policies, Sampled, TestTimePolicy, TrainingPolicy
-from monai_autoaug.report import policy_figure, policy_rows
+from monai_autoaug.report import policy_figure, policy_rows, readable, readable_cascade
+from monai_autoaug.report.names import headings
+from monai_autoaug.report.policy_rows import verdict
 from monai_autoaug.report.style import COLOURS
 
 TWO = ("background", "foreground")
@@ -72,7 +74,9 @@ def test_decided_is_marked_where_the_evidence_says_so_alone(tmp_path: Path, made
     assert colour_share(tmp_path / "sure.png", COLOURS[0]) > 2 * colour_share(tmp_path / "unsure.png", COLOURS[0])
     sure, unsure = texts(made[0]), texts(made[1])
     assert "decided (advantage above 3 standard errors)" in sure
-    assert "none is decided (advantage above 3 standard errors)" in unsure
+    assert not any(text.startswith("decided") for text in unsure)
+    assert "1 of 15 cascades decided; not decided: pale" in sure
+    assert "none of 15 cascades is decided" in unsure
     diamonds = [len([line for line in f.axes[0].lines if line.get_marker() == "D"]) for f in made]
     crosses = [len([line for line in f.axes[0].lines if line.get_marker() == "x"]) for f in made]
     assert diamonds == [1, 0]
@@ -88,12 +92,13 @@ def test_it_shows_every_class_and_cascade_the_entropies_and_the_views(tmp_path: 
     assert found.training is not None
     assert found.test_time is not None
     for cascade in found.training.cascades:
-        assert cascade.name in said
+        assert readable_cascade(cascade.name) in said
+    assert {"rotF", "badd", "0–10°", "±0–0.1 SD", "blur 0.4–0.6"} <= set(said)
     assert sum(text == "foreground" for text in said) == len(found.training.cascades) + 1  # and the curve's name
     assert "weights of the 5 most probable of 84" in said
     views, weights = found.test_time.top(5)
     for view, weight in zip(views, weights.tolist(), strict=True):
-        assert view.name in said
+        assert readable(view.name) in said
         assert f" {weight:.2f}" in said
     curves = {line.get_label(): list(line.get_ydata()) for line in made[0].axes[1].lines}
     assert set(curves) == {*TWO, "views"}
@@ -151,3 +156,45 @@ def test_parts_may_be_missing(tmp_path: Path, made: list[Figure]) -> None:
     assert "Views at test time" in texts(made[1])
     with pytest.raises(ConfigError, match="needs a training-time or a test-time policy"):
         policy_figure(Policies(), tmp_path / "none.png")
+
+
+def test_the_verdict_tells_a_collapse_and_what_was_only_given() -> None:
+    found = learned()
+    assert found.training is not None
+    place = [o.name for c in found.training.cascades for o in c.operations].index("contrast_1.00_1.10")
+    with torch.no_grad():
+        found.training.logits[1, place] += 6.0
+    told, well = verdict(policy_rows(found))
+    assert told == (
+        "1 of 15 cascades decided; not decided: pale; 1 collapsed onto an operation that is not decided"
+    )
+    assert not well
+    assert verdict(policy_rows(learned())) == ("1 of 15 cascades decided; not decided: pale", True)
+    assert verdict(policy_rows(learned(), ("flip_d",)))[0] == "none of 15 cascades is decided"  # by chance alone
+    assert verdict(policy_rows(Policies(training=found.training)))[0].startswith("given, not learned")
+
+
+def test_no_start_hides_a_bar_and_every_bar_is_seen(tmp_path: Path, made: list[Figure]) -> None:
+    policy_figure(learned(), tmp_path / "p.png")
+    axes = made[0].axes[0]
+    bars = [patch.get_bbox() for patch in axes.patches]
+    assert min(box.width for box in bars) >= 0.015 - 1e-9  # inches
+    starts = [line for line in axes.lines if line.get_marker() == 6]  # a triangle that hangs below its place
+    assert len(starts) == 2 * 62
+    bottoms = {round(float(box.y1), 4) for box in bars}  # the axis points downwards
+    assert {round(float(line.get_ydata()[0]), 4) for line in starts} <= bottoms
+
+
+def test_every_operation_has_a_name_that_people_say() -> None:
+    """Of the catalogues; no two operations of a cascade, and no two views, look alike."""
+    extra = ("elastic", "bias_field", "gibbs", "channel_scale")
+    for cascade in TrainingPolicy.preset("nnunet", extra=extra).cascades:
+        names = [o.name for o in cascade.operations[1:]]
+        for words in (list(map(readable, names)), headings(names)):
+            assert len(set(words)) == len(names)
+            assert "_" not in "".join(words)
+        assert "_" not in readable_cascade(cascade.name)
+    views = [readable(o.name) for o in TestTimePolicy.preset("nnunet").operations]
+    assert len(set(views)) == 84
+    assert "_" not in "".join(views)
+    assert readable("user_made") == readable_cascade("user_made") == "user_made"
