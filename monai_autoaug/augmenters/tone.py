@@ -9,6 +9,7 @@ operation; so it is here, for all channels alike.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,14 +86,17 @@ class Tone:
 
     def rows(self, index: slice | Tensor) -> Tone:
         """The samples that ``index`` selects."""
-        chosen = {n: None if t is None else t[index] for n, t in (("seed", self.seed), ("order", self.order))}
+        drawn = {"seed": self.seed, "order": self.order}
+        chosen: dict[str, Any] = {n: None if t is None else t[index] for n, t in drawn.items()}
         return replace(self, amount=self.amount[index], **chosen)
 
     def to(self, *args: torch.device | torch.dtype | str) -> Tone:
         """Move the amounts; a dtype changes these alone."""
-        places = [a for a in args if not isinstance(a, torch.dtype)]
-        chosen = {n: None if t is None else t.to(*places) for n, t in (("seed", self.seed), ("order", self.order))}
-        return replace(self, amount=self.amount.to(*args), **chosen)
+        every: list[Any] = list(args)
+        places: list[Any] = [a for a in args if not isinstance(a, torch.dtype)]
+        drawn = {"seed": self.seed, "order": self.order}
+        chosen: dict[str, Any] = {n: None if t is None else t.to(*places) for n, t in drawn.items()}
+        return replace(self, amount=self.amount.to(*every), **chosen)
 
     def magnitude(self) -> dict[str, Tensor]:
         """Size of each amount, (B,) each, detached."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -239,7 +240,8 @@ class Transformation:
     def rows(self, index: slice | Tensor) -> Transformation:
         """The transformations that ``index`` selects."""
         given = {n: getattr(self, n) for n in _TENSORS if getattr(self, n) is not None}
-        return replace(self, **{n: t.rows(index) if isinstance(t, Tone) else t[index] for n, t in given.items()})
+        chosen: dict[str, Any] = {n: t.rows(index) if isinstance(t, Tone) else t[index] for n, t in given.items()}
+        return replace(self, **chosen)
 
 
 _TENSORS = ("matrix", "displacement", "velocity", "additive", "tone", "deviation")

@@ -77,7 +77,7 @@ class Predefined(nn.Module):
     ) -> None:
         super().__init__()
         self.magnitude = magnitude
-        given = (_PAPER if paper else {}) | dict(bounds)
+        given: dict[str, Any] = (_PAPER if paper else {}) | dict(bounds)
         self.form = ParametricAugmenter(spatial_dims, channels, transformations=transformations, **given)
         self.form.requires_grad_(False)
 

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
 
@@ -50,7 +50,7 @@ class PatchMaker:
     def __init__(
         self,
         task: Task,
-        generators: Mapping[str, nn.Module],
+        generators: nn.ModuleDict,
         generator: torch.Generator,
         *,
         augmentation: str,
