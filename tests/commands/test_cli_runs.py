@@ -303,7 +303,8 @@ def test_demo_in_small(method: str, tmp_path: Path) -> None:
     for structure in ("head", "body", "round", "mean"):
         assert structure in result.output.split("validation cases")[1]
     assert (folder / "run" / "augmentations.png").exists() == (method == "adversarial")
-    assert f"{method}: 6 validation cases" in result.output
+    assert "8 cases: 6 train the network, 2 validate it" in result.output
+    assert f"{method}: 2 validation cases" in result.output
     again = call("demo", "--output", folder)
     assert again.exit_code == 2
     assert "holds a demo already" in again.output

@@ -65,7 +65,7 @@ def test_a_batch_of_two_learns_from_pooled_samples(seed: int) -> None:
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(5))
 def test_it_is_found_among_all_cascades(seed: int) -> None:
-    """From the nnU-Net preset, where the right operations have 0.025 each: it takes more samples to draw them at all."""
+    """From the nnU-Net preset, where the right operations have 0.025 each: more samples are needed to draw them."""
     policy = TrainingPolicy(training_cascades(), identity=identity_probabilities("nnunet"))
     start = [_all(policy, c) for c in ("background", "foreground")]
     method = run(seed, steps=150, rate=0.1, lr=0.01, policy=policy, train=80)
