@@ -6,7 +6,8 @@ A plain step (method none), one of bilevel in which the augmenter rests, and tho
 the three ways to the derivative, are timed on the same batches in turn, in one process and one thread, by process CPU
 time (wall time on a GPU, after synchronising). A ratio is the median over rounds of what J steps of bilevel take, one
 of them with an update, over J plain steps of the same round. Memory is what a step adds at its largest to what is held
-before it: on a GPU as its allocator counts it; on the CPU the bytes of all tensors that autograd keeps for a backward.
+before it: on a GPU as its allocator counts it; on the CPU the bytes of all tensors that autograd keeps for a backward
+(not of "jvp", whose dual numbers can't be counted).
 ``--unroll`` sets K; with K above 1 the steps that are gone back through are counted as K updates cost.
 """
 
@@ -91,6 +92,7 @@ def measure(network: str, arguments: argparse.Namespace) -> dict[str, Any]:
         "mebibytes": {
             arm: round(memory_of(m, plain if arm == "none" else enlarged, arguments.device), 1)
             for arm, m in built.items()
+            if arm != "jvp" or arguments.device != "cpu"  # dual numbers have no storage that could be counted there
         },
     }
     for arm in ("predefined", "invariant"):
@@ -137,7 +139,7 @@ def main() -> None:
         report["networks"][network] = measured = measure(network, arguments)
         print(f"{network}, {measured['parameters'] / 1e6:.2f} M parameters")
         for arm, value in measured["seconds"].items():
-            print(f"  {arm:25s} {value:8.3f} s  {measured['mebibytes'][arm]:8.1f} MiB")
+            print(f"  {arm:25s} {value:8.3f} s  {measured['mebibytes'].get(arm, float('nan')):8.1f} MiB")
         for name, row in measured["ratios"].items():
             print(f"  {name:25s} {row['ratio']:6.2f} x  {row['range']}")
     arguments.output.write_text(json.dumps(report, indent=2) + "\n")

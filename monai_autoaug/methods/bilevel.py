@@ -11,7 +11,7 @@ on patches of other training cases, which nothing has augmented.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -19,21 +19,19 @@ from torch import Tensor, nn
 from monai_autoaug.augmenters import ParametricAugmenter
 from monai_autoaug.augmenters.parametric import Size, Transformations
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Batches, Method, Player, Task
 from monai_autoaug.methods.bilevel_arms import Predefined, flipped, invariant_bounds
+from monai_autoaug.methods.bilevel_checks import Augmentation, check_bilevel
 from monai_autoaug.methods.collapse import collapse_warnings
 from monai_autoaug.methods.hyper_learner import HyperLearner
 from monai_autoaug.methods.means import Means
 from monai_autoaug.methods.parametric_figures import parametric_figures
 from monai_autoaug.methods.parts import transform
-from monai_autoaug.methods.replay import detached
+from monai_autoaug.methods.replay import detached, whole_loss
 from monai_autoaug.networks import add_spatial_transformer
-from monai_autoaug.optim.hypergradient import MODES
 
 __all__ = ["Bilevel"]
 
-Augmentation = Literal["learned", "predefined", "invariant", "none"]
 _ENOUGH = 50  # updates below which an augmenter has hardly moved
 
 
@@ -42,8 +40,9 @@ class Bilevel(Method):
 
     The gradient goes through the update that the network's own optimiser makes, with its momentum, weight decay and
     clipping, and through image and label alike. The pass over validation patches changes nothing: no statistics, random
-    numbers, buffers or optimiser. In both passes norms take the batch's own statistics, as in training, and dropout is
-    off; they run in float32.
+    numbers, buffers or optimiser. In all passes norms take the batch's own statistics, as in training, and dropout is
+    off; they run in float32. Where training does so, K is 1 and the derivative is "double_backward", the graph of
+    the training step itself is differentiated again, with its dropout, which saves one pass.
 
     ``fidelity="paper"`` has J = 1 and the paper's augmenter, which SGD moves (0.2, momentum 0.9, weight decay 0.01). By
     default J = 10, and Adam moves it, since a hypergradient is as small as the network's learning rate. With J of 10
@@ -131,7 +130,7 @@ class Bilevel(Method):
         self.update_every = (1 if paper else 10) if update_every is None else update_every
         self.learning_rate = (0.2 if paper else 0.01) if learning_rate is None else learning_rate
         self.weight_decay = (0.01 if paper else 0.0) if weight_decay is None else weight_decay
-        self._check(start)
+        check_bilevel(self, start=start)
         self.needs = self.streams(augmentation=augmentation, hold_out=hold_out)
         # its first update, in which Adam, of the network, has something to go by
         late = max(warm_up, 1)
@@ -170,46 +169,6 @@ class Bilevel(Method):
             transformer.bounds.copy_(torch.tensor(bounds))
         return network
 
-    def _check(self, start: float | None) -> None:
-        """Refuse what can't be, or what nothing would come of."""
-        choices = {"augmentation": get_args(Augmentation), "transformations": get_args(Transformations),
-                   "size": get_args(Size), "fidelity": ("default", "paper"), "derivative": tuple(MODES)}  # fmt: skip
-        for name, known in choices.items():
-            if getattr(self, name) not in known:
-                raise ConfigError(f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}")
-        for name, least in (("unroll", 1), ("update_every", 1), ("warm_up", 0), ("meta_batch", 1), ("weight_decay", 0)):
-            if getattr(self, name) < least:
-                raise ConfigError(f"{name} must be at least {least}, got {getattr(self, name)}")
-        if self.learning_rate <= 0 or not 0 < self.magnitude <= 1:
-            raise ConfigError(
-                f"learning_rate must be above 0 and magnitude above 0 and at most 1, got {self.learning_rate} and"
-                f" {self.magnitude}"
-            )
-        dims = self.task.spatial_dims
-        if len(set(self.flip)) < len(self.flip) or not set(self.flip) <= set(range(dims)):
-            raise ConfigError(f"flip must be different axes from 0 to {dims - 1}, got {list(self.flip)}")
-        if set(self.bounds) - set(ParametricAugmenter.limits):
-            raise ConfigError(f"bounds are {', '.join(ParametricAugmenter.limits)}, got {', '.join(self.bounds)}")
-        ParametricAugmenter.check(**self.bounds)
-        idle = {
-            "magnitude": self.magnitude != 1 and self.augmentation != "predefined",
-            "start": start is not None and self.augmentation != "learned",
-            "bounds": bool(self.bounds) and (
-                self.augmentation == "none" or (self.augmentation == "learned" and self.fidelity == "paper")
-            ),
-        }  # fmt: skip
-        for name, given in idle.items():
-            if given:
-                raise ConfigError(
-                    f"augmentation {self.augmentation!r} with fidelity {self.fidelity!r} has no use for {name}; leave"
-                    " it out"
-                )
-        if self.augmentation == "invariant" and not hasattr(self.task.network, "spatial_transformer"):
-            raise ConfigError(
-                "augmentation 'invariant' needs a spatial transformer in the network: call methods.prepare(name,"
-                " network, **options) before making the optimiser"
-            )
-
     def _make(self, channels: int, start: float | None, seed: int) -> ParametricAugmenter:
         """The augmenter, the same on every rank."""
         with torch.random.fork_rng(devices=[]):
@@ -242,20 +201,33 @@ class Bilevel(Method):
         task = self.task
         batch = flipped(batches.next("train"), self.flip, self.generator)
         learning = self.learner is not None and self._counts(self.steps)
-        seen = self._augmented(batch, learning=learning)
+        share = learning and self.learner is not None and self.learner.shares()
+        seen = self._augmented(batch, learning=learning, share=share)
         output = task.forward(seen.image, seen.extra)
         task.notify("forward", {"batch": seen, "output": output})
         loss = task.losses(output, seen.label, seen.valid).mean()
         task.notify("loss", {"loss": loss})
         figures = {"loss": loss}
-        del output
-        self.backward(loss)
+        if share:
+            self._shared_backward(whole_loss(task, output, seen), seen)
+        else:
+            del output
+            self.backward(loss)
         if learning and task.last_micro_batch:
             figures |= self._learn(batches)
         self.update()
         return self._means.add(figures)
 
-    def _augmented(self, batch: Batch, *, learning: bool) -> Batch:
+    def _shared_backward(self, loss: Tensor, seen: Batch) -> None:
+        """`Method.backward` whose graph is differentiated again; the two give the network the same gradient."""
+        assert self.learner is not None  # noqa: S101  # for the type checker
+        if self.task.first_micro_batch:
+            for optimizer, _ in self._optimizers().values():
+                optimizer.zero_grad(set_to_none=True)
+        self.learner.backward(loss, seen)
+        self.task.notify("backward", {})
+
+    def _augmented(self, batch: Batch, *, learning: bool, share: bool) -> Batch:
         """What the network sees; with ``learning`` it is kept, with its graph, for the augmenter's next update."""
         self._shape = tuple(batch.image.shape)
         if self.predefined is not None:
@@ -268,7 +240,7 @@ class Bilevel(Method):
         with torch.set_grad_enabled(learning), self.learner.augment(parameters):
             move = self.augmenter(batch.image, noise, spacing=batch.spacing)
             moved = transform(batch, move, regions=self.task.regions)
-        return self.learner.see(moved, parameters) if learning else detached(moved)
+        return self.learner.see(moved, parameters, share=share) if learning else detached(moved)
 
     def _learn(self, batches: Batches) -> dict[str, Tensor]:
         """Between the network's backward and its update: keep the update; where it is due, the augmenter's gradient."""

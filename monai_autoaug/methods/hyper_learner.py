@@ -37,12 +37,26 @@ class Seen:
     parameters: Mapping[str, Tensor]
 
 
+@dataclass(frozen=True)
+class _Shared:
+    """What the training step itself leaves for the derivative.
+
+    Args:
+        inputs: those tensors that the network saw and that carry a gradient, as leaves.
+        gradients: of the network's parameters by name, with the graph that leads to ``inputs``.
+    """
+
+    inputs: list[Tensor]
+    gradients: dict[str, Tensor]
+
+
 @dataclass
 class _Step:
     """An update of the network: its micro-batches, and, when it comes, what the optimiser makes of them."""
 
     seen: list[Seen] = field(default_factory=list)
     update: Update | None = None
+    shared: list[_Shared] = field(default_factory=list)  # one a micro-batch, or none
 
 
 class HyperLearner:
@@ -60,6 +74,33 @@ class HyperLearner:
         self.unroll, self.derivative = unroll, derivative
         self.steps: list[_Step] = []
 
+    def shares(self) -> bool:
+        """Whether the training step's own forward and backward can serve the derivative, too.
+
+        With a K of 1 it is taken where the network stands, so nothing has to be done twice; in half precision or
+        compiled the step has no graph that could be differentiated again.
+        """
+        task = self.task
+        compiled = any(hasattr(f, "_orig_mod") for f in (task.call, getattr(task, "runs", None)))
+        plain = task.precision.dtype == torch.float32 and task.precision.scaler is None and not compiled
+        return plain and self.unroll == 1 and self.derivative == "double_backward"
+
+    def backward(self, loss: Tensor, batch: Batch) -> None:
+        """The backward of a training step that is to be differentiated again; adds to the parameters' gradients.
+
+        Args:
+            loss: with all of its derivatives, see `replay.whole_loss`.
+            batch: what the network was given, from `see` with ``share``.
+        """
+        own = {n: p for n, p in self.task.network.named_parameters() if p.requires_grad}
+        found = torch.autograd.grad(loss, list(own.values()), create_graph=True, allow_unused=True)
+        gradients = {n: g for n, g in zip(own, found, strict=True) if g is not None}
+        for name, g in gradients.items():
+            part, before = g.detach() / self.task.accumulation_steps, own[name].grad
+            own[name].grad = part if before is None else before + part
+        if self.steps:
+            self.steps[-1].shared.append(_Shared(list(moving(batch).values()), gradients))
+
     def forget(self) -> None:
         """Drop all that was kept; what comes next begins a new window."""
         self.steps.clear()
@@ -71,19 +112,23 @@ class HyperLearner:
         """
         return {name: p.detach().clone().requires_grad_() for name, p in self.augmenter.named_parameters()}
 
-    def see(self, batch: Batch, parameters: Mapping[str, Tensor]) -> Batch:
+    def see(self, batch: Batch, parameters: Mapping[str, Tensor], *, share: bool = False) -> Batch:
         """Keep a micro-batch of the coming update; returns it cut off from the augmenter, for training.
 
         Args:
             batch: augmented by ``parameters``, without margin.
             parameters: from `copies`.
+            share: the training step's backward is going to be `backward`.
         """
         if self.task.first_micro_batch:
             self.steps.append(_Step())
-        if not self.steps:  # the window was dropped within an update
-            return detached(batch)
-        self.steps[-1].seen.append(Seen(batch, parameters))
-        return detached(batch)
+        if self.steps:  # else the window was dropped within an update
+            self.steps[-1].seen.append(Seen(batch, parameters))
+        cut = detached(batch)
+        if share:
+            leaves: dict[str, Any] = {n: getattr(cut, n).requires_grad_() for n in moving(batch)}
+            cut = replace(cut, **leaves)
+        return cut
 
     def coming(self) -> bool:
         """Tell it that the gradients of the coming update are there; False where this update has no derivative.
@@ -124,8 +169,11 @@ class HyperLearner:
         def visit(place: int, u: list[Tensor], goes_on: bool) -> Sequence[Tensor]:
             here = dict(zip(names, updates[place].parameters, strict=True))
             along, curved = dict(zip(names, u, strict=True)), [torch.zeros_like(x) for x in u]
-            for seen in kept[place].seen:
+            for number, seen in enumerate(kept[place].seen):
                 share = 1 / len(kept[place].seen)
+                if kept[place].shared:
+                    self._spread(seen, _slopes(kept[place].shared[number], along), share, total, again=again)
+                    continue
                 hessian = self._through(seen, here, along, share, total, goes_on=goes_on, again=again)
                 if goes_on:
                     curved = [c + share * hessian[n] for c, n in zip(curved, names, strict=True)]
@@ -164,16 +212,33 @@ class HyperLearner:
         slopes, hessian = mixed_gradient(
             loss, here, list(ways.values()), along, mode=self.derivative, curvature=goes_on
         )  # fmt: skip
-        if ways:
-            names = list(seen.parameters)
-            found = torch.autograd.grad(
-                list(ways.values()), [seen.parameters[n] for n in names], slopes, retain_graph=again, allow_unused=True
-            )
-            for name, g in zip(names, found, strict=True):
-                if g is not None:
-                    total[name] += share * g
+        self._spread(seen, slopes, share, total, again=again)
         return hessian
+
+    def _spread(
+        self, seen: Seen, slopes: Sequence[Tensor], share: float, total: dict[str, Tensor], *, again: bool
+    ) -> None:
+        """Add to ``total`` what ``slopes``, of what the network saw, mean for the augmenter's parameters."""
+        ways, names = moving(seen.batch), list(seen.parameters)
+        if not ways:
+            return
+        found = torch.autograd.grad(
+            list(ways.values()), [seen.parameters[n] for n in names], slopes, retain_graph=again, allow_unused=True
+        )
+        for name, g in zip(names, found, strict=True):
+            if g is not None:
+                total[name] += share * g
 
     def augment(self, parameters: Mapping[str, Tensor]) -> Any:
         """A context in which the augmenter works with ``parameters``."""
         return with_parameters(self.augmenter, parameters)
+
+
+def _slopes(shared: _Shared, along: Mapping[str, Tensor]) -> list[Tensor]:
+    """Derivatives of ``<along, gradients>`` with respect to what the network saw; frees the training step's graph."""
+    inner = [(g * along[n]).sum() for n, g in shared.gradients.items() if n in along]
+    total = torch.stack(inner).sum() if inner else torch.zeros(())
+    if not shared.inputs or not total.requires_grad:
+        return [torch.zeros_like(x) for x in shared.inputs]
+    found = torch.autograd.grad(total, shared.inputs, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(shared.inputs, found, strict=True)]

@@ -19,7 +19,7 @@ from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.base import Task
 from monai_autoaug.networks import with_parameters
 
-__all__ = ["detached", "moving", "parameter_names", "replayed", "replayed_loss"]
+__all__ = ["detached", "moving", "parameter_names", "replayed", "replayed_loss", "whole_loss"]
 
 
 @contextmanager
@@ -71,12 +71,24 @@ def replayed_loss(task: Task, batch: Batch, parameters: Mapping[str, Tensor]) ->
     off = torch.autocast(x.device.type, enabled=False)
     with replayed(task.network), with_parameters(task.network, parameters), off:
         output = task.network(x if x.dtype == torch.float64 else x.float())
-    # a loss that is linearised around its batch says its first derivatives alone
+    return whole_loss(task, output, batch)
+
+
+def whole_loss(task: Task, output: Any, batch: Batch) -> Tensor:
+    """The mean of the host's losses, a scalar, with all of its derivatives.
+
+    Args:
+        task: owns the losses; those that are linearised around their batch have a function ``whole`` for this.
+        output: of the network.
+        batch: what it was given.
+    """
     whole: Any = getattr(task.losses, "whole", None)
-    if whole is not None:
-        total: Tensor = whole(output, batch.label, batch.valid)
-        return total
-    return task.losses(output, batch.label, batch.valid).mean()
+    total: Tensor
+    if whole is None:
+        total = task.losses(output, batch.label, batch.valid).mean()
+    else:
+        total = whole(output, batch.label, batch.valid)
+    return total
 
 
 def moving(batch: Batch) -> dict[str, Tensor]:

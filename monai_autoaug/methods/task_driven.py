@@ -49,6 +49,8 @@ _FORMS: dict[str, tuple[type[Augmenter], type[Augmenter]]] = {
     "deformation": (DeformationAugmenter, ConditionalDeformation),
     "appearance": (AppearanceAugmenter, ConditionalAppearance),
 }
+# of seeds: a kind begins the same with and without the other
+_NUMBERS = {kind: number for number, kind in enumerate(_FORMS)}
 
 
 class TaskDriven(Method):
@@ -221,7 +223,7 @@ class TaskDriven(Method):
         """All generators, initialised from the seed alike on every rank."""
         generators = nn.ModuleDict()
         dims, patch = self.task.spatial_dims, self.task.patch_size
-        for number, kind in enumerate(self.kinds):
+        for kind in self.kinds:
             form = _FORMS[kind][self.fidelity == "paper"]
             given: dict[str, Any] = {"noise_size": self.noise_size, "width": self.width, **bounds.get(kind, {})}
             unknown = set(bounds.get(kind, {})) - set(form.limits)
@@ -231,7 +233,7 @@ class TaskDriven(Method):
                 given["base"] = None if patch is None else tuple(-(-n // 32) for n in patch)
             else:
                 given["base"] = base
-            augmenter = built(partial(form, dims, self.image_channels, **given), self.seed + number)
+            augmenter = built(partial(form, dims, self.image_channels, **given), self.seed + _NUMBERS[kind])
             cast(Augmenter, augmenter).strength.fill_(1.0)
             generators[kind] = augmenter
         return generators.to(self.task.device)
@@ -253,7 +255,7 @@ class TaskDriven(Method):
                 partial(FiveConvolutionDiscriminator, dims, channels) if self.fidelity == "paper"
                 else partial(Discriminator, dims, channels, width=8, halve=True)
             )  # fmt: skip
-            network = built(make, self.seed + len(_KINDS) + self.phase_number).to(self.task.device)
+            network = built(make, self.seed + len(_NUMBERS) + _NUMBERS[now]).to(self.task.device)
             self.discriminator = network
             self.players["discriminator"] = Player(network, torch.optim.Adam(network.parameters(), rates[1]))
 

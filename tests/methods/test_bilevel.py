@@ -258,6 +258,46 @@ def test_everything_that_moves_has_a_gradient() -> None:
     assert float(optimizer.seen[0].norm()) > 0
 
 
+@pytest.mark.parametrize("parts", [1, 2])
+def test_the_training_steps_own_graph_gives_the_same_gradient(parts: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a pass of its own would; and the network's gradient is that of a plain backward."""
+    found, after = [], []
+    for shared in (True, False):
+        method = build(still=True, task={"accumulation_steps": parts})
+        assert method.learner is not None
+        assert method.learner.shares()
+        if not shared:
+            monkeypatch.setattr(method.learner, "shares", lambda: False)
+        streams = Streams(shape=SHAPE)
+        for number in range(3 * parts):
+            method.task.first_micro_batch = number % parts == 0
+            method.task.last_micro_batch = (number + 1) % parts == 0
+            method.step(streams)
+        optimizer = method.players["augmenter"].optimizer
+        assert isinstance(optimizer, Still)
+        assert len(optimizer.seen) == 3
+        found.append(optimizer.seen[-1])
+        after.append(weights(method))
+    assert torch.allclose(found[0], found[1], rtol=1e-3, atol=1e-4 * float(found[1].abs().max()))
+    assert same(*after)
+
+
+def test_the_training_steps_graph_is_taken_where_it_can_be() -> None:
+    assert not _shares(unroll=2)
+    assert not _shares(derivative="jvp")
+    assert not _shares(precision="bfloat16")
+    compiled = build()
+    compiled.task.call = torch.compile(compiled.task.network, backend="eager")  # type: ignore[assignment]
+    assert compiled.learner is not None
+    assert not compiled.learner.shares()
+
+
+def _shares(**options: Any) -> bool:
+    learner = build(**options).learner
+    assert learner is not None
+    return learner.shares()
+
+
 # --- other tasks ----------------------------------------------------------------------------------------------------
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from general_helpers import changed, weights
 from task_driven_helpers import Streams, go_to, gradients, make, moved, same
 
 from monai_autoaug.errors import ConfigError
@@ -68,6 +69,8 @@ def test_a_switch_changes_what_it_says_and_nothing_else(
 def test_one_generator_alone_is_learned_as_with_the_other(kind: str) -> None:
     """Both begin alike; a deformation in the first phase, whose random numbers are the same, learns alike, too."""
     alone, both = make(augmentation=kind), make()
+    assert not changed(weights(alone.generators[kind]), both.generators[kind])
+    assert not changed(weights(alone.discriminator), go_to(make(), kind).discriminator)  # type: ignore[arg-type]
     if kind == "deformation":
         assert same(gradients(alone, Streams())["generator"], gradients(both, Streams())["generator"])
     assert list(alone.generators) == [kind]

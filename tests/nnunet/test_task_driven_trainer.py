@@ -21,7 +21,7 @@ from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugTaskDriven as Task
 from monai_autoaug.nnunet.unlabelled import preprocess_unlabelled
 
 SMALL = {"width": 2, "noise_size": 4, "warm_up": 0}
-OPTIONS: dict[str, Any] = {"epochs": 3, "iterations_per_epoch": 2, "save_every": 1, "method_options": SMALL}
+OPTIONS: dict[str, Any] = {"epochs": 3, "iterations_per_epoch": 3, "save_every": 1, "method_options": SMALL}
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_a_run_resumed_in_each_phase_is_the_uninterrupted_one(dataset: Any) -> N
     assert "discriminator_accuracy" in log
     assert "loss_deformation_appearance" in log
     text = next(Path(whole.output_folder).glob("training_log_*.txt")).read_text()
-    assert "Training has 3 phases: deformation (33 % of the epochs, about 2 updates)" in text
+    assert "Training has 3 phases: deformation (33 % of the epochs, about 3 updates)" in text
     for epoch in (1, 2):  # between the phases
         first = dataset.trainer(TaskDriven, fold=1, **OPTIONS)
         first.fold = 0
