@@ -1,0 +1,334 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""``monai-autoaug compare``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from monai_autoaug.commands.train import key_values
+
+if TYPE_CHECKING:
+    from monai_autoaug.evaluation.comparison import Plan, Summary
+
+__all__ = ["compare"]
+
+_PATH = click.Path(path_type=Path)
+_FILES = ("comparison.html", "table.md", "table.csv", "cases.csv", "summary.json")
+
+
+class _Remembering(click.Command):
+    """A command that knows the words it was called with, to say how it can be called again."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Keep the words."""
+        ctx.meta["words"] = list(args)
+        return super().parse_args(ctx, args)
+
+
+def _from_file(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> None:
+    """Take the options of a YAML file as defaults, so that those on the command line win."""
+    import yaml
+
+    from monai_autoaug.errors import ConfigError, did_you_mean
+    from monai_autoaug.yaml_values import parse
+
+    if value is None:
+        return
+    try:
+        content: Any = parse(value.read_text(encoding="utf-8")) or {}
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ConfigError(f"{value}: can't be read as YAML ({error})") from error
+    if not isinstance(content, Mapping):
+        raise ConfigError(f"{value}: must hold options by name, got {type(content).__name__}")
+    names = {option.removeprefix("--").replace("-", "_"): p.name for p in ctx.command.params for option in p.opts}
+    found: dict[str, Any] = {}
+    for key, given in content.items():
+        name = names.get(str(key).replace("-", "_"))
+        if name is None or name in ("config", "dry_run", "list_arms"):
+            raise ConfigError(
+                f"{value}: there is no option {key!r}; there are {', '.join(names)}{did_you_mean(key, names)}"
+            )
+        if name == "option" and isinstance(given, Mapping):
+            given = [f"{k}={yaml.safe_dump(v, default_flow_style=True).split(chr(10))[0]}" for k, v in given.items()]
+        elif isinstance(given, list):
+            given = given if name == "option" else ",".join(map(str, given))
+        found[str(name)] = given
+    ctx.default_map = {**(ctx.default_map or {}), **found}
+
+
+@click.command(cls=_Remembering)
+@click.option("--data", type=_PATH, help="The data set: a folder of NIfTI files with labels.")
+@click.option("--methods", help="Arms, separated by commas; options of an arm follow after colons:"
+              " joint_policy:views=4. --arms lists them.")  # fmt: skip
+@click.option("--seeds", default="3", show_default=True, help="How many trainings of each arm, or which seeds: 0,1,2.")
+@click.option("--cases", default="all", show_default=True, help="Numbers of training cases, such as 10,20,all.")
+@click.option("--output", "-o", default="comparison", show_default=True, type=_PATH,
+              help="Folder of the comparison; several processes and machines can share it.")  # fmt: skip
+@click.option("--host", default="monai", show_default=True, help="monai or nnunet: which trains.")
+@click.option("--reference", help="The arm that others are compared with.  [default: nnunet if it is there, else the"
+              " first]")  # fmt: skip
+@click.option("--equal", default="iterations", show_default=True,
+              help="iterations, or time: arms also train again for as long as the reference takes.")  # fmt: skip
+@click.option("--test-cases", default="0.25", show_default=True, help="Number or share of cases no arm looks at.")
+@click.option("--validation-cases", default="2", show_default=True, help="Number or share of validation cases.")
+@click.option("--unlabelled", type=_PATH, metavar="DIR", help="Images without labels, for arms that learn from them.")
+@click.option("--unlabelled-cases", default=0, show_default=True, type=click.IntRange(min=0),
+              help="Take so many labelled cases as such; no arm trains on them.")  # fmt: skip
+@click.option("--split-seed", default=0, show_default=True, help="Seed of the choice of cases.")
+@click.option("--epochs", type=int, help="Epochs of a training.  [default: the host's]")
+@click.option("--iterations", type=int, help="Iterations an epoch.  [default: the host's]")
+@click.option("--option", multiple=True, metavar="KEY=VALUE",
+              help="Another option of all trainings: of train with host monai (network=segresnet), of the trainers and"
+              " plans with host nnunet (configuration=3d_fullres); may be repeated.")  # fmt: skip
+@click.option("--test-time", default="own", show_default=True,
+              help="own: each arm averages at test time the views that it comes with; none: nobody does.")  # fmt: skip
+@click.option("--tolerance", default=1.0, show_default=True, help="Of the surface Dice in mm.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0),
+              help="Processes that cut and augment patches.")  # fmt: skip
+@click.option("--no-wait", is_flag=True, help="Do not wait for cells that other processes work on.")
+@click.option("--dry-run", is_flag=True, help="Show the cells and about how long they take; train nothing.")
+@click.option("--arms", "list_arms", is_flag=True, help="List the arms of --host and what they are.")
+@click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=_from_file, expose_value=False,
+              help="YAML file of options by their names here.")  # fmt: skip
+@click.pass_context
+def compare(ctx: click.Context, list_arms: bool, dry_run: bool, **given: Any) -> None:
+    """Train methods and baselines on the same cases and say which is better, by how much, and how surely.
+
+    Test cases are set apart first, which no arm looks at. For each number of training cases and each seed every arm is
+    trained on the same cases; one such training is a cell. The command can be stopped and called again, with more arms,
+    seeds or numbers of cases, too; what is done stays. Called several times at once with one folder, on any machines,
+    it shares the work. Exit code 1: some cells could not be done.
+
+    \b
+    monai-autoaug compare --data DIR --methods none,nnunet,adversarial --cases 10,20,all --seeds 3
+    monai-autoaug compare --data DIR --methods nnunet,joint_policy --host nnunet --equal time
+    monai-autoaug compare --arms --host nnunet
+    """
+    from monai_autoaug.commands.console import bars, console
+    from monai_autoaug.errors import resumable
+    from monai_autoaug.evaluation.comparison import compare as run
+    from monai_autoaug.evaluation.comparison.working import Place
+
+    if list_arms:
+        _show_arms(given["host"])
+        return
+    plan = _plan(given)
+    if dry_run:
+        _show_plan(plan, given["device"])
+        return
+    unlabelled = given["unlabelled"]
+    place = Place(
+        plan.datalist.folder.resolve(), plan.folder.resolve(), given["device"], given["workers"],
+        None if unlabelled is None else unlabelled.resolve(),
+    )  # fmt: skip
+    with resumable(lambda: ["monai-autoaug", "compare", *ctx.meta["words"]]), bars() as listener:
+        summary, failed = run(plan, place, wait=not given["no_wait"], listener=listener)
+    write(plan, summary)
+    show(summary)
+    for name, reason in failed.items():
+        click.secho(f"{name} could not be done: {reason}", fg="red", err=True)
+    console.print(f"everything is in {plan.folder} ({', '.join(_FILES)})", markup=False)
+    ctx.exit(1 if failed else 0)
+
+
+def _plan(given: Mapping[str, Any]) -> Plan:
+    """What is asked for."""
+    from monai_autoaug.data import read_datalist
+    from monai_autoaug.engines.options import find_device
+    from monai_autoaug.errors import ConfigError, did_you_mean
+    from monai_autoaug.evaluation.comparison import Setting, plan
+
+    for name in ("data", "methods"):
+        if not given[name]:
+            raise ConfigError(f"which {name}? Give --{name}; monai-autoaug compare --help shows how")
+    if given["equal"] not in ("iterations", "time"):
+        choices = ("iterations", "time")
+        raise ConfigError(
+            f"--equal must be iterations or time, got {given['equal']!r}{did_you_mean(given['equal'], choices)}"
+        )
+    find_device(given["device"])
+    setting = Setting(
+        host=given["host"], options=_host_options(given), test_cases=_amount("--test-cases", given["test_cases"]),
+        validation_cases=_amount("--validation-cases", given["validation_cases"]),
+        unlabelled_cases=given["unlabelled_cases"], split_seed=given["split_seed"], test_time=given["test_time"],
+        tolerance=given["tolerance"],
+    )  # fmt: skip
+    return plan(
+        read_datalist(given["data"]), given["output"], setting, arms=_words(given["methods"]),
+        counts=_words(given["cases"]), seeds=_seeds(given["seeds"]), reference=given["reference"],
+        equal_time=given["equal"] == "time", unlabelled=given["unlabelled"],
+    )  # fmt: skip
+
+
+def _host_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Options of all trainings, by the host's names."""
+    from monai_autoaug.errors import ConfigError
+
+    try:
+        options = key_values(given["option"])
+    except ValueError as error:
+        raise ConfigError(f"--option: {error}") from error
+    names = {"epochs": "epochs", "iterations": "iterations_per_epoch" if given["host"] == "nnunet" else "iterations"}
+    for name, own in names.items():
+        if given[name] is not None:
+            if own in options:
+                raise ConfigError(f"--{name} and --option {own}= are one option; give one of them")
+            options[own] = given[name]
+    return options
+
+
+def _words(text: Any) -> list[str]:
+    """What commas separate; not those within brackets, of an arm's options."""
+    words, depth, word = [], 0, ""
+    for letter in f"{text},":
+        depth += (letter in "[{(") - (letter in "]})")
+        if letter == "," and depth <= 0:
+            words.append(word.strip())
+            word = ""
+        else:
+            word += letter
+    return [word for word in words if word]
+
+
+def _seeds(text: Any) -> list[int]:
+    from monai_autoaug.errors import ConfigError
+
+    words = str(text).split(",")
+    if not all(word.strip().isdigit() for word in words if word.strip()) or not any(word.strip() for word in words):
+        raise ConfigError(f"--seeds must be a number of seeds, or seeds separated by commas; got {text!r}")
+    numbers = [int(word) for word in words if word.strip()]
+    if len(words) > 1:
+        return numbers
+    if numbers[0] < 1:
+        raise ConfigError("--seeds must be at least 1; got 0")
+    return list(range(numbers[0]))
+
+
+def _amount(option: str, text: Any) -> int | float:
+    """A number of cases, or a share of them."""
+    from monai_autoaug.errors import ConfigError
+
+    try:
+        return int(text) if str(text).isdigit() else float(text)
+    except ValueError as error:
+        raise ConfigError(f"{option} must be a number of cases, or a share of them below 1; got {text!r}") from error
+
+
+def write(plan: Plan, summary: Summary) -> list[Path]:
+    """Write the tables and the page into the comparison's folder.
+
+    Args:
+        plan: of the comparison.
+        summary: what is known of it.
+    """
+    import json
+
+    from monai_autoaug.evaluation.comparison import tables
+    from monai_autoaug.report.comparison_page import page
+    from monai_autoaug.writing import write_text
+
+    texts = (
+        page(summary), tables.markdown(summary), tables.summary_csv(summary), tables.cases_csv(plan),
+        json.dumps(summary.to_dict(), indent=1, allow_nan=False) + "\n",
+    )  # fmt: skip
+    return [write_text(plan.folder / name, text) for name, text in zip(_FILES, texts, strict=True)]
+
+
+def show(summary: Summary) -> None:
+    """Print what is known: for each number of training cases the verdicts, then the other metrics, then notes."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from monai_autoaug.commands.console import console
+    from monai_autoaug.evaluation.comparison import tables
+
+    styles = {"better": "green", "worse": "red", "none": "yellow", "reference": "bold", "unknown": "dim"}
+    for cases, equal, rows in tables.groups(summary):
+        head, texts = tables.columns(rows), list(tables.lines(rows))
+        verdict, inner = head.index("verdict"), slice(2, head.index("rank"))
+        first = [0, 1, verdict, head.index("rank"), *range(verdict + 1, len(head))]
+        second = [0, *range(*inner.indices(len(head)))]
+        for places, title in ((first, tables.title(summary, cases, equal)), (second, "")):
+            table = Table(title=title or None, title_justify="left", title_style="bold")
+            for place in places:
+                table.add_column(escape(head[place]), justify="left" if place in (0, verdict) else "right")
+            for row, text in zip(rows, texts, strict=True):
+                cells = [escape(text[place]) for place in places]
+                if verdict in places:
+                    cells[places.index(verdict)] = f"[{styles[row.kind]}]{escape(row.verdict)}[/]"
+                table.add_row(*cells)
+            console.print(table)
+    if summary.done < summary.total:
+        console.print(f"{summary.done} of {summary.total} cells are done", style="yellow")
+    for note in summary.notes:
+        console.print(note, style="dim", markup=False)
+
+
+def _show_arms(host: str) -> None:
+    """All arms of a host and what they are."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from monai_autoaug.commands.console import console
+    from monai_autoaug.evaluation.comparison import known_arms
+
+    table = Table("arm", "what it is", box=None)
+    for name, arm in known_arms(host).items():
+        table.add_row(escape(name), escape(arm.what))
+    console.print(table)
+
+
+def _show_plan(plan: Plan, device: str) -> None:
+    """The cells, in which state they are, and about how long they take; nothing is written."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from monai_autoaug.commands.console import console
+    from monai_autoaug.evaluation.comparison.compare import check_arms
+    from monai_autoaug.evaluation.comparison.estimate import estimate
+    from monai_autoaug.evaluation.comparison.notes import power_note
+    from monai_autoaug.evaluation.comparison.scheduling import state_of
+    from monai_autoaug.evaluation.comparison.tables import duration
+
+    plan.check()
+    check_arms(plan)
+    found, parts = estimate(plan, device), plan.parts
+    unlabelled = f", {len(plan.unlabelled)} unlabelled" if plan.unlabelled else ""
+    console.print(
+        f"{len(parts.test)} test cases, {len(parts.validation)} validation cases{unlabelled}, {len(parts.pool)} to train"
+        f" on; reference {plan.reference}", markup=False,
+    )  # fmt: skip
+    table = Table("arm", "cases", "seed", "state", "about")
+    cells = plan.cells()
+    for cell in cells:
+        seconds = found.seconds.get(cell.name)
+        state = state_of(plan.place(cell))
+        about = "" if state == "done" else "?" if seconds is None else duration(seconds)
+        table.add_row(escape(cell.arm.name), str(cell.cases), str(cell.seed), escape(state), about)
+    console.print(table)
+    done = sum(plan.place(cell).done for cell in cells)
+    total = f"about {duration(found.total)} in one process" if found.seconds else "nothing is left to do"
+    total = "unknown" if found.unknown and not found.seconds else total
+    console.print(f"{len(cells)} cells, {done} done; time: {total}, by {found.basis}", markup=False)
+    if plan.equal_time:
+        console.print("Then all arms but the reference train again at equal time, which takes as long as the reference"
+                      f" does, for each of them: {_again(plan, found.seconds)}", markup=False)  # fmt: skip
+    power = power_note(len(parts.test), (len(plan.arms) - 1) * len(plan.counts) * (2 if plan.equal_time else 1))
+    if power:
+        console.print(power, style="yellow", markup=False)
+
+
+def _again(plan: Plan, seconds: Mapping[str, float]) -> str:
+    """How long the cells of equal time take, if that is known."""
+    from monai_autoaug.evaluation.comparison.tables import duration
+
+    own: Sequence[float] = [
+        seconds[cell.name] for cell in plan.cells() if cell.arm.name == plan.reference and cell.name in seconds
+    ]
+    return f"about {duration(sum(own) * (len(plan.arms) - 1))}" if own else "unknown"
