@@ -46,9 +46,11 @@ def find_trainer(name: str) -> Any:
     """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+    from monai_autoaug.nnunet.baselines import BASELINES
     from monai_autoaug.nnunet.trainers import TRAINERS
 
-    return TRAINERS[name] if name in TRAINERS else recursive_find_trainer_class_by_name(name)
+    own = TRAINERS | BASELINES
+    return own[name] if name in own else recursive_find_trainer_class_by_name(name)
 
 
 def threads(share: int = 1) -> int:
