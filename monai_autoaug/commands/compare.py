@@ -61,7 +61,16 @@ def _from_file(ctx: click.Context, parameter: click.Parameter, value: Path | Non
     ctx.default_map = {**(ctx.default_map or {}), **found}
 
 
-@click.command(cls=_Remembering)
+_EXAMPLES = """\b
+Examples:
+  monai-autoaug compare --data DIR --methods none,nnunet,adversarial --cases 10,20,all --seeds 3
+  monai-autoaug compare --data DIR --methods nnunet,joint_policy --host nnunet --equal time
+  monai-autoaug compare --data DIR --methods none,adversarial:mode=affine --dry-run
+  monai-autoaug compare --arms --host nnunet
+"""
+
+
+@click.command(cls=_Remembering, epilog=_EXAMPLES)
 @click.option("--data", type=_PATH, help="The data set: a folder of NIfTI files with labels.")
 @click.option("--methods", help="Arms, separated by commas; options of an arm follow after colons:"
               " joint_policy:views=4. --arms lists them.")  # fmt: skip
@@ -104,11 +113,6 @@ def compare(ctx: click.Context, list_arms: bool, dry_run: bool, **given: Any) ->
     trained on the same cases; one such training is a cell. The command can be stopped and called again, with more arms,
     seeds or numbers of cases, too; what is done stays. Called several times at once with one folder, on any machines,
     it shares the work. Exit code 1: some cells could not be done.
-
-    \b
-    monai-autoaug compare --data DIR --methods none,nnunet,adversarial --cases 10,20,all --seeds 3
-    monai-autoaug compare --data DIR --methods nnunet,joint_policy --host nnunet --equal time
-    monai-autoaug compare --arms --host nnunet
     """
     from monai_autoaug.commands.console import bars, console
     from monai_autoaug.errors import resumable
@@ -290,9 +294,9 @@ def _show_plan(plan: Plan, device: str) -> None:
     from rich.table import Table
 
     from monai_autoaug.commands.console import console
-    from monai_autoaug.evaluation.comparison.compare import check_arms
+    from monai_autoaug.evaluation.comparison.comparing import check_arms
     from monai_autoaug.evaluation.comparison.estimate import estimate
-    from monai_autoaug.evaluation.comparison.notes import power_note
+    from monai_autoaug.evaluation.comparison.notes import counted, power_note
     from monai_autoaug.evaluation.comparison.scheduling import state_of
     from monai_autoaug.evaluation.comparison.tables import duration
 
@@ -301,8 +305,8 @@ def _show_plan(plan: Plan, device: str) -> None:
     found, parts = estimate(plan, device), plan.parts
     unlabelled = f", {len(plan.unlabelled)} unlabelled" if plan.unlabelled else ""
     console.print(
-        f"{len(parts.test)} test cases, {len(parts.validation)} validation cases{unlabelled}, {len(parts.pool)} to train"
-        f" on; reference {plan.reference}", markup=False,
+        f"{counted(len(parts.test), 'test case')}, {counted(len(parts.validation), 'validation case')}{unlabelled},"
+        f" {len(parts.pool)} to train on; reference {plan.reference}", markup=False,
     )  # fmt: skip
     table = Table("arm", "cases", "seed", "state", "about")
     cells = plan.cells()

@@ -31,7 +31,9 @@ from monai_autoaug.writing import write_text
 __all__ = ["DATASET", "PLANS", "SMALL", "Experiment", "small_configuration", "write_images", "write_raw"]
 
 DATASET, PLANS, SMALL = 900, "nnUNetPlans", "small"
-_PLAN = "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as run; run()"
+_PLAN = (
+    "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as run; run()"
+)
 
 
 def write_images(folder: Path, case: Case, channels: int, *, link: bool = True) -> None:

@@ -1,13 +1,13 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""A comparison as one page that loads nothing and runs nothing: verdicts with their intervals, tables, how it was done."""
+"""A comparison as one page that loads nothing and runs nothing: verdicts with intervals, tables, how it was done."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monai_autoaug.evaluation.comparison.summary import COLUMNS, PRIMARY, Row, Summary
+from monai_autoaug.evaluation.comparison.rows import COLUMNS, PRIMARY, Row, Summary
 from monai_autoaug.evaluation.comparison.tables import TITLES, groups
 from monai_autoaug.evaluation.metrics import METRICS
 from monai_autoaug.report.html import render

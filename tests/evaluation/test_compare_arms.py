@@ -20,8 +20,9 @@ from monai_autoaug.methods.comparisons import COMPARISONS
 from monai_autoaug.methods.general_comparisons import GENERAL_COMPARISONS
 from monai_autoaug.methods.task_driven_comparisons import TASK_DRIVEN_COMPARISONS
 
-BOTH = {"none", "nnunet", "no-mirroring", "nnunet-no-gamma", "randaugment-s", "randaugment-m", "randaugment-l", "random",
-        "random-policy", "affine", "elastic", "contrast", "mixup", "heuristic-tea", "learned-tea"}  # fmt: skip
+BOTH = {"none", "nnunet", "no-mirroring", "nnunet-no-gamma", "randaugment-s", "randaugment-m", "randaugment-l",
+        "random", "random-policy", "affine", "elastic", "contrast", "mixup", "heuristic-tea",
+        "learned-tea"}  # fmt: skip
 
 
 @pytest.mark.parametrize("host", HOSTS)
@@ -69,7 +70,9 @@ def test_baselines_train_on_all_cases(host: str) -> None:
     for name, arm in arms.items():
         assert "hold_out" not in arm.method_options, name
     assert not any(arms[name].learns_from_meta for name in BOTH - {"learned-tea"})
-    assert not any(arms[f"bilevel/{row}"].learns_from_meta for row in ("baseline", "flip", "predefined", "magnitude_0.1"))
+    assert not any(
+        arms[f"bilevel/{row}"].learns_from_meta for row in ("baseline", "flip", "predefined", "magnitude_0.1")
+    )
     assert not arms["joint_policy/heuristic_tea"].learns_from_meta
     assert all(arms[n].learns_from_meta for n in ("joint_policy", "bilevel", "learned-tea", "joint_policy/fine_tuning"))
 
@@ -85,7 +88,12 @@ def test_baselines_are_what_they_say() -> None:
     assert known_arms("nnunet")["nnunet"].options == {"loader": "stock"}
     assert known_arms("nnunet")["nnunet-reseeded"].options == {}
     assert {n for n, arm in arms.items() if arm.chooses_epoch} == {
-        "affine", "elastic", "contrast", "mixup", "task_driven", *(n for n in arms if n.startswith("task_driven/"))
+        "affine",
+        "elastic",
+        "contrast",
+        "mixup",
+        "task_driven",
+        *(n for n in arms if n.startswith("task_driven/")),
     }
 
 

@@ -17,7 +17,7 @@ import monai_autoaug
 from monai_autoaug.errors import ConfigError, DataError
 from monai_autoaug.evaluation.comparison import Arm, Setting, plan
 from monai_autoaug.evaluation.comparison.cells import CellFolder
-from monai_autoaug.evaluation.comparison.plan import training_time, write_once
+from monai_autoaug.evaluation.comparison.planning import training_time, write_once
 from monai_autoaug.evaluation.comparison.scheduling import run_cells
 from monai_autoaug.evaluation.comparison.setting import Parts, fingerprint
 from monai_autoaug.methods.policy_schedule import PolicySchedule
@@ -136,8 +136,12 @@ def test_a_changed_setting_is_refused(tmp_path: Path) -> None:
     before = small_plan(tmp_path)
     before.begin()
     before.begin()  # the same again
-    changed = small_plan(tmp_path, setting=Setting(test_cases=8, validation_cases=2, options={"epochs": 5}, split_seed=1))
-    with pytest.raises(ConfigError, match=r'options: \{\} there, \{"epochs": 5\} here; split_seed: 0 there, 1 here') as told:
+    changed = small_plan(
+        tmp_path, setting=Setting(test_cases=8, validation_cases=2, options={"epochs": 5}, split_seed=1)
+    )
+    with pytest.raises(
+        ConfigError, match=r'options: \{\} there, \{"epochs": 5\} here; split_seed: 0 there, 1 here'
+    ) as told:
         changed.check()
     assert "choose another folder with --output" in str(told.value)
     with pytest.raises(ConfigError, match="another configuration"):
@@ -293,6 +297,7 @@ def test_nnunet_counts_by_its_own_names(tmp_path: Path) -> None:
 @pytest.mark.parametrize("links", [True, False])
 def test_the_first_to_write_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links: bool) -> None:
     if not links:
+
         def refuse(*names: object) -> None:
             raise PermissionError(1, "no links here")
 
@@ -310,7 +315,10 @@ def test_the_first_to_write_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_arm_stays_what_it_was_asked_for(tmp_path: Path) -> None:
-    assert [arm.name for arm in small_plan(tmp_path, ("none", "random:mode=affine")).arms] == ["none", "random:mode=affine"]
+    assert [arm.name for arm in small_plan(tmp_path, ("none", "random:mode=affine")).arms] == [
+        "none",
+        "random:mode=affine",
+    ]
     assert Arm.find("random:mode=affine", "monai").method_options == {"mode": "affine"}
     assert isinstance(CellFolder(tmp_path).done, bool)
     assert plan.__module__.startswith("monai_autoaug.evaluation.comparison")

@@ -16,9 +16,9 @@ from compare_helpers import STRUCTURES, datalist, making_up, small_plan
 
 from monai_autoaug.evaluation.comparison import Plan, Setting, Summary, summarise
 from monai_autoaug.evaluation.comparison import plan as make_plan
+from monai_autoaug.evaluation.comparison.rows import COLUMNS, Versus, verdict
 from monai_autoaug.evaluation.comparison.scheduling import run_cells
 from monai_autoaug.evaluation.comparison.statistics import holm, signed_rank
-from monai_autoaug.evaluation.comparison.summary import COLUMNS, Versus, verdict
 from monai_autoaug.evaluation.comparison.tables import cases_csv, columns, groups, lines, markdown, summary_csv
 
 ARMS = ("nnunet", "none", "adversarial", "random")
@@ -36,7 +36,9 @@ def done(root: Path, gains: dict[str, float] = GAINS, seconds: dict[str, float] 
 @pytest.fixture(scope="module")
 def summary(tmp_path_factory: pytest.TempPathFactory) -> Summary:
     seconds = {"nnunet": 10.0, "none": 8.0, "adversarial": 20.0, "random": 12.0}
-    return summarise(done(tmp_path_factory.mktemp("compared"), seconds=seconds, counts=(4, 8), equal_time=True))
+    setting = Setting(test_cases=12, validation_cases=2)  # of 8 cases, 12 comparisons could show nothing
+    root = tmp_path_factory.mktemp("compared")
+    return summarise(done(root, seconds=seconds, counts=(4, 8), equal_time=True, setting=setting))
 
 
 def test_better_worse_and_no_gain(summary: Summary) -> None:
@@ -89,7 +91,7 @@ def test_ranks(summary: Summary) -> None:
 
 def test_costs(summary: Summary) -> None:
     row = next(r for r in summary.rows if (r.arm, r.cases, r.equal) == ("adversarial", 4, "iterations"))
-    assert (row.training_seconds, row.training_ratio, row.inference_seconds) == (20.0, 2.0, 0.25)
+    assert (row.training_seconds, row.training_ratio, row.inference_seconds) == (20.0, 2.0, 2.0 / 12)
     assert (row.host_mib, row.device_mib, row.iterations) == (720.0, None, 100)
 
 
@@ -134,7 +136,7 @@ def test_tables_have_every_column(summary: Summary) -> None:
         assert {len(line) for line in lines(rows)} == {len(columns(rows))}
     text = markdown(summary)
     assert text.count("training cases, equal") == 4
-    assert "4 training cases, equal time, 8 test cases; against nnunet" in text
+    assert "4 training cases, equal time, 12 test cases; against nnunet" in text
     assert "x 2.00" in text
     assert "Average rank over all numbers of training cases" in text
     assert "- `random`: What a learned method must beat" in text or "- `random`:" in text

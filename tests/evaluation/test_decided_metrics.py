@@ -35,7 +35,7 @@ def test_they_are_monais(seed: int) -> None:
 def test_surface_dice_by_distance_maps(tolerance: float) -> None:
     """A second implementation: edges by erosion, distances by Euclidean distance transforms in mm."""
     rng = np.random.default_rng(1)
-    p, r = (ndimage.gaussian_filter(rng.random((2, 14, 15, 16)), (0, 2, 2, 2)) > 0.5)
+    p, r = ndimage.gaussian_filter(rng.random((2, 14, 15, 16)), (0, 2, 2, 2)) > 0.5
     edges = [m & ~ndimage.binary_erosion(m) for m in (p, r)]
     distances = [ndimage.distance_transform_edt(~e, sampling=SPACING) for e in edges]
     within = (distances[1][edges[0]] <= tolerance).sum() + (distances[0][edges[1]] <= tolerance).sum()

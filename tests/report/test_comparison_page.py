@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from monai_autoaug.evaluation.comparison.summary import COLUMNS, ComparedMetric, Row, Summary, Versus, verdict
+from monai_autoaug.evaluation.comparison.rows import COLUMNS, ComparedMetric, Row, Summary, Versus, verdict
 from monai_autoaug.report.comparison_page import page
 
 NUMBERS = {"dice": 0.8, "sensitivity": 0.7, "precision": 0.9, "hd95": 3.5, "surface_dice": 0.6}
@@ -121,7 +121,11 @@ def test_several_numbers_of_cases_and_equal_time() -> None:
     text = page(summary(*rows, row("adversarial", 0.02, 20, "time"), overall={"nnunet": 2.0, "adversarial": 1.0}))
     read(text)
     told = words(text)
-    for title in ("10 training cases, equal iterations", "20 training cases, equal iterations", "20 training cases, equal time"):
+    for title in (
+        "10 training cases, equal iterations",
+        "20 training cases, equal iterations",
+        "20 training cases, equal time",
+    ):
         assert f"{title}: difference in Dice, arm minus nnunet" in told
     assert "Average rank over all numbers of training cases nnunet 2.00 adversarial 1.00" in told
 

@@ -18,7 +18,7 @@ from monai_autoaug.engines.options import TrainOptions, find_device
 from monai_autoaug.engines.segmentation import build_network, choose_patch_size, downsampling
 from monai_autoaug.evaluation.comparison.arms import Arm
 from monai_autoaug.evaluation.comparison.cells import Cell
-from monai_autoaug.evaluation.comparison.plan import Plan, training_time
+from monai_autoaug.evaluation.comparison.planning import Plan
 
 __all__ = ["FACTORS", "Estimate", "estimate", "plain_step"]
 
@@ -67,7 +67,9 @@ def estimate(plan: Plan, device: str = "auto") -> Estimate:
         known = _of_cell(cell, measured) if measured else _by_step(cell, step)
         if known is not None:
             seconds[cell.name] = known
-    basis = "the cells that are done" if measured else f"{_STEPS} steps of the plain network; right within a factor of two"
+    basis = "the cells that are done"
+    if not measured:
+        basis = f"{_STEPS} steps of the plain network; right within a factor of two"
     if not measured and step is None:
         basis = "nothing yet: nnU-Net plans the network first; ask again when a cell is done"
     return Estimate(seconds, basis, len(left) - len(seconds))

@@ -7,11 +7,11 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from monai_autoaug.evaluation.comparison.plan import Plan
+from monai_autoaug.evaluation.comparison.planning import Plan
 from monai_autoaug.evaluation.comparison.statistics import smallest_p
 from monai_autoaug.evaluation.result import LEAST_CASES
 
-__all__ = ["notes", "power_note"]
+__all__ = ["counted", "notes", "power_note"]
 
 _FEW_SEEDS = 5
 
@@ -39,8 +39,8 @@ def notes(plan: Plan, results: Sequence[Mapping[str, Any]], tests: int) -> Itera
         yield f"Of {seeds} seeds, how much trainings vary is a rough estimate."
     yield (
         "p is of Wilcoxon's signed-rank test over test cases (each with its mean over structures and seeds), corrected"
-        f" by Holm's method for {tests} comparisons. 'Better' and 'worse' are said where the interval leaves out 0 and"
-        " p is below 0.05."
+        f" by Holm's method for {counted(tests, 'comparison')}. 'Better' and 'worse' are said where the interval leaves"
+        " out 0 and p is below 0.05."
     )
     power = power_note(len(plan.parts.test), tests)
     if power:
@@ -62,13 +62,14 @@ def _cases(plan: Plan) -> Iterator[str]:
     """How cases were chosen, and who looked at which."""
     parts = plan.parts
     yield (
-        f"{len(parts.test)} test cases, which no arm has looked at. All arms train on the same cases for a seed, those"
-        f" that a method sets apart to learn from included; they are drawn from {len(parts.pool)} cases by the seed."
+        f"{counted(len(parts.test), 'test case')}, which no arm has looked at. All arms train on the same cases for a"
+        " seed, those that a method sets apart to learn from included; they are drawn from"
+        f" {len(parts.pool)} cases by the seed."
     )
     choosing = [arm.name for arm in plan.arms if arm.chooses_epoch]
     others = "no other arm looks at them" if choosing else "no arm chooses anything by them"
     chosen = f"on which {', '.join(choosing)} choose their epoch; " if choosing else "which hosts want; "
-    yield f"{len(parts.validation)} validation cases beside these, {chosen}{others}."
+    yield f"{counted(len(parts.validation), 'validation case')} beside these, {chosen}{others}."
     if plan.setting.test_time == "own":
         views = "nnU-Net's mirroring, learned views" if plan.setting.host == "nnunet" else "learned or mirrored views"
         yield f"Each arm averages at test time what it comes with ({views}), which its inference time shows."
@@ -85,15 +86,25 @@ def power_note(cases: int, tests: int) -> str:
     smallest = smallest_p(cases, max(tests, 1))
     if smallest < 0.05 and cases >= LEAST_CASES:
         return ""
-    what = "comparison" if tests == 1 else "comparisons"
     return (
-        f"With {cases} test cases and {tests} {what} no p can be below 0.05 (the smallest is {smallest:.2g}), so"
-        " nothing can be shown."
+        f"With {counted(cases, 'test case')} and {counted(tests, 'comparison')} no p can be below 0.05 (the"
+        f" smallest is {smallest:.2g}), so nothing can be shown."
     )
 
 
+def counted(number: int, what: str) -> str:
+    """A number of things.
+
+    >>> counted(1, "case"), counted(3, "case")
+    ('1 case', '3 cases')
+    """
+    return f"{number} {what}" + ("" if number == 1 else "s")
+
+
 def _machines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:
-    """Where cells have run under different conditions."""
+    """What times are of, and where cells have run under different conditions."""
+    if results and all(r["device"]["kind"] == "cpu" and r["training"].get("cpu_seconds") for r in results):
+        yield "Training times are CPU time, which other programs on the machine don't change; inference times are not."
     devices = {(r["device"]["kind"], r["device"]["name"]) for r in results}
     if len(devices) > 1:
         kinds = {kind for kind, _ in devices}

@@ -127,9 +127,7 @@ def _attempt(
     """
     folder.path.mkdir(parents=True, exist_ok=True)
     stop = threading.Event()
-    claim = Claim.take(
-        folder.path, done=lambda: folder.done, lost=stop.set, stale=stale, heartbeat=heartbeat
-    )
+    claim = Claim.take(folder.path, done=lambda: folder.done, lost=stop.set, stale=stale, heartbeat=heartbeat)
     if claim is None:
         return None
     try:

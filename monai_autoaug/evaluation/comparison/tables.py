@@ -10,8 +10,9 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-from monai_autoaug.evaluation.comparison.plan import Plan
-from monai_autoaug.evaluation.comparison.summary import COLUMNS, PRIMARY, Row, Summary
+from monai_autoaug.evaluation.comparison.notes import counted
+from monai_autoaug.evaluation.comparison.planning import Plan
+from monai_autoaug.evaluation.comparison.rows import COLUMNS, PRIMARY, Row, Summary
 from monai_autoaug.evaluation.metrics import METRICS
 
 __all__ = ["TITLES", "cases_csv", "columns", "duration", "groups", "lines", "markdown", "summary_csv", "title"]
@@ -34,8 +35,8 @@ def title(summary: Summary, cases: int, equal: str) -> str:
     >>> title(Summary("monai", "none", (), 12, (), {}, (), {}, 0, 0), 20, "time")
     '20 training cases, equal time, 12 test cases; against none'
     """
-    of = "case" if cases == 1 else "cases"
-    return f"{cases} training {of}, equal {equal}, {summary.test_cases} test cases; against {summary.reference}"
+    numbers = f"{counted(cases, 'training case')}, equal {equal}, {counted(summary.test_cases, 'test case')}"
+    return f"{numbers}; against {summary.reference}"
 
 
 def columns(rows: Sequence[Row]) -> list[str]:

@@ -15,7 +15,7 @@ from monai_autoaug.engines.rehearsal import rehearse
 from monai_autoaug.engines.volumes import sound
 from monai_autoaug.errors import AutoAugError, ConfigError
 from monai_autoaug.evaluation.comparison.claims import Claim, holder
-from monai_autoaug.evaluation.comparison.plan import Plan
+from monai_autoaug.evaluation.comparison.planning import Plan
 from monai_autoaug.evaluation.comparison.scheduling import POLL, Execute, in_a_process, run_cells
 from monai_autoaug.evaluation.comparison.summary import Summary, summarise
 from monai_autoaug.evaluation.comparison.working import Place
@@ -158,4 +158,3 @@ def _prepare(
         experiment.prepare(plan.datalist, cases, configuration=planned, small=small, processes=workers)
     if plan.unlabelled_needed():
         experiment.prepare_unlabelled(plan.unlabelled, len(plan.datalist.channels), configuration)
-
