@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""The command line: ``monai-autoaug check | train | predict | evaluate | demo | nnunet``."""
+"""The command line: ``monai-autoaug check | train | predict | evaluate | report | compare | demo | nnunet``."""
 
 from __future__ import annotations
 
@@ -22,6 +22,9 @@ COMMANDS = {
     "train": ("monai_autoaug.commands.train:train", "Train a network on a folder of NIfTI files."),
     "predict": ("monai_autoaug.commands.predict:predict", "Segment images with a trained run."),
     "evaluate": ("monai_autoaug.commands.evaluate:evaluate", "Compare predictions with labels."),
+    "compare": ("monai_autoaug.commands.compare:compare", "Train methods and baselines, and say which is better."),
+    "export": ("monai_autoaug.commands.export:export", "Write a learned policy for MONAI, batchgeneratorsv2 or TorchIO."),
+    "report": ("monai_autoaug.commands.report:report", "Write a page about a training: what it learned, and whether it helped."),
     "demo": ("monai_autoaug.commands.demo:demo", "Do everything on a synthetic data set, in minutes."),
     "nnunet": ("monai_autoaug.nnunet.cli:nnunet_commands", "Learned augmentation inside nnU-Net."),
 }

@@ -88,6 +88,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  "  [default: resampled with bilevel, else fixed]"),
     click.option("--meta-list", type=_PATH, metavar="FILE",
                  help="The meta-validation cases: a JSON or text list of names, or another data set's folder."),
+    click.option("--split", type=_PATH, metavar="FILE",
+                 help="JSON lists of names, train and validation, in place of --train-cases and --validation-cases."),
     click.option("--unlabelled", type=_PATH, metavar="DIR",
                  help="Images without labels, for a method that learns from these, too (task_driven)."),
     click.option("--validation-interval", type=int, help="Epochs between validations.  [default: 5]"),
@@ -102,6 +104,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--precision", help="auto, float32, bfloat16 or float16.  [default: auto]"),
     click.option("--workers", type=int, help="Processes that cut patches.  [default: 0]"),
     click.option("--cache", type=_PATH, help="Keep preprocessed volumes here instead of in memory."),
+    click.option("--tensorboard", is_flag=True, default=None,
+                 help="Write scalars and pictures of samples for TensorBoard into the run's folder."),
 )  # fmt: skip
 
 

@@ -18,9 +18,11 @@ from monai_autoaug.data import EpochCases, MetaSplit, PatchBatches
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
+from monai_autoaug.engines.board import SampleSaver, board_writer, write_scalars
 from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.given_policy import KEY, find_given, with_given
+from monai_autoaug.engines.handlers import PolicyLogger
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.phases import PhaseEvents, PhaseSchedule
 from monai_autoaug.engines.progress import Listener, Progress
@@ -30,6 +32,7 @@ from monai_autoaug.engines.validation import validate
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods import Method
 from monai_autoaug.policies import TrainingPolicy, no_ops
+from monai_autoaug.policies.course import course_interval
 from monai_autoaug.precision import Precision
 
 __all__ = ["Fit", "skip_warnings"]
@@ -74,6 +77,7 @@ class Fit:
         self._losses: list[float] = []
         self._dice: dict[str, float] = {}
         self._warnings: list[str] = []
+        self._writer: Any = None
 
     def build(self) -> nn.Module:
         """The run's network, plain and untrained."""
@@ -120,6 +124,7 @@ class Fit:
         if checkpoint is not None:
             self._restore(checkpoint)
         log.cut(self.folder.log, self.trainer.state.iteration // self.options.iterations)
+        self._watch()
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         self.trainer.heard = lambda done, total: self.listener(Progress("views", done, total))
@@ -131,11 +136,25 @@ class Fit:
         else:  # stopped after the last step
             self.trainer.finish()
         self._read_clock()
+        if self._writer is not None:
+            self._writer.close()
         if self.trainer.finished:
             self._save_checkpoint()
         if self._best:
             self.network.load_state_dict(self._best["network"])
             self._dice = dict(self._best["dice"])
+
+    def _watch(self) -> None:
+        """Let what the augmentation becomes be kept, for reports and TensorBoard; the training stays as it is."""
+        if self.options.tensorboard:
+            self._writer = board_writer(self.folder.board)
+        names = self.preprocessing.label_names
+        interval = course_interval(self.options.epochs)
+        PolicyLogger(self.folder.course, interval, summary_writer=self._writer).attach(self.trainer)
+        SampleSaver(
+            self.folder.samples, summary_writer=self._writer, orientation=self.preprocessing.orientation,
+            structures=names if self.preprocessing.regions is not None else names[1:],
+        ).attach(self.trainer)  # fmt: skip
 
     def _batches(self, items: Items, resampled: int, **changes: Any) -> PatchBatches:
         """A stream of patches, long enough for all iterations."""
@@ -229,6 +248,8 @@ class Fit:
         self._read_clock()
         row |= self.clock | ({"warnings": self._warnings} if self._warnings else {})
         log.append(self.folder.log, row)  # the module's text explains every key
+        if self._writer is not None:
+            write_scalars(self._writer, row)
         self._save_checkpoint()
 
     def _keep_best(self) -> None:
@@ -254,6 +275,10 @@ class Fit:
             self.clock[name] = round(self.clock[name] + after - before, 3)
         self._started = now
 
+    def _memory(self) -> dict[str, int]:
+        """The most that this process has had on the GPU."""
+        return {"gpu_memory_bytes": torch.cuda.max_memory_allocated(self.device)} if self.device.type == "cuda" else {}
+
     def summary(self) -> dict[str, Any]:
         """What the training took and gave; its warnings are those of the last epoch and what was skipped in all."""
         skipped, unseen = dict(self.trainer.task.precision.skipped), self.no_ops()
@@ -273,6 +298,7 @@ class Fit:
             **({"best_epoch": self._best["epoch"]} if self._best else {}),
             **({"after_training": self.trainer.finished} if self.trainer.finished else {}),
             **({} if unseen is None else {"no_ops": unseen}),
+            **self._memory(),
         } | self.clock  # fmt: skip
 
 

@@ -52,9 +52,11 @@ class Run:
     ``config.json`` the options, the split and the versions; ``audit.json``; ``preprocessing.json``; ``log.jsonl`` one
     line an epoch (`engines.log` says what its keys mean); ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the
     plain segmentation network; ``augmenters.pt`` and ``policy.json`` what was learned, the latter with the evidence for
-    it; ``summary.json``; ``validation/`` the predictions of the validation cases, and ``validation.json`` their Dice,
-    which `commands.finish` writes, as it does the pictures. While a process works in it, ``.lock`` names that process
-    (`engines.claims`).
+    it; ``policy.jsonl`` the policies' course and ``samples.pt`` what the augmentation made of one training patch, from
+    epoch to epoch; ``tensorboard/`` if it was asked for; ``summary.json``; ``validation/`` the predictions of the
+    validation cases, and ``validation.json`` their Dice, which `commands.finish` writes, as it does the pictures. Where
+    views were learned, ``validation_without_views`` is the same without them. While a process works in it, ``.lock``
+    names that process (`engines.claims`).
 
     Args:
         folder: where it is.
@@ -106,6 +108,21 @@ class Run:
         return self.folder / "policy.json"
 
     @property
+    def course(self) -> Path:
+        """What has become of the policies, one JSON object an epoch; missing where the method learns none."""
+        return self.folder / "policy.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """What the augmentation made of one training patch over the epochs; missing where nothing is learned."""
+        return self.folder / "samples.pt"
+
+    @property
+    def board(self) -> Path:
+        """TensorBoard's files, if they were asked for."""
+        return self.folder / "tensorboard"
+
+    @property
     def summary(self) -> Path:
         """What the run took and gave."""
         return self.folder / "summary.json"
@@ -119,6 +136,16 @@ class Run:
     def validation(self) -> Path:
         """Predictions of the validation cases."""
         return self.folder / "validation"
+
+    @property
+    def plain_validation(self) -> Path:
+        """Where views were learned: predictions of the validation cases without them."""
+        return self.folder / "validation_without_views"
+
+    @property
+    def plain_evaluation(self) -> Path:
+        """Dice of these; written by `commands.finish`."""
+        return self.folder / "validation_without_views.json"
 
     def save_checkpoint(self, content: Mapping[str, Any]) -> None:
         """Write the checkpoint: tensors, numbers and strings."""

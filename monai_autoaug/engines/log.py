@@ -90,6 +90,8 @@ nnU-Net's trainers write the last three groups into ``autoaug.jsonl`` too, with 
 (counted from 0, as nnU-Net does) and the losses:
 
 - ``train_loss``: nnU-Net's own figure of the epoch.
+- ``dice``, ``dice_STRUCTURE``: pseudo Dice of nnU-Net's online validation, on patches; missing where not defined.
+- ``warnings``: as above.
 - ``skipped_PLAYER``: updates skipped so far because a gradient was not finite.
 """
 

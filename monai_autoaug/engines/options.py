@@ -15,6 +15,7 @@ from monai_autoaug import methods
 from monai_autoaug.data.schemes import NORMALISATIONS
 from monai_autoaug.engines.segmentation import check_network
 from monai_autoaug.errors import ConfigError, did_you_mean
+from monai_autoaug.methods.montage import check_board
 from monai_autoaug.precision import DTYPES
 
 __all__ = ["TrainOptions", "find_device", "find_precision"]
@@ -85,6 +86,8 @@ class TrainOptions:
             None: as the method has it ("fixed" for "joint_policy").
         meta_list: instead of ``meta_cases``: a file with the names of training cases (a JSON list, or one a line), or
             the folder of another labelled data set, for example of another site.
+        split: instead of ``train_cases`` and ``validation_cases``: a file that names the cases of both, and perhaps
+            cases whose images are taken as unlabelled (`data.SplitFile`); all others are left alone.
         unlabelled: a folder of images without labels, for a method that learns from these, in place of those that the
             data set lists itself (``unlabelled`` in dataset.json, or a folder of that name).
         validation_interval: epochs between validations; the last epoch is always validated.
@@ -99,6 +102,7 @@ class TrainOptions:
         precision: "auto", "float32", "bfloat16" or "float16".
         workers: processes that cut patches; batches are the same whatever their number.
         cache: a folder for preprocessed volumes; None: they are kept in memory.
+        tensorboard: write scalars and pictures of samples for TensorBoard into the run's folder.
 
     Raises:
         ConfigError: an option is unknown or out of range.
@@ -124,6 +128,7 @@ class TrainOptions:
     meta_cases: int | float | None = None
     meta_split: str | None = None
     meta_list: Path | None = None
+    split: Path | None = None
     unlabelled: Path | None = None
     validation_interval: int = 5
     spacing: tuple[float, float, float] | None = None
@@ -135,9 +140,10 @@ class TrainOptions:
     precision: str = "auto"
     workers: int = 0
     cache: Path | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("data", "output", "meta_list", "unlabelled", "cache"):
+        for name in ("data", "output", "meta_list", "split", "unlabelled", "cache"):
             if getattr(self, name) is not None:
                 object.__setattr__(self, name, Path(getattr(self, name)))
         for name, kind in (("patch_size", int), ("spacing", float)):
@@ -158,7 +164,13 @@ class TrainOptions:
         if self.train_cases is not None:
             _number(self, "train_cases", int, lambda v: v >= 1, "at least 1")
         _cases(self, "validation_cases")
+        if self.split is not None:
+            for name in ("train_cases", "validation_cases"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ConfigError(f"split names the cases; leave out {name}")
         methods.check(self.method, self.method_options)
+        if self.tensorboard:
+            check_board()
         self._check_meta()
         if self.unlabelled is not None and not self.learns_from_unlabelled:
             raise ConfigError(

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import platform
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
@@ -16,7 +17,7 @@ from monai.utils import set_determinism
 from torch.utils.data import Subset
 
 import monai_autoaug
-from monai_autoaug import augmenters
+from monai_autoaug import augmenters, policies
 from monai_autoaug.data import Case, DataList, Split, read_datalist
 from monai_autoaug.data.audit import Finding, findings_to_json
 from monai_autoaug.data.preprocess import Preprocessing
@@ -64,7 +65,7 @@ class _Plan:
 
     def _options(self) -> dict[str, Any]:
         """The options with whole paths, so that the run can be resumed from any folder."""
-        paths = {name: getattr(self.options, name) for name in ("data", "meta_list", "unlabelled", "cache")}
+        paths = {name: getattr(self.options, name) for name in ("data", "meta_list", "split", "unlabelled", "cache")}
         method_options = dict(self.options.method_options)
         if "policy" in method_options:
             method_options["policy"] = str(Path(method_options["policy"]).resolve())
@@ -266,13 +267,33 @@ def _carry_out(
     if learned:
         augmenters.save(run.augmenters, learned)
     fit.save_policies()
-    files = [run.validation / f"{c.name}.nii.gz" for c in parts.validation]
-    predict_cases(
-        fit.network, preprocessing, parts.validation, files, patch_size=plan.patch_size, precision=fit.precision,
-        views=learned_views(run), listener=listener,
-    )  # fmt: skip
-    write_json(run.summary, fit.summary() | {"cases": _counts(plan)})
+    predicted = _predict_validation(run, plan, fit, preprocessing, listener)
+    write_json(run.summary, fit.summary() | {"cases": _counts(plan), "prediction": predicted})
     return run
+
+
+def _predict_validation(
+    run: Run, plan: _Plan, fit: Fit, preprocessing: Preprocessing, listener: Listener
+) -> dict[str, Any]:
+    """Predict the validation cases; where views were learned, without them too, which tells what they are worth.
+
+    Returns:
+        How many views each prediction is of, and wall-clock seconds of all cases, also without views.
+    """
+    views, cases = learned_views(run), plan.split.validation
+    told: dict[str, float] = {}
+    for key, folder, around in (
+        ("seconds", run.validation, views), ("seconds_without_views", run.plain_validation, None)
+    ):  # fmt: skip
+        if key == "seconds" or views is not None:
+            files, began = [folder / f"{c.name}.nii.gz" for c in cases], time.perf_counter()
+            predict_cases(
+                fit.network, preprocessing, cases, files, patch_size=plan.patch_size, precision=fit.precision,
+                views=around, listener=listener,
+            )  # fmt: skip
+            told[key] = round(time.perf_counter() - began, 3)
+    test_time = policies.load(run.policy).test_time if views is not None else None
+    return {"views": 1 if test_time is None else test_time.z, **told}
 
 
 def _told(counts: Mapping[str, int]) -> str:

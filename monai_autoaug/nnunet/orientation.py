@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import Laterality, left_right_axis
 
-__all__ = ["axis_of_case", "laterality_of", "left_right_of_dataset"]
+__all__ = ["axis_of_case", "laterality_of", "left_right_of_dataset", "orientation_of_case"]
 
 
 def axis_of_case(properties: Mapping[str, Any], transposed: Sequence[int]) -> int | None:
@@ -31,16 +33,41 @@ def axis_of_case(properties: Mapping[str, Any], transposed: Sequence[int]) -> in
     >>> axis_of_case({"sitk_stuff": {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}}, [1, 0, 2])
     2
     """
-    affine = np.eye(4)
-    if "sitk_stuff" in properties and len(properties["sitk_stuff"]["direction"]) == 9:
-        affine[:3, :3] = np.reshape(properties["sitk_stuff"]["direction"], (3, 3))
-    elif "nibabel_stuff" in properties:
-        kept = properties["nibabel_stuff"]
-        affine = np.asarray(kept.get("reoriented_affine", kept.get("original_affine")))
-    else:
-        return None
+    affine = _affine(properties)
     # readers reverse the order of the axes
-    return list(transposed).index(2 - left_right_axis(affine))
+    return None if affine is None else list(transposed).index(2 - left_right_axis(affine))
+
+
+def orientation_of_case(properties: Mapping[str, Any], transposed: Sequence[int]) -> str:
+    """The directions in which the axes of a preprocessed image increase, one letter each, as in nibabel.
+
+    Args:
+        properties: see `axis_of_case`.
+        transposed: see `axis_of_case`.
+
+    Returns:
+        "" where nnU-Net's reader has kept no orientation.
+
+    >>> orientation_of_case({"sitk_stuff": {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}}, [1, 0, 2])
+    'PSL'
+    """
+    affine = _affine(properties)
+    if affine is None:
+        return ""
+    letters = nib.aff2axcodes(affine)[::-1]  # readers reverse the order of the axes
+    return "".join(letters[axis] for axis in transposed)
+
+
+def _affine(properties: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """From the axes of the file to right, front and head; of unknown scale and origin."""
+    if "sitk_stuff" in properties and len(properties["sitk_stuff"]["direction"]) == 9:
+        affine = np.eye(4)
+        affine[:3, :3] = np.reshape(properties["sitk_stuff"]["direction"], (3, 3))
+        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # SimpleITK's point to the left, the back and the head
+    if "nibabel_stuff" in properties:
+        kept = properties["nibabel_stuff"]
+        return np.asarray(kept.get("reoriented_affine", kept.get("original_affine")), dtype=np.float64)
+    return None
 
 
 def left_right_of_dataset(folder: Path, transposed: Sequence[int]) -> int:
