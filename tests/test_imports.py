@@ -40,8 +40,9 @@ WITHIN = {
 CONFINED = {
     "matplotlib": ("report/",),
     "nnunetv2": ("nnunet/",),
-    "batchgenerators": ("transforms/adapters.py", "policies/export.py", "nnunet/"),
-    "batchgeneratorsv2": ("transforms/adapters.py", "policies/export.py", "nnunet/"),
+    "batchgenerators": ("transforms/adapters.py", "policies/export/", "nnunet/"),
+    "batchgeneratorsv2": ("transforms/adapters.py", "policies/export/", "nnunet/"),
+    "torchio": ("policies/export/",),
     "dynamic_network_architectures": ("nnunet/",),
     "jinja2": ("report/",),
     "click": ("cli.py", "commands/", "nnunet/cli.py"),
