@@ -18,8 +18,8 @@ def to_markdown(found: Plan, policies: Policies) -> Exported:
     >>> from monai_autoaug.policies import Policies, TrainingPolicy
     >>> from monai_autoaug.policies.export.plan import plan
     >>> policies = Policies(TrainingPolicy.preset("nnunet"))
-    >>> print(to_markdown(plan(policies), policies).text.splitlines()[10])
-    | rotS | rotate_dw_0_10 | 0 to 10 degrees, or the negative | 2.5 % | 2.5 % |
+    >>> print(to_markdown(plan(policies), policies).text.splitlines()[9])
+    |  | rotate_dw_0_10 | 0 to 10 degrees, or the negative | 2.5 % | 2.5 % |
     """
     lines = ["# Learned augmentation policy", ""]
     if found.training is not None:
@@ -35,7 +35,8 @@ def to_markdown(found: Plan, policies: Policies) -> Exported:
 def _training(found: Plan, policies: Policies) -> list[str]:
     """One row an operation that may be drawn."""
     assert found.training is not None  # noqa: S101  # for the type checker
-    seen, places = policies.seen, {}
+    seen = policies.seen
+    places: dict[tuple[str, str], int] = {}
     for cascade in found.training.cascades:
         for operation in cascade.operations:
             places[cascade.name, operation.name] = len(places)

@@ -68,7 +68,7 @@ def view_transform(deed: Deed, dims: int) -> dict[str, Any]:
     if what == "turn":
         return _turn(deed, amount)
     linear = "trilinear" if dims == 3 else "bilinear"
-    target, arguments = {
+    named: dict[str, tuple[str, dict[str, Any]]] = {
         "identity": ("Identity", {}),
         "gamma": ("AdjustContrast", {"gamma": amount, "retain_stats": True}),
         "inverted_gamma": ("AdjustContrast", {"gamma": amount, "retain_stats": True, "invert_image": True}),
@@ -81,8 +81,9 @@ def view_transform(deed: Deed, dims: int) -> dict[str, Any]:
         "low_resolution": ("RandSimulateLowResolution", {
             "prob": 1.0, "downsample_mode": linear, "upsample_mode": "nearest-exact", "zoom_range": [amount, amount],
         }),
-    }[what]  # fmt: skip
-    return {"_target_": f"monai.transforms.{target}", **arguments}
+    }  # fmt: skip
+    target, options = named[what]
+    return {"_target_": f"monai.transforms.{target}", **options}
 
 
 def way_back(deed: Deed, dims: int, sides: Laterality | None) -> dict[str, Any]:

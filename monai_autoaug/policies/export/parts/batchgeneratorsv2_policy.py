@@ -59,7 +59,8 @@ class LearnedPolicy(BasicTransform):
         label = data_dict.get("segmentation")
         if label is None:
             raise ValueError("the class of a patch is read from its segmentation, which is missing; or say only=...")
-        return self.table.place(int(label[(0, *(n // 2 for n in label.shape[1:]))]))
+        centre = (0, *(n // 2 for n in label.shape[1:]))
+        return self.table.place(int(label[centre]))
 
     def apply(self, data_dict: dict[str, Any], **params: Any) -> dict[str, Any]:
         """Do it: zooms and rotations in one resampling, then turns and mirrors, then values."""

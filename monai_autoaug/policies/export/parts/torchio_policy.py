@@ -46,7 +46,8 @@ class LearnedPolicy(RandomTransform):
         if name not in maps:
             raise ValueError("the class of a patch is read from its label map, which is missing; or say only=...")
         data = maps[name].data
-        return self.table.place(int(data[(0, *(n // 2 for n in data.shape[1:]))]))
+        centre = (0, *(n // 2 for n in data.shape[1:]))
+        return self.table.place(int(data[centre]))
 
     def apply_transform(self, subject: tio.Subject) -> tio.Subject:
         """Zooms, rotations and turns in one resampling, then mirrors, then values."""
@@ -60,7 +61,7 @@ class LearnedPolicy(RandomTransform):
         for transform in _transforms(steps, plain.spatial_shape):
             plain = transform(plain)
         for name, image in chosen.items():
-            data = plain[name].data
+            data = plain.get_image(name).data
             if isinstance(image, tio.LabelMap):
                 data = exchanged(data, self.table.pairs) if self.table.mirrored(steps) else data
                 data = data.round().to(image.data.dtype)
