@@ -98,8 +98,8 @@ Examples:
               help="own: each arm averages at test time the views that it comes with; none: nobody does.")  # fmt: skip
 @click.option("--tolerance", default=1.0, show_default=True, help="Of the surface Dice in mm.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
-@click.option("--workers", default=0, show_default=True, type=click.IntRange(min=0),
-              help="Processes that cut and augment patches.")  # fmt: skip
+@click.option("--workers", type=click.IntRange(min=0),
+              help="Processes that cut and augment patches.  [default: the host's: 0, or nnU-Net's]")  # fmt: skip
 @click.option("--no-wait", is_flag=True, help="Do not wait for cells that other processes work on.")
 @click.option("--dry-run", is_flag=True, help="Show the cells and about how long they take; train nothing.")
 @click.option("--arms", "list_arms", is_flag=True, help="List the arms of --host and what they are.")

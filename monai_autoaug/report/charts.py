@@ -43,11 +43,11 @@ class Chart:
     alt: str
 
 
-def ticks(low: float, high: float, most: int = 4) -> list[float]:
+def ticks(low: float, high: float, most: int = 5) -> list[float]:
     """Round numbers between two, at most ``most`` + 1.
 
     >>> ticks(0.0, 1.0), ticks(0.83, 0.91)
-    ([0.0, 0.5, 1.0], [0.84, 0.86, 0.88, 0.9])
+    ([0.0, 0.2, 0.4, 0.6, 0.8, 1.0], [0.84, 0.86, 0.88, 0.9])
     """
     if not high > low:
         return [low]
@@ -140,8 +140,8 @@ def _axes(low: float, high: float, first: int, last: int, x: Any, y: Any) -> lis
         parts.append(f'<path class="grid" d="M{_LEFT} {y(value)}H{_WIDTH - _RIGHT}"/>')
         text = f"{value:g}".replace("-", "\N{MINUS SIGN}")
         parts.append(f'<text class="tick" x="{_LEFT - 6}" y="{y(value) + 3.6:.2f}" text-anchor="end">{text}</text>')
-    whole = sorted({round(value) for value in ticks(first, last, 5)} | {last} - {0})
-    shown = [e for e in whole if e == last or x(last) - x(e) > 24]
+    between = {round(value) for value in ticks(first, last)}
+    shown = sorted({first, last} | {e for e in between if min(x(last) - x(e), x(e) - x(first)) > 22})
     for epoch in shown:
         place = f'x="{x(epoch)}" y="{_HEIGHT - 8}"'
         parts.append(f'<text class="tick" {place} text-anchor="middle">{epoch}</text>')

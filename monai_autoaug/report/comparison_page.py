@@ -55,7 +55,7 @@ def _headline(content: Summary) -> str:
     better = [row for row in compared if row.kind == "better"]
     if not better:
         return f"No gain over {content.reference} shown"
-    better.sort(key=lambda row: -row.versus[PRIMARY].mean if row.versus else 0.0)
+    better.sort(key=lambda row: -(row.versus[PRIMARY].mean or 0.0) if row.versus else 0.0)
     names = list(dict.fromkeys(row.arm for row in better))
     more = f" and {len(names) - _BEST} more" if len(names) > _BEST else ""
     return f"Better than {content.reference}: {', '.join(names[:_BEST])}{more}"

@@ -73,7 +73,7 @@ def collect(source: Source, against: Sequence[Baseline] = (), *, names: bool = F
     Raises:
         DataError: a training in ``against`` has other structures or other cases.
     """
-    veil = Veil(source.names, lifted=names)
+    veil = _veil(source, names)
     rows = differences(source, against) if source.evaluation is not None else []
     content: dict[str, Any] = {
         "format": FORMAT, "version": VERSION, "host": source.host, "method": source.method,
@@ -86,6 +86,13 @@ def collect(source: Source, against: Sequence[Baseline] = (), *, names: bool = F
     content["provenance"] = _provenance(source, names)
     content["missing"] = _missing(source, content)
     return content
+
+
+def _veil(source: Source, names: bool) -> Veil:
+    """What hides names and paths, unless they are asked for."""
+    known = [path for path in (source.folder, source.data) if path is not None]
+    paths = {str(form) for path in known for form in (path, path.absolute(), path.resolve())}
+    return Veil(source.names, paths=[path for path in paths if len(path) > 2], lifted=names)
 
 
 def _dice(source: Source, veil: Veil) -> dict[str, Any] | None:
@@ -168,7 +175,7 @@ def _audit(source: Source, veil: Veil) -> dict[str, Any] | None:
 
 def _provenance(source: Source, names: bool) -> dict[str, Any]:
     """Where the results come from."""
-    veil = Veil(source.names, lifted=names)
+    veil = _veil(source, names)
     told: dict[str, Any] = {
         "report_version": __version__, "versions": dict(source.versions),
         "options": veil({k: v for k, v in source.options.items() if v not in ({}, [], "")}),

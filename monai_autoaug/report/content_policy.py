@@ -84,15 +84,19 @@ def _risen(rows: Sequence[PolicyRow]) -> list[dict[str, Any]]:
 
 
 def most_changed(rows: Sequence[PolicyRow], number: int) -> list[PolicyRow]:
-    """The operations of one class that are decided or whose probability has risen most; nothing's own not counted.
+    """The operations of one class that rose, the decided first, one a cascade; of a given policy the likeliest.
 
     Args:
         rows: of one class.
         number: how many.
     """
     acting = [row for row in rows if not row.operation.startswith("no ") and not row.no_op]
-    acting.sort(key=lambda row: (not (row.decided and row.rose), (row.start or 0.0) - row.probability))
-    return acting[:number]
+    acting = [row for row in acting if row.rose or row.start is None]
+    acting.sort(key=lambda row: (not row.decided, (row.start or 0.0) - row.probability))
+    first: dict[str, PolicyRow] = {}
+    for row in acting:
+        first.setdefault(row.cascade, row)
+    return list(first.values())[:number]
 
 
 def course_of(course: Sequence[Mapping[str, Any]], name: str, rows: Sequence[PolicyRow]) -> list[dict[str, Any]]:

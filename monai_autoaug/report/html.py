@@ -87,12 +87,13 @@ def plain(value: float | None) -> str:
 
 
 def coded(text: str) -> Markup:
-    """Text in which options of the command line are set as such, and not broken into two.
+    """Text in which commands and options of the command line are set as such, and not broken into two.
 
     >>> coded("give --data <it>")
     Markup('give <code>--data</code> &lt;it&gt;')
     """
-    return Markup(re.sub(r"(?<![\w-])(--[a-z][a-z-]*)", r"<code>\1</code>", str(escape(text))))  # noqa: S704  # escaped
+    pattern = r"(?<![\w-])(--[a-z][a-z-]*|monai-autoaug [a-z]+)"
+    return Markup(re.sub(pattern, r"<code>\1</code>", str(escape(text))))  # noqa: S704  # escaped
 
 
 def percent(value: float, low: float = 0.0, high: float = 1.0) -> str:

@@ -11,7 +11,9 @@ from typing import Any
 __all__ = ["Veil"]
 
 _SHORTEST = 3  # letters of a name that is looked for: shorter ones are words and numbers of their own
-_PATH = re.compile(r"(?<![\w.])(?:[A-Za-z]:[\\/]|~?/|\\\\)(?:[^\s,;:'\"<>|()]*[\\/])*[^\s,;:'\"<>|()]*[\w]")
+_PART = r"[^\s,;:'\"<>|()\\/]"
+# from a drive, a home or a share on, or with two folders at least: "</b>" and "1/2" are none
+_PATH = re.compile(rf"(?<![\w.])(?:(?:[A-Za-z]:[\\/]|~[\\/]|\\\\)|/{_PART}+/)(?:{_PART}*[\\/])*{_PART}*\w")
 _HIDDEN = "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -20,6 +22,7 @@ class Veil:
 
     Args:
         names: of cases, in an order that says nothing of them.
+        paths: known ones, which may have blanks in them; others are told by their slashes.
         lifted: change nothing.
 
     >>> veil = Veil(["pat_007", "pat_0071"])
@@ -29,8 +32,8 @@ class Veil:
     'pat_007'
     """
 
-    def __init__(self, names: Iterable[str], *, lifted: bool = False) -> None:
-        self.lifted = lifted
+    def __init__(self, names: Iterable[str], *, paths: Iterable[str] = (), lifted: bool = False) -> None:
+        self.lifted, self._paths = lifted, sorted(paths, key=len, reverse=True)
         self._aliases = {name: f"case {number}" for number, name in enumerate(dict.fromkeys(names), 1)}
         long = sorted((n for n in self._aliases if len(n) >= _SHORTEST), key=len, reverse=True)
         pattern = "|".join(rf"(?<![A-Za-z0-9])(?<!\d\.){re.escape(name)}(?![A-Za-z0-9]|\.\d)" for name in long)
@@ -41,7 +44,10 @@ class Veil:
         if self.lifted:
             return value
         if isinstance(value, str):
-            text = _PATH.sub(_HIDDEN, value)
+            text = value
+            for path in self._paths:
+                text = text.replace(path, "/known/path")
+            text = _PATH.sub(_HIDDEN, text)
             return text if self._names is None else self._names.sub(lambda found: self._aliases[found[0]], text)
         if isinstance(value, dict):
             return {key: self(content) for key, content in value.items()}

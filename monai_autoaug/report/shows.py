@@ -153,10 +153,10 @@ def _after_operation(policy: TrainingPolicy, name: str, stage: Stage) -> tuple[S
     grid = None
     if operation.acts in ("matrix", "field"):  # where the positions themselves are taken
         positions = identity_grid(tuple(patch.image.shape[1:])).movedim(-1, 1)[0]
-        least = positions.flatten(1).amin(1)
-        taken = applied(positions)[0]
-        beyond = (taken.movedim(0, -1) == least).all(-1)  # outside of the patch an image has its darkest value
-        grid = torch.where(beyond[..., None], torch.nan, taken.movedim(0, -1))
+        within = torch.ones_like(positions[:1])
+        within[(0,) * within.ndim] = 0.0  # outside of the patch an image has its darkest value: there this is 0
+        taken = applied(torch.cat([positions, within]))[0].movedim(0, -1)
+        grid = torch.where(taken[..., 3:] > 0.99, taken[..., :3], torch.nan)
     return stage.after(image, soft[0], grid, readable(name))
 
 

@@ -127,8 +127,8 @@ class Stage:
             for k, part in enumerate(self.cut(grid[..., component])):
                 if dims == 3 and k == component:
                     continue
-                known = np.nan_to_num(part)
-                fields[k].append(known)
+                fields[k].append(part)
+                known = part[np.isfinite(part)]
                 ends = np.ceil(known.min() / step), np.floor(known.max() / step)
                 levels[k].append([float(n) * step for n in np.arange(ends[0], ends[1] + 1)])
         return Layer(fields, levels, ["#ffffff"], 0.8, opacity=0.32, rim=False)

@@ -105,7 +105,7 @@ def _lines(part: Array, levels: Sequence[float], plane: Plane, size: tuple[float
     laid = plane.laid(part)
     pieces = []
     for level in levels:
-        if not laid.min() < level < laid.max():
+        if not np.nanmin(laid) < level < np.nanmax(laid):
             continue
         for line in find_contours(np.pad(laid, 1, mode="edge"), level):
             across, down = (line[:, 1] - 0.5) * size[0], (line[:, 0] - 0.5) * size[1]

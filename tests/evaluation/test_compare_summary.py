@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from compare_helpers import STRUCTURES, datalist, making_up, small_plan
 
+from monai_autoaug.evaluation import Evaluation
 from monai_autoaug.evaluation.comparison import Plan, Setting, Summary, summarise
 from monai_autoaug.evaluation.comparison import plan as make_plan
 from monai_autoaug.evaluation.comparison.rows import COLUMNS, Versus, verdict
@@ -165,6 +166,26 @@ def test_csv_of_every_case(tmp_path: Path) -> None:
     evaluation = own.place(cell).read()[0]
     place = evaluation.cases.index(row["case"])
     assert float(row["sensitivity"]) == pytest.approx(evaluation.values["sensitivity"][place, 1], abs=1e-6)
+
+
+def test_a_structure_that_no_test_case_has(tmp_path: Path) -> None:
+    """Its sensitivity has no value; all else goes on, and no NaN gets into JSON."""
+    own = done(tmp_path, arms=("none", "adversarial"))
+    for cell in own.cells():
+        folder = own.place(cell)
+        found = Evaluation.load(folder.evaluation)
+        found.values["sensitivity"][:] = np.nan
+        found.save(folder.evaluation)
+    summary = summarise(own)
+    row = next(r for r in summary.rows if r.arm == "adversarial")
+    assert row.metrics["sensitivity"].mean is None
+    versus = (row.versus or {})["sensitivity"]
+    assert (versus.mean, versus.by_seed, versus.p, versus.cases) == (None, (None, None, None), None, 0)
+    assert row.kind == "better"
+    assert row.rank is not None  # over the three that are left
+    json.dumps(summary.to_dict(), allow_nan=False)
+    assert "| - |" in markdown(summary)
+    assert summary_csv(summary).count("\n") == 3
 
 
 def told(own: Plan) -> str:

@@ -18,6 +18,7 @@ from monai_autoaug.report.privacy import Veil
         (r"see C:\scans\x.nii now", "see … now"),
         ("in ~/scans/x", "in …"),
         ("blur/sharpen at 1/2 of 3 voxels", "blur/sharpen at 1/2 of 3 voxels"),
+        ("<b>anna-k</b> of /mnt/data", "<b>case 1</b> of …"),
         ("p1 has 1 voxel", "p1 has 1 voxel"),  # too short to be told from other words
         ("0042: expected 10042, came 0.0042", "case 4: expected 10042, came 0.0042"),
         ("Anna (x.y+z)", "Anna (case 5)"),
@@ -37,3 +38,4 @@ def test_values_of_all_kinds_pass() -> None:
     assert veil.case("anna") == "case 1"
     assert veil.case("somebody") == "a case"
     assert Veil([])("anna") == "anna"
+    assert Veil([], paths=["/home/Dr No/data"])("in /home/Dr No/data/a.nii, 3") == "in …, 3"

@@ -141,10 +141,10 @@ def test_generators_are_measured_and_shown(pages: dict[str, Path]) -> None:
     assert figures["mean displacement"]["unit"] == "mm"
     assert figures["folding voxels"]["value"] == 0
     text = Outline(pages["adversarial"].read_text(encoding="utf-8")).text
-    for words in ("Before and after", "Affine", "Deformation", "Appearance", "displacement: 0", "change of intensity:",
-                  "Samples across epochs", "original", "epoch 1", "epoch 2", "axial", "10 mm", "Training loss"):  # fmt: skip
-        assert words in text, words
-    assert "voxels" in told["curves"][5]["title"] or "mm" in told["curves"][5]["title"]
+    titles = "Before and after", "Affine", "Deformation", "Appearance", "Samples across epochs", "Training loss"
+    words = "displacement: 0", "change of intensity:", "original", "epoch 1", "epoch 2", "axial", "10 mm"
+    assert [word for word in (*titles, *words) if word not in text] == []
+    assert "Mean displacement (voxels)" in [curve["title"] for curve in told["curves"]]  # these aren't cubes
 
 
 def test_pictures_show_every_plane_with_contours(pages: dict[str, Path]) -> None:
@@ -190,7 +190,7 @@ def test_findings_of_the_audit_are_told_without_names(runs: dict[str, Path], tmp
     run = copied(runs["random"], tmp_path)
     name = names_of(run)[0]
     finding = {"case": name, "check": "empty_mask", "severity": "warn", "message": f"<b>{name}</b> is empty",
-               "expected": "", "came": "", "remedy": f"look at /data/{name}.nii.gz", "file": f"{name}.nii.gz"}  # fmt: skip
+               "expected": "", "came": "", "remedy": f"look at /data/{name}.nii.gz"}  # fmt: skip
     audit = {"version": 1, "counts": {"refuse": 0, "warn": 1, "note": 0}, "findings": [finding]}
     (run / "audit.json").write_text(json.dumps(audit))
     page = write_report(run)

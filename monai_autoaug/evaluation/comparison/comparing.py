@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -88,9 +89,7 @@ def check_arms(plan: Plan) -> None:
                 rehearse(given, plan.datalist)
             else:
                 _rehearse_nnunet(arm.method, arm.method_options, options)
-        except AutoAugError as error:
-            raise ConfigError(f"arm {arm.name!r}: {error}") from error
-        except TypeError as error:
+        except (AutoAugError, TypeError) as error:
             raise ConfigError(f"arm {arm.name!r}: {error}") from error
         if arm.learns_from_meta and min(plan.counts) < 2:
             raise ConfigError(
@@ -142,19 +141,20 @@ def prepare_nnunet(plan: Plan, place: Place, listener: Listener = unheard) -> No
             continue
         try:
             listener(Progress("planning", 0, 1, note="nnU-Net plans and preprocesses"))
-            _prepare(plan, experiment, configuration, small_of(plan.setting.options), max(1, place.workers))
+            _prepare(plan, experiment, configuration, small_of(plan.setting.options), place.workers)
         finally:
             claim.release(all_of_them=ready())
     listener(Progress("planning", 1, 1))
 
 
 def _prepare(
-    plan: Plan, experiment: Experiment, configuration: str, small: dict[str, object] | None, workers: int
+    plan: Plan, experiment: Experiment, configuration: str, small: dict[str, object] | None, workers: int | None
 ) -> None:
+    processes = max(1, min(8, os.cpu_count() or 1) if workers is None else workers)
     names = {*plan.parts.pool, *plan.parts.validation}
     cases = [case for case in plan.datalist.training if case.name in names]
     if not experiment.prepared:
         planned = str(plan.setting.options.get("configuration", "3d_fullres"))
-        experiment.prepare(plan.datalist, cases, configuration=planned, small=small, processes=workers)
+        experiment.prepare(plan.datalist, cases, configuration=planned, small=small, processes=processes)
     if plan.unlabelled_needed():
         experiment.prepare_unlabelled(plan.unlabelled, len(plan.datalist.channels), configuration)

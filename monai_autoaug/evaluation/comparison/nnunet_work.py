@@ -98,7 +98,11 @@ class NnunetCell:
         return not begun
 
     def _variables(self) -> dict[str, str]:
-        return {"nnUNet_n_proc_DA": str(self.place.workers), "nnUNet_def_n_proc": str(max(1, self.place.workers))}
+        """How many processes nnU-Net begins, if that was said."""
+        workers = self.place.workers
+        if workers is None:
+            return {}
+        return {"nnUNet_n_proc_DA": str(workers), "nnUNet_def_n_proc": str(max(1, workers))}
 
     def _prepare_unlabelled(self) -> None:
         if not (self.experiment.preprocessed / f"unlabelled_{self.configuration}").exists():

@@ -39,7 +39,7 @@ class Versus:
     """An arm against the reference, by one metric.
 
     Args:
-        mean: difference, paired by seed, case and structure.
+        mean: difference, paired by seed, case and structure; None where no case has a value.
         low: lower bound of its 95 % interval over seeds and cases; None of too few cases.
         high: upper bound.
         by_seed: mean difference of each seed.
@@ -48,10 +48,10 @@ class Versus:
         cases: test cases.
     """
 
-    mean: float
+    mean: float | None
     low: float | None
     high: float | None
-    by_seed: tuple[float, ...]
+    by_seed: tuple[float | None, ...]
     p: float | None
     p_corrected: float | None
     cases: int
@@ -147,7 +147,7 @@ def verdict(versus: Versus | None, *, is_reference: bool = False) -> tuple[Kind,
     """
     if is_reference:
         return "reference", "the reference"
-    if versus is None:
+    if versus is None or versus.mean is None:
         return "unknown", "not known yet"
     if versus.low is None or versus.high is None:
         return "none", f"no gain shown ({versus.mean:+.3f}; of fewer than {LEAST_CASES} test cases nothing can be said)"

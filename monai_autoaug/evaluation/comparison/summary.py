@@ -157,8 +157,8 @@ def _row(
 def _versus(difference: Difference, corrected: float | None) -> Versus:
     interval = difference.interval
     return Versus(
-        interval.mean, _known(interval.low), _known(interval.high), difference.by_seed, _known(difference.p),
-        _known(corrected), difference.cases,
+        _known(interval.mean), _known(interval.low), _known(interval.high), tuple(map(_known, difference.by_seed)),
+        _known(difference.p), _known(corrected), difference.cases,
     )  # fmt: skip
 
 

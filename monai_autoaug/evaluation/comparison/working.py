@@ -52,14 +52,15 @@ class Place:
         data: the data set's folder.
         shared: what the comparison's cells share.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        workers: processes that cut patches (nnU-Net: that augment).
+        workers: processes that cut patches (nnU-Net: that augment); None: the host's own number, none with MONAI. Only
+            nnU-Net's own loader (arm "nnunet") makes other batches of another number.
         unlabelled: a folder of images without labels.
     """
 
     data: Path
     shared: Path
     device: str = "auto"
-    workers: int = 0
+    workers: int | None = None
     unlabelled: Path | None = None
 
     def to_json(self) -> str:
@@ -189,7 +190,7 @@ def _monai(
     if not run.summary.exists():
         if run.config.exists():
             _here(run, options)
-            resume(run.folder, device=place.device, workers=place.workers, listener=listener)
+            resume(run.folder, device=place.device, workers=place.workers or 0, listener=listener)
         else:
             train(options, listener=listener)
     summary = read_json(run.summary)
@@ -223,7 +224,7 @@ def _train_options(folder: CellFolder, config: Mapping[str, Any], place: Place) 
     return TrainOptions(
         data=place.data, output=folder.run, method=config["method"], method_options=config["method_options"],
         seed=config["seed"], split=file, split_seed=config["setting"]["split_seed"], device=place.device,
-        workers=place.workers, unlabelled=place.unlabelled if config["unlabelled"] else None, **config["options"],
+        workers=place.workers or 0, unlabelled=place.unlabelled if config["unlabelled"] else None, **config["options"],
     )  # fmt: skip
 
 
