@@ -106,7 +106,7 @@ Examples:
 @click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=_from_file, expose_value=False,
               help="YAML file of options by their names here.")  # fmt: skip
 @click.pass_context
-def compare(ctx: click.Context, list_arms: bool, dry_run: bool, **given: Any) -> None:
+def compare(ctx: click.Context, /, list_arms: bool, dry_run: bool, **given: Any) -> None:
     """Train methods and baselines on the same cases and say which is better, by how much, and how surely.
 
     Test cases are set apart first, which no arm looks at. For each number of training cases and each seed every arm is

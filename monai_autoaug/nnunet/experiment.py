@@ -51,12 +51,12 @@ def write_images(folder: Path, case: Case, channels: int, *, link: bool = True) 
             ending = ".nii.gz" if image.name.endswith(".gz") else ".nii"
             _put(image, folder / f"{case.name}_{channel:04d}{ending}", link)
         return
-    image = nib.load(case.images[0])
-    values = np.asanyarray(image.dataobj)
+    whole: Any = nib.load(case.images[0])
+    values = np.asanyarray(whole.dataobj)
     for channel in range(channels):
         target = folder / f"{case.name}_{channel:04d}.nii.gz"
         if not target.exists():
-            nib.save(nib.Nifti1Image(values[..., channel], image.affine), target)
+            nib.save(nib.Nifti1Image(values[..., channel], whole.affine), target)
 
 
 def _put(source: Path, target: Path, link: bool) -> None:

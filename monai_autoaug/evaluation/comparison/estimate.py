@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import nibabel as nib
 import numpy as np
@@ -156,7 +157,7 @@ def plain_step(plan: Plan, device: str = "auto") -> float:
 def _median_shape(plan: Plan) -> tuple[int, ...]:
     """Of the images of some training cases, resampled to their median voxel size; headers alone are read."""
     by_name = {case.name: case for case in plan.datalist.training}
-    headers = [nib.load(by_name[name].images[0]).header for name in plan.parts.pool[:20]]
+    headers: list[Any] = [nib.load(by_name[name].images[0]).header for name in plan.parts.pool[:20]]
     zooms = np.array([header.get_zooms()[:3] for header in headers])
     spacing = plan.setting.options.get("spacing") or np.median(zooms, axis=0)
     shapes = np.array([header.get_data_shape()[:3] for header in headers]) * zooms / np.asarray(spacing)

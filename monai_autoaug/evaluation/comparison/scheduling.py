@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -101,7 +102,7 @@ def run_cells(
             if folder.done:
                 continue
             told = f"{cell.arm.name}, {cell.cases} cases, seed {cell.seed}, equal {cell.equal}"
-            outcome = _attempt(cell, folder, execute, listener, lambda told=told: tell(told), stale, heartbeat)
+            outcome = _attempt(cell, folder, execute, listener, partial(tell, told), stale, heartbeat)
             if outcome is not None:
                 begun = True
                 if outcome:

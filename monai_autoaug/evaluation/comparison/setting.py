@@ -148,8 +148,10 @@ class Parts:
                 " --unlabelled-cases"
             )
         bounds = [sum(wanted[:i]) for i in range(4)]
-        groups = [tuple(order[a:b]) for a, b in zip(bounds, [*bounds[1:], len(order)], strict=True)]
-        return cls(*groups, seed=setting.split_seed)
+        test, validation, unlabelled, pool = (
+            tuple(order[a:b]) for a, b in zip(bounds, [*bounds[1:], len(order)], strict=True)
+        )
+        return cls(test, validation, unlabelled, pool, setting.split_seed)
 
     def train(self, count: int, seed: int) -> tuple[str, ...]:
         """The training cases of a seed: of fewer, part of those of more."""
