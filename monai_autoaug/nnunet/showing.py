@@ -56,9 +56,10 @@ class ShowingMixin(_Host):
         """Open the files; those of an earlier training in this folder are begun anew."""
         folder, fresh = Path(self.output_folder), self.current_epoch == 0
         names = label_names(self.dataset_json)[1:]
-        self._samples = Samples(
-            folder / SAMPLES, self.num_epochs, structures=names, regions=self.layout.regions, fresh=fresh
-        )
+        if not self.disable_checkpointing:
+            self._samples = Samples(
+                folder / SAMPLES, self.num_epochs, structures=names, regions=self.layout.regions, fresh=fresh
+            )
         if (folder / COURSE).exists():
             journal.cut(folder / COURSE, self.current_epoch + 1)  # its epochs are counted from 1
         if self.autoaug.tensorboard:
