@@ -23,8 +23,8 @@ COMMANDS = {
     "predict": ("monai_autoaug.commands.predict:predict", "Segment images with a trained run."),
     "evaluate": ("monai_autoaug.commands.evaluate:evaluate", "Compare predictions with labels."),
     "compare": ("monai_autoaug.commands.compare:compare", "Train methods and baselines, and say which is better."),
-    "export": ("monai_autoaug.commands.export:export", "Write a learned policy for MONAI, batchgeneratorsv2 or TorchIO."),
-    "report": ("monai_autoaug.commands.report:report", "Write a page about a training: what it learned, and whether it helped."),
+    "export": ("monai_autoaug.commands.export:export", "Write a learned policy for another library."),
+    "report": ("monai_autoaug.commands.report:report", "Write a page about what a training learned."),
     "demo": ("monai_autoaug.commands.demo:demo", "Do everything on a synthetic data set, in minutes."),
     "nnunet": ("monai_autoaug.nnunet.cli:nnunet_commands", "Learned augmentation inside nnU-Net."),
 }

@@ -26,7 +26,7 @@ from monai_autoaug.nnunet.unlabelled import read_note
 
 __all__ = ["FREE", "course", "describe", "differences"]
 
-# what a resumed run may change: when it ends, how much of the validation cases it looks at, when it saves, what it shows
+# what a resumed run may change: when it ends, how many validation cases it looks at, when it saves, what it shows
 FREE = ("epochs", "val_iterations_per_epoch", "save_every", "tensorboard")
 # the plans' keys that are no settings of their own: batch_size and the options have names in the course, what is
 # inherited is resolved, and the next stage of a cascade reads this one's predictions only
