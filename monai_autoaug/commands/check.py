@@ -8,10 +8,15 @@ from pathlib import Path
 
 import click
 
+from monai_autoaug.commands.habits import Command
+
 __all__ = ["check"]
 
 
-@click.command()
+_EXAMPLES = ("monai-autoaug check DATA", "monai-autoaug check DATA --json findings.json --workers 2")
+
+
+@click.command(cls=Command, examples=_EXAMPLES)
 @click.argument("data", type=click.Path(path_type=Path))
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the findings to this file too.")
 @click.option("--workers", type=click.IntRange(min=1), help="Threads; by default one a core, at most 8.")

@@ -4,13 +4,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from monai_autoaug.commands.train import key_values
+from monai_autoaug.commands.habits import Command, amp_option, chosen_precision, device_option, key_values
 
 if TYPE_CHECKING:
     from monai_autoaug.evaluation.comparison import Plan, Summary
@@ -21,56 +21,16 @@ _PATH = click.Path(path_type=Path)
 _FILES = ("comparison.html", "table.md", "table.csv", "cases.csv", "summary.json")
 
 
-class _Remembering(click.Command):
-    """A command that knows the words it was called with, to say how it can be called again."""
-
-    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the words."""
-        ctx.meta["words"] = list(args)
-        return super().parse_args(ctx, args)
-
-
-def _from_file(ctx: click.Context, parameter: click.Parameter, value: Path | None) -> None:
-    """Take the options of a YAML file as defaults, so that those on the command line win."""
-    import yaml
-
-    from monai_autoaug.errors import ConfigError, did_you_mean
-    from monai_autoaug.yaml_values import parse
-
-    if value is None:
-        return
-    try:
-        content: Any = parse(value.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{value}: can't be read as YAML ({error})") from error
-    if not isinstance(content, Mapping):
-        raise ConfigError(f"{value}: must hold options by name, got {type(content).__name__}")
-    names = {option.removeprefix("--").replace("-", "_"): p.name for p in ctx.command.params for option in p.opts}
-    found: dict[str, Any] = {}
-    for key, given in content.items():
-        name = names.get(str(key).replace("-", "_"))
-        if name is None or name in ("config", "dry_run", "list_arms"):
-            raise ConfigError(
-                f"{value}: there is no option {key!r}; there are {', '.join(names)}{did_you_mean(key, names)}"
-            )
-        if name == "option" and isinstance(given, Mapping):
-            given = [f"{k}={yaml.safe_dump(v, default_flow_style=True).split(chr(10))[0]}" for k, v in given.items()]
-        elif isinstance(given, list):
-            given = given if name == "option" else ",".join(map(str, given))
-        found[str(name)] = given
-    ctx.default_map = {**(ctx.default_map or {}), **found}
+_EXAMPLES = (
+    "monai-autoaug compare --data DIR --methods none,nnunet,adversarial --cases 10,all",
+    "monai-autoaug compare --data DIR --methods nnunet,joint_policy --host nnunet",
+    "monai-autoaug compare --data DIR --methods none,adversarial:mode=affine --dry-run",
+    "monai-autoaug compare --arms --host nnunet",
+    "monai-autoaug compare --resume --output comparison",
+)
 
 
-_EXAMPLES = """\b
-Examples:
-  monai-autoaug compare --data DIR --methods none,nnunet,adversarial --cases 10,20,all --seeds 3
-  monai-autoaug compare --data DIR --methods nnunet,joint_policy --host nnunet --equal time
-  monai-autoaug compare --data DIR --methods none,adversarial:mode=affine --dry-run
-  monai-autoaug compare --arms --host nnunet
-"""
-
-
-@click.command(cls=_Remembering, epilog=_EXAMPLES)
+@click.command(cls=Command, examples=_EXAMPLES)
 @click.option("--data", type=_PATH, help="The data set: a folder of NIfTI files with labels.")
 @click.option("--methods", help="Arms, separated by commas; options of an arm follow after colons:"
               " joint_policy:views=4. --arms lists them.")  # fmt: skip
@@ -97,24 +57,26 @@ Examples:
 @click.option("--test-time", default="own", show_default=True,
               help="own: each arm averages at test time the views that it comes with; none: nobody does.")  # fmt: skip
 @click.option("--tolerance", default=1.0, show_default=True, help="Of the surface Dice in mm.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
+@device_option
+@amp_option
 @click.option("--workers", type=click.IntRange(min=0),
               help="Processes that cut and augment patches.  [default: the host's: 0, or nnU-Net's]")  # fmt: skip
 @click.option("--no-wait", is_flag=True, help="Do not wait for cells that other processes work on.")
 @click.option("--dry-run", is_flag=True, help="Show the cells and about how long they take; train nothing.")
 @click.option("--arms", "list_arms", is_flag=True, help="List the arms of --host and what they are.")
-@click.option("--config", type=click.Path(path_type=Path), is_eager=True, callback=_from_file, expose_value=False,
-              help="YAML file of options by their names here.")  # fmt: skip
+@click.option("--resume", is_flag=True,
+              help="Go on with the comparison in --output, with the options that it was last begun with.")  # fmt: skip
 @click.pass_context
-def compare(ctx: click.Context, /, list_arms: bool, dry_run: bool, **given: Any) -> None:
+def compare(ctx: click.Context, /, list_arms: bool, dry_run: bool, resume: bool, **given: Any) -> None:
     """Train methods and baselines on the same cases and say which is better, by how much, and how surely.
 
     Test cases are set apart first, which no arm looks at. For each number of training cases and each seed every arm is
-    trained on the same cases; one such training is a cell. The command can be stopped and called again, with more arms,
-    seeds or numbers of cases, too; what is done stays. Called several times at once with one folder, on any machines,
-    it shares the work. Exit code 1: some cells could not be done.
+    trained on the same cases; one such training is a cell. The command can be stopped and called again (or --resume),
+    with more arms, seeds or numbers of cases, too; what is done stays. Called several times at once with one folder, on
+    any machines, it shares the work. Exit code 1: some cells could not be done.
     """
     from monai_autoaug.commands.console import bars, console
+    from monai_autoaug.commands.foresight import show_cells
     from monai_autoaug.errors import resumable
     from monai_autoaug.evaluation.comparison import compare as run
     from monai_autoaug.evaluation.comparison.working import Place
@@ -122,23 +84,42 @@ def compare(ctx: click.Context, /, list_arms: bool, dry_run: bool, **given: Any)
     if list_arms:
         _show_arms(given["host"])
         return
+    if resume:
+        given = _asked_before(ctx, given)
     plan = _plan(given)
     if dry_run:
-        _show_plan(plan, given["device"])
+        show_cells(plan, given["device"])
         return
     unlabelled = given["unlabelled"]
     place = Place(
         plan.datalist.folder.resolve(), plan.folder.resolve(), given["device"], given["workers"],
         None if unlabelled is None else unlabelled.resolve(),
     )  # fmt: skip
-    with resumable(lambda: ["monai-autoaug", "compare", *ctx.meta["words"]]), bars() as listener:
-        summary, failed = run(plan, place, wait=not given["no_wait"], listener=listener)
+    again = ["monai-autoaug", "compare", "--resume", "--output", str(plan.folder)]
+    asked = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in given.items() if n != "output"}
+    with resumable(lambda: again if plan.asked.exists() else None), bars() as listener:
+        summary, failed = run(plan, place, asked=asked, wait=not given["no_wait"], listener=listener)
     write(plan, summary)
     show(summary)
     for name, reason in failed.items():
         click.secho(f"{name} could not be done: {reason}", fg="red", err=True)
     console.print(f"everything is in {plan.folder} ({', '.join(_FILES)})", markup=False)
     ctx.exit(1 if failed else 0)
+
+
+def _asked_before(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that a comparison was last begun with, but for those that are given now."""
+    from click.core import ParameterSource
+
+    from monai_autoaug.evaluation.comparison.planning import asked_of
+
+    kept = asked_of(given["output"])
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        if name in kept and kept[name] is not None and isinstance(parameter.type, click.Path):
+            kept[name] = Path(kept[name])
+    now = {n: v for n, v in given.items() if ctx.get_parameter_source(n) != ParameterSource.DEFAULT}
+    return {**given, **{name: value for name, value in kept.items() if name in given}, **now}
 
 
 def _plan(given: Mapping[str, Any]) -> Plan:
@@ -184,7 +165,10 @@ def _host_options(given: Mapping[str, Any]) -> dict[str, Any]:
             if own in options:
                 raise ConfigError(f"--{name} and --option {own}= are one option; give one of them")
             options[own] = given[name]
-    return options
+    if given["amp"] is not None and given["host"] == "nnunet":
+        raise ConfigError("--amp is of host monai; with nnU-Net --option precision= says it (a GPU: float16)")
+    precision = chosen_precision(options.get("precision"), given["amp"])
+    return options if precision is None else options | {"precision": precision}
 
 
 def _words(text: Any) -> list[str]:
@@ -286,53 +270,3 @@ def _show_arms(host: str) -> None:
     for name, arm in known_arms(host).items():
         table.add_row(escape(name), escape(arm.what))
     console.print(table)
-
-
-def _show_plan(plan: Plan, device: str) -> None:
-    """The cells, in which state they are, and about how long they take; nothing is written."""
-    from rich.markup import escape
-    from rich.table import Table
-
-    from monai_autoaug.commands.console import console
-    from monai_autoaug.evaluation.comparison.comparing import check_arms
-    from monai_autoaug.evaluation.comparison.estimate import estimate
-    from monai_autoaug.evaluation.comparison.notes import counted, power_note
-    from monai_autoaug.evaluation.comparison.scheduling import state_of
-    from monai_autoaug.evaluation.comparison.tables import duration
-
-    plan.check()
-    check_arms(plan)
-    found, parts = estimate(plan, device), plan.parts
-    unlabelled = f", {len(plan.unlabelled)} unlabelled" if plan.unlabelled else ""
-    console.print(
-        f"{counted(len(parts.test), 'test case')}, {counted(len(parts.validation), 'validation case')}{unlabelled},"
-        f" {len(parts.pool)} to train on; reference {plan.reference}", markup=False,
-    )  # fmt: skip
-    table = Table("arm", "cases", "seed", "state", "about")
-    cells = plan.cells()
-    for cell in cells:
-        seconds = found.seconds.get(cell.name)
-        state = state_of(plan.place(cell))
-        about = "" if state == "done" else "?" if seconds is None else duration(seconds)
-        table.add_row(escape(cell.arm.name), str(cell.cases), str(cell.seed), escape(state), about)
-    console.print(table)
-    done = sum(plan.place(cell).done for cell in cells)
-    total = f"about {duration(found.total)} in one process" if found.seconds else "nothing is left to do"
-    total = "unknown" if found.unknown and not found.seconds else total
-    console.print(f"{len(cells)} cells, {done} done; time: {total}, by {found.basis}", markup=False)
-    if plan.equal_time:
-        console.print("Then all arms but the reference train again at equal time, which takes as long as the reference"
-                      f" does, for each of them: {_again(plan, found.seconds)}", markup=False)  # fmt: skip
-    power = power_note(len(parts.test), (len(plan.arms) - 1) * len(plan.counts) * (2 if plan.equal_time else 1))
-    if power:
-        console.print(power, style="yellow", markup=False)
-
-
-def _again(plan: Plan, seconds: Mapping[str, float]) -> str:
-    """How long the cells of equal time take, if that is known."""
-    from monai_autoaug.evaluation.comparison.tables import duration
-
-    own: Sequence[float] = [
-        seconds[cell.name] for cell in plan.cells() if cell.arm.name == plan.reference and cell.name in seconds
-    ]
-    return f"about {duration(sum(own) * (len(plan.arms) - 1))}" if own else "unknown"

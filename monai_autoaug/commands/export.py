@@ -8,26 +8,31 @@ from pathlib import Path
 
 import click
 
+from monai_autoaug.commands.habits import Command
+
 __all__ = ["export"]
 
 # a target and how its files must end, for its library to read them
 SUFFIXES = {"monai": (".yaml", ".yml"), "batchgeneratorsv2": (".py",), "torchio": (".py",), "markdown": (".md",)}
 
 
-@click.command()
+_EXAMPLES = (
+    "monai-autoaug export runs/policy --to monai --output policy.yaml",
+    "monai-autoaug export policy.json --to torchio --output policy.py",
+    "monai-autoaug export runs/policy --to markdown",
+)
+
+
+@click.command(cls=Command, examples=_EXAMPLES)
 @click.argument("policy", type=click.Path(path_type=Path))
 @click.option("--to", "target", required=True, type=click.Choice(list(SUFFIXES)), help="What to write.")
 @click.option("--output", "-o", type=click.Path(path_type=Path), help="File to write.  [default: standard output]")
 @click.option("--overwrite", is_flag=True, help="Replace a file that is there already.")
 def export(policy: Path, target: str, output: Path | None, overwrite: bool) -> None:
-    r"""Write POLICY, a policy.json or the folder of a run that has one, as something that runs without this package.
+    """Write POLICY, a policy.json or the folder of a run that has one, as something that runs without this package.
 
     For monai a configuration of transforms (YAML), for batchgeneratorsv2 and torchio a Python file, for markdown
     tables. What the target does otherwise than this package is printed, and stands at the head of the file.
-
-    \b
-    monai-autoaug export run/policy.json --to monai --output policy.yaml
-    monai-autoaug export run --to torchio --output policy.py
     """
     from monai_autoaug.commands.console import check_file, console
     from monai_autoaug.errors import ConfigError

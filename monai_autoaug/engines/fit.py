@@ -23,9 +23,10 @@ from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.given_policy import KEY, find_given, with_given
 from monai_autoaug.engines.handlers import PolicyLogger
+from monai_autoaug.engines.memory import peak_memory
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.phases import PhaseEvents, PhaseSchedule
-from monai_autoaug.engines.progress import Listener, Progress
+from monai_autoaug.engines.progress import Ended, Listener, Progress
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.engines.streams import UNLABELLED
 from monai_autoaug.engines.validation import validate
@@ -78,6 +79,7 @@ class Fit:
         self._dice: dict[str, float] = {}
         self._warnings: list[str] = []
         self._writer: Any = None
+        self._given: Any = None
 
     def build(self) -> nn.Module:
         """The run's network, plain and untrained."""
@@ -110,15 +112,7 @@ class Fit:
             unlabelled: preprocessed images without labels, if the method learns from any.
         """
         self.validation = validation
-        self._given = find_given(self.options, checkpoint)
-        options = self.options if self._given is None else with_given(self.options, self._given)
-        self.batches = self._batches(items, resampled)
-        self.trainer = make_trainer(
-            options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
-            meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),
-            unlabelled=None if unlabelled is None else self._batches(unlabelled, 0, stream=UNLABELLED, labelled=False),
-            build=self.build,
-        )  # fmt: skip
+        self.prepare(items, checkpoint, meta=meta, resampled=resampled, unlabelled=unlabelled)
         self.schedule.attach(self.trainer)
         self.trainer.add_event_handler(PhaseEvents.PHASE_STARTED, lambda: self._best.clear())
         if checkpoint is not None:
@@ -143,6 +137,34 @@ class Fit:
         if self._best:
             self.network.load_state_dict(self._best["network"])
             self._dice = dict(self._best["dice"])
+
+    def prepare(
+        self,
+        items: Items,
+        checkpoint: Mapping[str, Any] | None = None,
+        *,
+        meta: Items | None = None,
+        resampled: int = 0,
+        unlabelled: Items | None = None,
+    ) -> None:
+        """Make the trainer; nothing is trained, restored or written.
+
+        Args:
+            items: see `run`, as all others.
+            checkpoint: says which policies the run was given.
+            meta: meta-validation cases.
+            resampled: how many of ``items`` these are instead.
+            unlabelled: images without labels.
+        """
+        self._given = find_given(self.options, checkpoint)
+        options = self.options if self._given is None else with_given(self.options, self._given)
+        self.batches = self._batches(items, resampled)
+        self.trainer = make_trainer(
+            options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
+            meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),
+            unlabelled=None if unlabelled is None else self._batches(unlabelled, 0, stream=UNLABELLED, labelled=False),
+            build=self.build,
+        )  # fmt: skip
 
     def _watch(self) -> None:
         """Let what the augmentation becomes be kept, for reports and TensorBoard; the training stays as it is."""
@@ -245,12 +267,25 @@ class Fit:
             self.save_policies()
             self._tell()
         self._losses.clear()
+        before = self.clock["seconds"]
         self._read_clock()
+        self._tell_end(row, self.clock["seconds"] - before)
         row |= self.clock | ({"warnings": self._warnings} if self._warnings else {})
         log.append(self.folder.log, row)  # the module's text explains every key
         if self._writer is not None:
             write_scalars(self._writer, row)
         self._save_checkpoint()
+
+    def _tell_end(self, row: Mapping[str, Any], seconds: float) -> None:
+        """Let the listener hear of the epoch that has ended."""
+        training = self.method.policies().get("training")
+        kinds = (*(training.classes if isinstance(training, TrainingPolicy) else ()), "views")
+        ended = Ended.of(row, kinds, seconds, peak_memory(self.device))
+        done, epoch = self.trainer.state.iteration, self.trainer.state.epoch
+        dice = self._dice.get("dice")
+        self.listener(
+            Progress("training", done, self.steps, epoch, self.options.epochs, row["loss"], dice, ended=ended)
+        )
 
     def _keep_best(self) -> None:
         """Remember the network where the method deploys the one of the best validation Dice, of the last phase."""

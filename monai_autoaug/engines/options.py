@@ -42,20 +42,20 @@ def find_device(name: str) -> torch.device:
 
 
 def find_precision(name: str, device: torch.device) -> str:
-    """The precision of a name; "auto" is float32 on the CPU and the best half precision of a GPU.
+    """The precision of a name: "mixed" is the half precision that suits the device, "auto" that of a GPU only.
 
     Raises:
         ConfigError: it is unknown, or float16 on the CPU.
 
-    >>> find_precision("auto", torch.device("cpu"))
-    'float32'
+    >>> find_precision("auto", torch.device("cpu")), find_precision("mixed", torch.device("cpu"))
+    ('float32', 'bfloat16')
     """
-    if name == "auto":
-        if device.type != "cuda":
-            return "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if name == "auto" and device.type != "cuda":
+        return "float32"
+    if name in ("auto", "mixed"):
+        return "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"
     if name not in DTYPES:
-        raise ConfigError(f"precision must be auto or one of {', '.join(DTYPES)}, got {name!r}")
+        raise ConfigError(f"precision must be auto, mixed or one of {', '.join(DTYPES)}, got {name!r}")
     if name == "float16" and device.type == "cpu":
         raise ConfigError("float16 needs a GPU; use precision float32 or bfloat16 on the CPU")
     return name
@@ -99,7 +99,7 @@ class TrainOptions:
         seed: of everything random but the split.
         split_seed: of the split into training and validation cases.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        precision: "auto", "float32", "bfloat16" or "float16".
+        precision: "auto", "mixed", "float32", "bfloat16" or "float16", see `find_precision`.
         workers: processes that cut patches; batches are the same whatever their number.
         cache: a folder for preprocessed volumes; None: they are kept in memory.
         tensorboard: write scalars and pictures of samples for TensorBoard into the run's folder.

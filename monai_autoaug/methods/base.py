@@ -129,6 +129,14 @@ class Method(ABC):
         """
         return {}
 
+    def learning_steps(self, steps: int) -> int:
+        """In how many of a training's steps all is updated that is: others may take less time; default: in all of them.
+
+        Args:
+            steps: of the training.
+        """
+        return steps
+
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Figures of the epoch that has ended (what tells a collapse); ``warnings()`` puts them into words."""
         return {}

@@ -247,6 +247,10 @@ class JointPolicy(JointReport, JointState):
         self.update()
         return self._means.add(figures)
 
+    def learning_steps(self, steps: int) -> int:
+        """See `Method.learning_steps`: the policies are updated now and then."""
+        return (self.schedule.updates or 0) if self.along else 0
+
     def drawing(self) -> Drawing:
         """See `Method.drawing`."""
         compared = None

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from monai_autoaug.engines.claims import check_writable
 from monai_autoaug.engines.options import TrainOptions
@@ -32,6 +33,7 @@ def compare(
     place: Place,
     *,
     execute: Execute | None = None,
+    asked: Mapping[str, Any] | None = None,
     wait: bool = True,
     listener: Listener = unheard,
 ) -> tuple[Summary, dict[str, str]]:
@@ -44,6 +46,7 @@ def compare(
         plan: what is compared, see `plan`.
         place: where this process works.
         execute: does a cell; None: a process of its own.
+        asked: what a command was asked for, see `planning.asked_of`.
         wait: for cells that others work on.
         listener: hears where the comparison is.
 
@@ -60,7 +63,7 @@ def compare(
     by_name = {case.name: case for case in plan.datalist.training}
     sound(replace(plan.datalist, training=tuple(by_name[n] for n in plan.parts.test), test=(), unlabelled=()),
           listener=listener)  # fmt: skip
-    plan.begin()
+    plan.begin(asked)
     if plan.setting.host == "nnunet" and execute is None:
         prepare_nnunet(plan, place, listener)
     do = execute or in_a_process(place)

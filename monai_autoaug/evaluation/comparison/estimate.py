@@ -1,34 +1,31 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""How long a comparison will take: by the cells that are done, or else by a few steps of the plain network."""
+"""How long a comparison will take: by the cells that are done, and a few real steps of the arms that have none."""
 
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
 
-import nibabel as nib
-import numpy as np
-import torch
-
-from monai_autoaug import methods
-from monai_autoaug.engines.options import TrainOptions, find_device
-from monai_autoaug.engines.segmentation import build_network, choose_patch_size, downsampling
+from monai_autoaug.engines.options import TrainOptions
+from monai_autoaug.engines.pace import STEPS
+from monai_autoaug.engines.parts import split_cases
+from monai_autoaug.engines.plan import fit_preprocessing, make_plan
+from monai_autoaug.engines.preview import Preview, rehearsed
+from monai_autoaug.engines.progress import Listener, Progress, unheard
 from monai_autoaug.evaluation.comparison.arms import Arm
 from monai_autoaug.evaluation.comparison.cells import Cell
 from monai_autoaug.evaluation.comparison.planning import Plan
 
-__all__ = ["FACTORS", "Estimate", "estimate", "plain_step"]
+__all__ = ["FACTORS", "Estimate", "estimate"]
 
-# time of a training step relative to that of method "none" on the same batch, with this package's defaults: what its
-# own benchmarks measured on a CPU, rounded; a guess that is right within a factor of two elsewhere
+# nnU-Net alone, which can't be tried before it has planned the network: time of a training step relative to that of
+# method "none" on the same batch, with this package's defaults; what its own benchmarks measured on a CPU, rounded: a
+# guess that is right within a factor of two elsewhere
 FACTORS = {"none": 1.0, "random": 1.2, "adversarial": 2.0, "task_driven": 2.0, "general_adversarial": 2.2,
            "joint_policy": 1.3, "bilevel": 1.4}  # fmt: skip
-_PREDICTION = 0.1  # of the training time: predicting and evaluating
-_STEPS = 3
+_SAMPLE = 8  # training cases that steps are tried on
 
 
 @dataclass(frozen=True)
@@ -39,11 +36,15 @@ class Estimate:
         seconds: by cell name; without those of which nothing is known.
         basis: what the numbers come from, in words.
         unknown: cells of which nothing is known.
+        host_mib: of the largest cell that was tried; None: none was, or the system doesn't tell.
+        device_mib: likewise of tensors on the GPU.
     """
 
     seconds: dict[str, float]
     basis: str
     unknown: int
+    host_mib: float | None = None
+    device_mib: float | None = None
 
     @property
     def total(self) -> float:
@@ -51,29 +52,40 @@ class Estimate:
         return sum(self.seconds.values())
 
 
-def estimate(plan: Plan, device: str = "auto") -> Estimate:
+def estimate(plan: Plan, device: str = "auto", *, listener: Listener = unheard) -> Estimate:
     """Time of the cells that are left.
 
     Args:
         plan: of the comparison.
         device: that this process would train on.
+        listener: hears of each arm that is tried.
     """
     left = [cell for cell in plan.cells() if not plan.place(cell).done]
     measured = _measured(plan)
-    step = None
-    if not measured and plan.setting.host == "monai":
-        step = plain_step(plan, device)
-    seconds: dict[str, float] = {}
+    if plan.setting.host == "nnunet":
+        return _of_nnunet(left, measured)
+    known = {arm for arm, _ in measured}
+    wanted = [arm for arm in plan.arms if arm.name not in known and any(cell.arm.name == arm.name for cell in left)]
+    tried: dict[str, Preview] = {}
+    for number, arm in enumerate(wanted):
+        listener(Progress("measuring", number, len(wanted)))
+        tried[arm.name] = _try(plan, arm, device)
+    listener(Progress("measuring", len(wanted), len(wanted)))
+    seconds, memory = {}, []
     for cell in left:
-        known = _of_cell(cell, measured) if measured else _by_step(cell, step)
-        if known is not None:
-            seconds[cell.name] = known
-    basis = "the cells that are done"
-    if not measured:
-        basis = f"{_STEPS} steps of the plain network; right within a factor of two"
-    if not measured and step is None:
-        basis = "nothing yet: nnU-Net plans the network first; ask again when a cell is done"
-    return Estimate(seconds, basis, len(left) - len(seconds))
+        found = tried.get(cell.arm.name)
+        if found is None:
+            seconds[cell.name] = statistics.median(_same(cell, measured))
+        else:
+            seconds[cell.name] = _time(plan, cell, found)
+            memory.append(_memory(plan, cell, found))
+    by = ["the cells that are done"] if len(tried) < len({cell.arm.name for cell in left}) or not left else []
+    by += [f"{STEPS} real steps of {'each arm' if not by else 'each arm that has none'}"] if tried else []
+    on_device = [found.device_mib for found in tried.values() if found.device_mib is not None]
+    return Estimate(
+        seconds, " and ".join(by), 0, max((m for m in memory if m is not None), default=None),
+        max(on_device, default=None),
+    )  # fmt: skip
 
 
 def _measured(plan: Plan) -> dict[tuple[str, int], list[float]]:
@@ -88,17 +100,63 @@ def _measured(plan: Plan) -> dict[tuple[str, int], list[float]]:
     return found
 
 
-def _of_cell(cell: Cell, measured: Mapping[tuple[str, int], list[float]]) -> float | None:
-    """By cells of the same arm; or of others, by what methods usually take relative to each other."""
-    same = [s for (arm, _), spent in measured.items() if arm == cell.arm.name for s in spent]
-    if same:
-        return statistics.median(same)
-    others = list(measured)
-    if not others:
+def _same(cell: Cell, measured: Mapping[tuple[str, int], list[float]]) -> list[float]:
+    """Seconds of cells of the same arm."""
+    return [s for (arm, _), spent in measured.items() if arm == cell.arm.name for s in spent]
+
+
+def _try(plan: Plan, arm: Arm, device: str) -> Preview:
+    """A few steps of an arm on some of the training cases."""
+    cell = plan.cell(arm, plan.counts[0], plan.seeds[0])
+    by_name = {case.name: case for case in plan.datalist.training}
+    sample = [by_name[name] for name in (*plan.parts.pool[:_SAMPLE], *plan.parts.validation[:1])]
+    some = replace(plan.datalist, training=tuple(sample))
+    options = TrainOptions(
+        data=plan.datalist.folder, output=plan.folder, method=arm.method, method_options=arm.method_options,
+        validation_cases=1, device=device, **cell.config["options"],
+    )  # fmt: skip
+    parts = split_cases(options, some)
+    preprocessing = fit_preprocessing(options, some, parts)
+    unlabelled = plan.unlabelled[:1] if arm.learns_from_unlabelled else ()
+    return rehearsed(make_plan(options, parts, preprocessing, unlabelled), some, preprocessing)
+
+
+def _time(plan: Plan, cell: Cell, found: Preview) -> float:
+    """Seconds of a cell: what was tried, with as many cases as it has."""
+    validation, test = len(plan.parts.validation), len(plan.parts.test)
+    tried, seconds = sum(found.plan.counts.values()), found.seconds
+    cases = cell.cases + validation + (len(plan.unlabelled) if cell.arm.learns_from_unlabelled else 0)
+    one = len(found.plan.split.validation)
+    return (
+        seconds["preparing"] / tried * cases
+        + seconds["training"]
+        + seconds["validating"] / one * validation
+        + seconds["predicting"] / one * (validation + test)
+    )
+
+
+def _memory(plan: Plan, cell: Cell, found: Preview) -> float | None:
+    """MiB of a cell: what was tried, with as many volumes as it keeps."""
+    if found.host_mib is None:
         return None
-    known = {name: _factor_of(name, cell.setting.host) for name, _ in others}
-    plain = statistics.median(s / known[arm] for (arm, _), spent in measured.items() for s in spent)
-    return plain * _factor(cell.arm)
+    tried = sum(found.plan.counts.values())
+    more = cell.cases + len(plan.parts.validation) - tried
+    more += len(plan.unlabelled) if cell.arm.learns_from_unlabelled else 0
+    return found.host_mib + max(more, 0) * found.volumes_mib / tried
+
+
+def _of_nnunet(left: list[Cell], measured: Mapping[tuple[str, int], list[float]]) -> Estimate:
+    """By the cells that are done: of the same arm, or of others by what methods take relative to each other."""
+    if not measured:
+        basis = "nothing yet: nnU-Net plans the network first; ask again when a cell is done"
+        return Estimate({}, basis, len(left))
+    factors = {name: _factor(Arm.find(name, "nnunet")) for name, _ in measured}
+    plain = statistics.median(s / factors[arm] for (arm, _), spent in measured.items() for s in spent)
+    seconds = {}
+    for cell in left:
+        same = _same(cell, measured)
+        seconds[cell.name] = statistics.median(same) if same else plain * _factor(cell.arm)
+    return Estimate(seconds, "the cells that are done", 0)
 
 
 def _factor(arm: Arm) -> float:
@@ -108,57 +166,3 @@ def _factor(arm: Arm) -> float:
     if arm.method == "joint_policy" and not options.get("learn_training", True):
         return 1.15
     return 1.1 if idle else FACTORS.get(arm.method, 2.0)
-
-
-def _factor_of(name: str, host: str) -> float:
-    return _factor(Arm.find(name, host))
-
-
-def _by_step(cell: Cell, step: float | None) -> float | None:
-    if step is None:
-        return None
-    options = cell.config["options"]
-    iterations = options.get("epochs", TrainOptions.epochs) * options.get("iterations", TrainOptions.iterations)
-    return step * iterations * _factor(cell.arm) * (1 + _PREDICTION)
-
-
-def plain_step(plan: Plan, device: str = "auto") -> float:
-    """Seconds of a training step of the network alone, on random patches of the size that trainings will have.
-
-    Args:
-        plan: of a comparison with host "monai".
-        device: see `engines.options.find_device`.
-    """
-    options = TrainOptions(data=plan.datalist.folder, output=plan.folder, method="none", **plan.setting.options)
-    where = find_device(device)
-    outputs = plan.datalist.num_outputs
-    with torch.random.fork_rng(devices=[]):
-        network = methods.prepare(
-            "none", build_network(options.network, len(plan.datalist.channels), outputs, **options.network_options)
-        ).to(where)
-        size = options.patch_size or choose_patch_size(
-            _median_shape(plan), downsampling(options.network, options.network_options)
-        )
-        patches = torch.randn(options.batch_size, len(plan.datalist.channels), *size, device=where)
-    optimizer = torch.optim.AdamW(network.parameters(), options.learning_rate)
-    times = []
-    for _ in range(_STEPS):
-        begin = time.perf_counter()
-        optimizer.zero_grad()
-        output = network(patches)
-        (output[0] if isinstance(output, (list, tuple)) else output).float().pow(2).mean().backward()
-        optimizer.step()
-        if where.type == "cuda":
-            torch.cuda.synchronize(where)
-        times.append(time.perf_counter() - begin)
-    return min(times)
-
-
-def _median_shape(plan: Plan) -> tuple[int, ...]:
-    """Of the images of some training cases, resampled to their median voxel size; headers alone are read."""
-    by_name = {case.name: case for case in plan.datalist.training}
-    headers: list[Any] = [nib.load(by_name[name].images[0]).header for name in plan.parts.pool[:20]]
-    zooms = np.array([header.get_zooms()[:3] for header in headers])
-    spacing = plan.setting.options.get("spacing") or np.median(zooms, axis=0)
-    shapes = np.array([header.get_data_shape()[:3] for header in headers]) * zooms / np.asarray(spacing)
-    return tuple(int(round(n)) for n in np.median(shapes, axis=0))

@@ -23,10 +23,11 @@ from monai_autoaug.evaluation.comparison.arms import Arm
 from monai_autoaug.evaluation.comparison.cells import Cell, CellFolder
 from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same, fingerprint
 from monai_autoaug.methods.policy_schedule import PolicySchedule
+from monai_autoaug.writing import write_text
 
-__all__ = ["Plan", "plan"]
+__all__ = ["Plan", "asked_of", "plan"]
 
-SETTING = "comparison.json"
+SETTING, ASKED = "comparison.json", "command.json"
 
 
 @dataclass(frozen=True)
@@ -64,8 +65,16 @@ class Plan:
         """What all cells have in common, written once."""
         return self.folder / SETTING
 
-    def begin(self) -> None:
+    @property
+    def asked(self) -> Path:
+        """What the command was asked for when it last began."""
+        return self.folder / ASKED
+
+    def begin(self, asked: Mapping[str, Any] | None = None) -> None:
         """Write what all cells have in common, or see that it is what is there.
+
+        Args:
+            asked: JSON values, to be kept for `asked_of`.
 
         Raises:
             ConfigError: the folder holds a comparison of another setting.
@@ -75,6 +84,8 @@ class Plan:
         if not self.file.exists():
             write_once(self.file, json.dumps(content, indent=1) + "\n")
         check_same(self.file, content)
+        if asked is not None:
+            write_text(self.asked, json.dumps(asked, indent=1) + "\n")
 
     def check(self) -> None:
         """Refuse a folder that holds a comparison of another setting, or a cell of another configuration.
@@ -165,6 +176,25 @@ class Plan:
     def unlabelled_needed(self) -> bool:
         """Whether an arm learns from unlabelled images."""
         return any(arm.learns_from_unlabelled for arm in self.arms)
+
+
+def asked_of(folder: Path) -> dict[str, Any]:
+    """What a comparison was asked for when it last began.
+
+    Args:
+        folder: of the comparison.
+
+    Raises:
+        ConfigError: none has begun there.
+    """
+    try:
+        content: dict[str, Any] = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{folder}: no comparison to go on with ({error}); give the folder of one (--output), or its options as"
+            " when it was begun"
+        ) from error
+    return content
 
 
 def training_time(result: Mapping[str, Any], together: Sequence[Mapping[str, Any]]) -> float:

@@ -173,7 +173,7 @@ def _metric(group: _Cells, metric: str) -> ComparedMetric:
     structures = next(iter(group.found.values()))[0].classes
     each = {name: float(np.mean(class_mean(values[..., [k]]))) for k, name in enumerate(structures)}
     return ComparedMetric(
-        _known(float(by_seed.mean())), float(by_seed.std(ddof=1)) if len(by_seed) > 1 else None,
+        _known(float(by_seed.mean())), _known(float(by_seed.std(ddof=1))) if len(by_seed) > 1 else None,
         {name: _known(v) for name, v in each.items()},
     )  # fmt: skip
 

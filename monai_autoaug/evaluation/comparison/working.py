@@ -9,7 +9,6 @@ import json
 import os
 import platform
 import shutil
-import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -22,6 +21,7 @@ import torch
 from monai_autoaug.data import Case, DataList, SplitFile, read_datalist
 from monai_autoaug.engines.claims import claimed
 from monai_autoaug.engines.folder import Run, read_json, write_json
+from monai_autoaug.engines.memory import peak_memory
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.prediction import learned_views, predict_cases
 from monai_autoaug.engines.progress import Listener, Progress
@@ -31,12 +31,6 @@ from monai_autoaug.evaluation.comparison.cells import VERSION, CellFolder
 from monai_autoaug.evaluation.evaluator import evaluate
 from monai_autoaug.evaluation.metrics import decided
 from monai_autoaug.precision import Precision
-
-resource: Any
-try:
-    import resource
-except ImportError:  # Windows
-    resource = None
 
 __all__ = ["Place", "Spent", "telling", "work"]
 
@@ -154,17 +148,6 @@ def _processor() -> str:
     return platform.processor() or platform.machine()
 
 
-def _peaks(device: torch.device) -> dict[str, float | None]:
-    """Largest memory of this process so far, and of its largest child, in MiB; of tensors on the GPU."""
-    host = None
-    if resource is not None:
-        unit = 1024**2 if sys.platform == "darwin" else 1024
-        who = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
-        host = round(max(resource.getrusage(w).ru_maxrss for w in who) / unit, 1)
-    gpu = round(torch.cuda.max_memory_allocated(device) / 1024**2, 1) if device.type == "cuda" else None
-    return {"host_mib": host, "device_mib": gpu}
-
-
 def _versions() -> dict[str, str]:
     packages = ("monai_autoaug", "torch", "monai", "nnunetv2", "numpy")
     return {"python": platform.python_version()} | {name: version(name) for name in packages}
@@ -195,7 +178,7 @@ def _monai(
             train(options, listener=listener)
     summary = read_json(run.summary)
     device = find_device(place.device)
-    peaks = [_peaks(device)]
+    peaks = [peak_memory(device)]
     precision = Precision(device, find_precision(options.precision, device))
     network, files = run.load_model().to(device), [folder.predictions / f"{case.name}.nii.gz" for case in test]
     has_views = run.policy.exists() and config["setting"]["test_time"] == "own"
@@ -207,7 +190,7 @@ def _monai(
     keys = ("iterations", "epochs", "seconds", "cpu_seconds", "parameters", "best_epoch")
     last = json.loads(run.log.read_text(encoding="utf-8").splitlines()[-1])
     return _told(
-        [*peaks, _peaks(device)], device,
+        [*peaks, peak_memory(device)], device,
         training={key: summary[key] for key in keys if key in summary},
         inference=spent.to_dict() | {"cases": len(test)},
         learned={name: last[name] for name in _FIGURES if name in last}, warnings=summary["warnings"],
@@ -262,13 +245,13 @@ def _nnunet(
     listener(Progress("training", 0, 1))
     with Spent() as spent:
         fresh = cell.train()
-    peaks = [_peaks(device)]
+    peaks = [peak_memory(device)]
     listener(Progress("predicting", 0, len(test)))
     with Spent() as predicting:
         cell.predict(test)
     training = cell.trained() | ({"cpu_seconds": spent.cpu_seconds} if fresh else {})
     return _told(
-        [*peaks, _peaks(device)], device, training=training, inference=predicting.to_dict() | {"cases": len(test)},
+        [*peaks, peak_memory(device)], device, training=training, inference=predicting.to_dict() | {"cases": len(test)},
         learned=cell.learned(_FIGURES), warnings=[],
     )  # fmt: skip
 
@@ -289,7 +272,7 @@ def telling(file: Path, every: float = 1.0) -> Iterator[Listener]:
             return
         last[0] = now
         beside = file.with_name(f".{file.name}.{os.getpid()}")
-        beside.write_text(json.dumps(asdict(progress)), encoding="utf-8")
+        beside.write_text(json.dumps(asdict(replace(progress, ended=None))), encoding="utf-8")
         beside.replace(file)
 
     try:
