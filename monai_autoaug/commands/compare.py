@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from monai_autoaug.commands.habits import Command, amp_option, chosen_precision, device_option, key_values
+from monai_autoaug.commands.habits import Command, amp_option, chosen_precision, device_option, key_values, offering
 
 if TYPE_CHECKING:
     from monai_autoaug.evaluation.comparison import Plan, Summary
@@ -22,9 +22,9 @@ _FILES = ("comparison.html", "table.md", "table.csv", "cases.csv", "summary.json
 
 
 _EXAMPLES = (
-    "monai-autoaug compare --data DIR --methods none,nnunet,adversarial --cases 10,all",
+    "monai-autoaug compare --data DIR --methods none,nnunet,random --seeds 3",
     "monai-autoaug compare --data DIR --methods nnunet,joint_policy --host nnunet",
-    "monai-autoaug compare --data DIR --methods none,adversarial:mode=affine --dry-run",
+    "monai-autoaug compare --data DIR --methods none,random:mode=affine --dry-run",
     "monai-autoaug compare --arms --host nnunet",
     "monai-autoaug compare --resume --output comparison",
 )
@@ -38,10 +38,11 @@ _EXAMPLES = (
 @click.option("--cases", default="all", show_default=True, help="Numbers of training cases, such as 10,20,all.")
 @click.option("--output", "-o", default="comparison", show_default=True, type=_PATH,
               help="Folder of the comparison; several processes and machines can share it.")  # fmt: skip
-@click.option("--host", default="monai", show_default=True, help="monai or nnunet: which trains.")
+@click.option("--host", default="monai", show_default=True, shell_complete=offering(("monai", "nnunet")),
+              help="monai or nnunet: which trains.")  # fmt: skip
 @click.option("--reference", help="The arm that others are compared with.  [default: nnunet if it is there, else the"
               " first]")  # fmt: skip
-@click.option("--equal", default="iterations", show_default=True,
+@click.option("--equal", default="iterations", show_default=True, shell_complete=offering(("iterations", "time")),
               help="iterations, or time: arms also train again for as long as the reference takes.")  # fmt: skip
 @click.option("--test-cases", default="0.25", show_default=True, help="Number or share of cases no arm looks at.")
 @click.option("--validation-cases", default="2", show_default=True, help="Number or share of validation cases.")

@@ -67,7 +67,7 @@ def bars() -> Iterator[Listener]:
             if progress.note is not None:
                 console.print(escape(progress.note))
             if progress.ended is not None and progress.ended.dice:
-                console.print(epoch_line(progress), markup=False)
+                console.print(epoch_line(progress), markup=False, soft_wrap=True)
             task = tasks[progress.stage]
             drawn.update(task, completed=progress.done, total=progress.total, state=_state(progress))  # type: ignore[arg-type]  # rich's TaskID is an int
 

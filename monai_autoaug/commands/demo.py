@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from monai_autoaug.commands.habits import Command, amp_option, chosen_precision, device_option
+from monai_autoaug.commands.habits import METHODS, Command, amp_option, chosen_precision, device_option, offering
 
 if TYPE_CHECKING:
     from monai_autoaug.engines.folder import Run
@@ -40,7 +40,7 @@ _EXAMPLES = (
 
 @click.command(cls=Command, examples=_EXAMPLES)
 @click.option("--output", "-o", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder.")
-@click.option("--method", default="adversarial", show_default=True,
+@click.option("--method", default="adversarial", show_default=True, shell_complete=offering(METHODS),
               help="none, random, adversarial, task_driven, general_adversarial, joint_policy or bilevel.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, type=click.IntRange(min=0), help="Seed of data and training.")
 @device_option

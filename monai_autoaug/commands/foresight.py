@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from monai_autoaug.commands.console import console, size
@@ -49,39 +49,66 @@ def show_preview(found: Preview, done: int = 0) -> None:
         found: by `engines.preview`.
         done: epochs that it has behind it.
     """
-    from monai_autoaug.engines.pace import STEPS
-    from monai_autoaug.evaluation.comparison.tables import duration
-
-    plan, options, volumes = found.plan, found.plan.options, found.preprocessing
-    left = sum(found.phases.values())
-    phases = ", ".join(f"{name} {epochs}" for name, epochs in found.phases.items())
-    by = " x ".join
-    classes = f"{volumes.num_outputs} {'classes' if volumes.regions is None else 'regions'}"
-    channels = f"{len(volumes.channels)} channel{'s' * (len(volumes.channels) != 1)}"
-    margin = f", cut {by(map(str, plan.margin))} larger on each side" if any(plan.margin) else ""
-    times = {stage: seconds for stage, seconds in found.seconds.items() if seconds >= 0.05}
-    memory = [] if found.host_mib is None else [f"about {size(found.host_mib)}"]
-    memory += [] if found.device_mib is None else [f"{size(found.device_mib)} on the GPU"]
-    where = "on disk, in the cache" if options.cache is not None else "in memory"
+    plan, options = found.plan, found.plan.options
+    margin = f", cut {_by(plan.margin)} larger on each side" if any(plan.margin) else ""
     doubts = sum(finding.severity == "warn" for finding in found.findings)
     rows = {
         "method": options.method,
         "cases": plan.told(),
         "audit": f"{doubts} warning{'s' * (doubts != 1)}" + ("; monai-autoaug check shows them" if doubts else ""),
-        "volumes": f"{by(map(str, volumes.median_shape))} voxels of {by(f'{s:.3g}' for s in volumes.spacing)} mm (median)"
-        f", {channels}, {classes}; {size(found.volumes_mib)} {where}",
-        "patches": f"{options.batch_size} a batch of {by(map(str, plan.patch_size))} voxels{margin}",
+        "volumes": _volumes(found),
+        "patches": f"{options.batch_size} a batch of {_by(plan.patch_size)} voxels{margin}",
         "network": f"{options.network}, {found.parameters / 1e6:.2f} M parameters; {found.device}, {found.precision}",
-        "epochs": f"{left}{f' of {options.epochs}, {done} are done' if done else ''}; {options.iterations} iterations"
-        f" each, validated after every {options.validation_interval}" + (f"; {phases}" if len(found.phases) > 1 else ""),
-        "time": f"about {duration(found.total)}: " + ", ".join(f"{k} {duration(v)}" for k, v in times.items())
-        + f" (by {STEPS} steps of each phase here; evaluation and pictures come on top)",
-        "memory": ", ".join(memory) or "unknown: this system doesn't tell",
+        "epochs": _epochs(found, done),
+        "time": _time(found),
+        "memory": _memory(found.host_mib, found.device_mib),
         "output": f"{options.output} (nothing was written)",
-    }  # fmt: skip
+    }
     _show(rows)
     for sentence in found.said:
         console.print(sentence, markup=False)
+
+
+def _by(numbers: Iterable[float]) -> str:
+    """Sides of a box."""
+    return " x ".join(f"{n:.3g}" if isinstance(n, float) else str(n) for n in numbers)
+
+
+def _volumes(found: Preview) -> str:
+    volumes = found.preprocessing
+    outputs = f"{volumes.num_outputs} {'classes' if volumes.regions is None else 'regions'}"
+    channels = f"{len(volumes.channels)} channel{'s' * (len(volumes.channels) != 1)}"
+    where = "in memory" if found.plan.options.cache is None else "on disk, in the cache"
+    return (
+        f"{_by(volumes.median_shape)} voxels of {_by(volumes.spacing)} mm (median), {channels}, {outputs};"
+        f" {size(found.volumes_mib)} {where}"
+    )
+
+
+def _epochs(found: Preview, done: int) -> str:
+    options, left = found.plan.options, sum(found.phases.values())
+    behind = f" of {options.epochs}, {done} are done" if done else ""
+    phases = ", ".join(f"{name} {epochs}" for name, epochs in found.phases.items())
+    interval = options.validation_interval
+    often = "each" if interval == 1 else f"every {interval} epochs"
+    return f"{left}{behind}; {options.iterations} iterations each, validated {often}" + (
+        f"; phases: {phases}" if len(found.phases) > 1 else ""
+    )
+
+
+def _time(found: Preview) -> str:
+    from monai_autoaug.engines.pace import STEPS
+    from monai_autoaug.evaluation.comparison.tables import duration
+
+    stages = ", ".join(f"{stage} {duration(seconds)}" for stage, seconds in found.seconds.items() if seconds >= 0.05)
+    by = f"{STEPS} real steps" + (" of each phase" if len(found.phases) > 1 else "")
+    return f"about {duration(found.total)}: {stages} (by {by} on this machine; evaluation and pictures come on top)"
+
+
+def _memory(host: float | None, device: float | None) -> str:
+    told = [] if host is None else [f"about {size(host)}"]
+    told += [] if device is None else [f"{size(device)} on the GPU"]
+    return ", ".join(told) or "unknown: this system doesn't tell"
 
 
 def show_foresight(found: Foresight) -> None:
@@ -92,19 +119,15 @@ def show_foresight(found: Foresight) -> None:
     """
     from monai_autoaug.evaluation.comparison.tables import duration
 
-    by = " x ".join
     refused = f"; {len(found.failed)} can't be used" if found.failed else ""
     there = f"; {found.there} are there already" if found.there else ""
-    memory = [] if found.host_mib is None else [f"about {size(found.host_mib)}"]
-    memory += [] if found.device_mib is None else [f"{size(found.device_mib)} on the GPU"]
     rows = {
         "images": f"{found.cases} to predict{there}{refused}",
-        "windows": f"{found.windows} an image of {by(map(str, found.shape))} voxels (the first one), each"
-        f" {by(map(str, found.patch_size))}",
+        "windows": f"{found.windows} of {_by(found.patch_size)} voxels in an image of {_by(found.shape)}",
         "views": str(found.views),
         "device": f"{found.device}, {found.precision}",
         "time": f"about {duration(found.seconds)} (by the first image and a window)",
-        "memory": ", ".join(memory) or "unknown: this system doesn't tell",
+        "memory": _memory(found.host_mib, found.device_mib),
         "output": f"{found.output} (nothing was written)",
     }
     _show(rows)

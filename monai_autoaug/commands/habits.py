@@ -11,11 +11,17 @@ from typing import Any
 import click
 
 __all__ = [
-    "DEBUG", "WORDS", "Command", "amp_option", "chosen_precision", "device_option", "key_values", "read_options",
+    "DEBUG", "DEVICES", "METHODS", "NETWORKS", "PRECISIONS", "WORDS", "Command", "amp_option", "chosen_precision",
+    "device_option", "key_values", "offering", "read_options",
 ]  # fmt: skip
 
 # in the context's memory: whether an error is shown with where it comes from, and what the command was called with
 DEBUG, WORDS = "monai_autoaug.debug", "monai_autoaug.words"
+# what a shell offers; the packages that know better take seconds to import
+METHODS = ("none", "random", "adversarial", "task_driven", "general_adversarial", "joint_policy", "bilevel")
+NETWORKS = ("unet", "segresnet", "dynunet")
+PRECISIONS = ("auto", "mixed", "float32", "bfloat16", "float16")
+DEVICES = ("auto", "cpu", "cuda")
 _NEVER = {"config", "debug", "help", "dry_run", "list_arms", "resume"}  # what one call does differently from another
 
 
@@ -165,11 +171,21 @@ def _as_typed(parameter: click.Parameter, value: Any, where: str) -> Any:
     return [str(value)] if several else str(value)
 
 
+def offering(words: Sequence[str]) -> Callable[[click.Context, click.Parameter, str], list[str]]:
+    """What completes a value in a shell; others may be given all the same.
+
+    Args:
+        words: that are offered.
+    """
+    return lambda ctx, parameter, begun: [word for word in words if word.startswith(begun)]
+
+
 def device_option(command: Callable[..., Any]) -> Callable[..., Any]:
     """The option ``--device``."""
     return click.option(
-        "--device", default="auto", show_default=True, help="auto (a GPU if there is one), cpu, cuda or cuda:1."
-    )(command)
+        "--device", default="auto", show_default=True, shell_complete=offering(DEVICES),
+        help="auto (a GPU if there is one), cpu, cuda or cuda:1.",
+    )(command)  # fmt: skip
 
 
 def amp_option(command: Callable[..., Any]) -> Callable[..., Any]:

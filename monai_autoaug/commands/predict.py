@@ -9,7 +9,15 @@ from typing import Any, Literal
 
 import click
 
-from monai_autoaug.commands.habits import WORDS, Command, amp_option, chosen_precision, device_option
+from monai_autoaug.commands.habits import (
+    PRECISIONS,
+    WORDS,
+    Command,
+    amp_option,
+    chosen_precision,
+    device_option,
+    offering,
+)
 
 __all__ = ["predict"]
 
@@ -28,7 +36,8 @@ _EXAMPLES = (
 @click.argument("output", type=click.Path(path_type=Path))
 @device_option
 @amp_option
-@click.option("--precision", help="In place of --amp: auto, mixed, float32, bfloat16 or float16.  [default: auto]")
+@click.option("--precision", shell_complete=offering(PRECISIONS),
+              help="In place of --amp: auto, mixed, float32, bfloat16 or float16.  [default: auto]")  # fmt: skip
 @click.option("--overlap", default=0.5, show_default=True, help="Overlap of neighbouring windows, 0 to below 1.")
 @click.option("--overwrite", is_flag=True, help="Replace predictions that are there already.")
 @click.option("--resume", is_flag=True, help="Keep predictions that are there already, and make the others.")

@@ -10,7 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from monai_autoaug.commands.habits import Command, amp_option, chosen_precision, key_values, read_options
+from monai_autoaug.commands.habits import (
+    DEVICES,
+    METHODS,
+    NETWORKS,
+    PRECISIONS,
+    Command,
+    amp_option,
+    chosen_precision,
+    key_values,
+    offering,
+    read_options,
+)
 
 if TYPE_CHECKING:
     from monai_autoaug.engines.folder import Run
@@ -40,7 +51,7 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 _PATH = click.Path(path_type=Path)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--output", "-o", type=_PATH, help="Folder of the run.  [default: runs/METHOD]"),
-    click.option("--method",
+    click.option("--method", shell_complete=offering(METHODS),
                  help="none, random, adversarial, task_driven, general_adversarial, joint_policy, bilevel, or one that"
                  " another package adds."
                  "  [default: adversarial]"),
@@ -52,7 +63,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--patch-size", type=int, nargs=3, help="Voxels D H W.  [default: from the data]"),
     click.option("--lr", "learning_rate", type=float, help="Learning rate of AdamW.  [default: 0.002]"),
     click.option("--weight-decay", type=float, help="Weight decay of AdamW.  [default: 0.0001]"),
-    click.option("--network", help="unet, segresnet or dynunet.  [default: unet]"),
+    click.option("--network", shell_complete=offering(NETWORKS), help="unet, segresnet or dynunet.  [default: unet]"),
     click.option("--network-option", "network_options", multiple=True, callback=_assignments, metavar="KEY=VALUE",
                  help="An option of the network, such as channels=[8,16,32]; may be repeated."),
     click.option("--train-cases", type=int, help="Cases to learn from.  [default: all others]"),
@@ -77,9 +88,11 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--bias-correction", is_flag=True, default=None, help="N4 bias correction of MR images."),
     click.option("--seed", type=int, help="Seed of everything but the split.  [default: 0]"),
     click.option("--split-seed", type=int, help="Seed of the split.  [default: 0]"),
-    click.option("--device", help="auto (a GPU if there is one), cpu, cuda or cuda:1.  [default: auto]"),
+    click.option("--device", shell_complete=offering(DEVICES),
+                 help="auto (a GPU if there is one), cpu, cuda or cuda:1.  [default: auto]"),
     amp_option,
-    click.option("--precision", help="In place of --amp: auto, mixed, float32, bfloat16 or float16.  [default: auto]"),
+    click.option("--precision", shell_complete=offering(PRECISIONS),
+                 help="In place of --amp: auto, mixed, float32, bfloat16 or float16.  [default: auto]"),
     click.option("--workers", type=int, help="Processes that cut patches.  [default: 0]"),
     click.option("--cache", type=_PATH, help="Keep preprocessed volumes here instead of in memory."),
     click.option("--tensorboard", is_flag=True, default=None,

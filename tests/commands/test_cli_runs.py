@@ -357,5 +357,5 @@ def test_the_bar_shows_every_stage(data: Path, tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 0
     text = seen.decode(errors="replace")
     stages = ("checking", "preparing", "training", "predicting", "evaluating", "drawing")
-    for word in (*stages, "epoch 2/2", "loss ", "Dice 0."):
+    for word in (*stages, "epoch 2/2", "loss ", "Dice 0.", "(head ", "iB"):
         assert word in text, word

@@ -102,7 +102,7 @@ def test_a_dry_run_shows_cells_and_time_and_writes_nothing(many: Path, tmp_path:
     assert "6 test cases, 1 validation case, 5 to train on; reference none" in text
     assert text.count("to do") == 8
     assert "8 cells, 0 done; time: about" in text
-    assert "3 steps of the plain network" in text
+    assert "by 4 real steps of each arm" in text
     assert "train again at equal time" in text
     assert "With 6 test cases and 4 comparisons no p can be below 0.05" in text
     assert not (tmp_path / "out").exists()
@@ -178,7 +178,8 @@ def test_a_failed_cell_is_told_and_tried_again(many: Path, tmp_path: Path, monke
     second = call("compare", *words)
     assert second.exit_code == 0, second.output
     assert {f.name for f in (tmp_path / "out").iterdir()} == {
-        "comparison.json", "cells", "comparison.html", "table.md", "table.csv", "cases.csv", "summary.json",
+        "comparison.json", "command.json", "cells", "comparison.html", "table.md", "table.csv", "cases.csv",
+        "summary.json",
     }  # fmt: skip
     assert "With 6 test cases and 1 comparison" not in second.output
     changed = call("compare", *words, "--split-seed", "1")
@@ -197,8 +198,34 @@ def test_ctrl_c_says_how_to_go_on(many: Path, tmp_path: Path, monkeypatch: pytes
     words = ["--data", many, "--methods", "none,random", "--seeds", "1", "--output", tmp_path / "out", *SMALL]
     result = call("compare", *words)
     assert result.exit_code == 130
-    assert f"go on with: monai-autoaug compare --data {many} --methods none,random" in " ".join(result.output.split())
+    told = " ".join(result.output.split())
+    assert f"go on with: monai-autoaug compare --resume --output {tmp_path / 'out'}" in told
     assert list((tmp_path / "out" / "cells").glob("*/claim*")) == []
+
+
+def test_a_comparison_goes_on_with_the_options_that_it_was_begun_with(
+    many: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("monai_autoaug.evaluation.comparison.comparing.in_a_process", made_up)
+    output = tmp_path / "out"
+    nothing = call("compare", "--resume", "--output", output)
+    assert nothing.exit_code == 2
+    assert "no comparison to go on with" in nothing.output
+    config = tmp_path / "compare.yaml"
+    config.write_text("methods: [none, random]\nseeds: [1, 4]\ncases: [2, 3]\nequal: iterations\n")
+    monkeypatch.chdir(many.parent)  # data is found again from anywhere
+    first = call("compare", "--data", many.name, "--config", config, "--output", output, *SMALL)
+    assert first.exit_code == 1, first.output  # a cell fails, the first time
+    monkeypatch.chdir(tmp_path)
+    second = call("compare", "--resume", "--output", output)
+    assert second.exit_code == 0, second.output
+    cells = {cell.name for cell in (output / "cells").iterdir()}
+    assert cells == {f"{arm}_{cases}_{seed}" for arm in ("none", "random") for cases in (2, 3) for seed in (1, 4)}
+    more = call("compare", "--resume", "--output", output, "--seeds", "1,4,5")  # what is given now wins
+    assert more.exit_code == 0, more.output
+    assert len(list((output / "cells").iterdir())) == 12
+    shown = call("compare", "--resume", "--output", output, "--dry-run")
+    assert "12 cells, 12 done; time: nothing is left to do" in " ".join(shown.output.split())
 
 
 def sparing(place: Any) -> Any:
