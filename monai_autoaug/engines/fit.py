@@ -23,7 +23,6 @@ from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.given_policy import KEY, find_given, with_given
 from monai_autoaug.engines.handlers import PolicyLogger
-from monai_autoaug.engines.memory import peak_memory
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.phases import PhaseEvents, PhaseSchedule
 from monai_autoaug.engines.progress import Ended, Listener, Progress
@@ -31,6 +30,7 @@ from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.engines.streams import UNLABELLED
 from monai_autoaug.engines.validation import validate
 from monai_autoaug.errors import CheckpointError
+from monai_autoaug.memory import peak_memory
 from monai_autoaug.methods import Method
 from monai_autoaug.policies import TrainingPolicy, no_ops
 from monai_autoaug.policies.course import course_interval

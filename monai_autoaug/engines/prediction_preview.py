@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 
 from monai_autoaug.data import DataList
-from monai_autoaug.engines.memory import peak_memory
 from monai_autoaug.engines.pace import measure_window, windows
 from monai_autoaug.engines.prediction import refused
 from monai_autoaug.engines.prediction_job import Average, Job
 from monai_autoaug.engines.progress import Listener, unheard
+from monai_autoaug.memory import peak_memory
 
 __all__ = ["Foresight", "foresee"]
 

@@ -18,13 +18,13 @@ from monai_autoaug.data.audit import Finding
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines.fit import Fit
 from monai_autoaug.engines.folder import Run
-from monai_autoaug.engines.memory import peak_memory
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.pace import Pace, measure_pace, measure_window, windows
 from monai_autoaug.engines.plan import Plan, check_folders, check_unused, decide
 from monai_autoaug.engines.progress import Listener, Progress, unheard
 from monai_autoaug.engines.random_states import random_states, restore_random_states
 from monai_autoaug.engines.volumes import volumes
+from monai_autoaug.memory import peak_memory
 from monai_autoaug.methods.phases import spans
 from monai_autoaug.policies import TestTimePolicy
 

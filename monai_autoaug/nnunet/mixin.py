@@ -165,8 +165,8 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Show
         self._line = {"epoch": self.current_epoch, "train_loss": train_loss, **figures}
         if warnings:
             self._line["warnings"] = warnings
-        if figures:
-            self.print_to_log_file("autoaug", journal.in_short(figures, self.method.policies().get("training")))
+        told = [journal.in_short(figures, self.method.policies().get("training"))] if figures else []
+        self.print_to_log_file("autoaug", *told, journal.memory(self.device))
         for logger in self.logger.loggers:  # those beside nnU-Net's own file, which takes its own keys only
             for name, value in figures.items():
                 logger.log(f"autoaug/{name}", value, self.current_epoch)

@@ -18,11 +18,11 @@ from torch import Tensor
 from monai_autoaug.data import PatchBatches, write_phantom
 from monai_autoaug.engines import pace, preview
 from monai_autoaug.engines.folder import Run, read_json
-from monai_autoaug.engines.memory import peak_memory
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.pace import Pace, windows
 from monai_autoaug.engines.random_states import random_states
 from monai_autoaug.engines.run import train
+from monai_autoaug.memory import peak_memory
 from monai_autoaug.methods.bilevel import Bilevel
 from monai_autoaug.methods.joint_policy import JointPolicy
 from monai_autoaug.methods.task_driven import TaskDriven

@@ -21,7 +21,6 @@ import torch
 from monai_autoaug.data import Case, DataList, SplitFile, read_datalist
 from monai_autoaug.engines.claims import claimed
 from monai_autoaug.engines.folder import Run, read_json, write_json
-from monai_autoaug.engines.memory import peak_memory
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.prediction import learned_views, predict_cases
 from monai_autoaug.engines.progress import Listener, Progress
@@ -30,6 +29,7 @@ from monai_autoaug.errors import ConfigError, DataError
 from monai_autoaug.evaluation.comparison.cells import VERSION, CellFolder
 from monai_autoaug.evaluation.evaluator import evaluate
 from monai_autoaug.evaluation.metrics import decided
+from monai_autoaug.memory import peak_memory
 from monai_autoaug.precision import Precision
 
 __all__ = ["Place", "Spent", "telling", "work"]
