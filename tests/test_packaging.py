@@ -8,6 +8,8 @@ import configparser
 import os
 import re
 import shlex
+import shutil
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -16,7 +18,7 @@ import pytest
 import yaml
 
 import monai_autoaug
-from monai_autoaug.cli import main
+from monai_autoaug.cli import COMMANDS, main
 from monai_autoaug.data import write_phantom
 from monai_autoaug.nnunet.options import Options
 
@@ -75,6 +77,42 @@ def test_the_readme_leads_from_a_decathlon_folder_to_a_trainer_of_nnunet() -> No
     assert set(re.findall(r"nnUNetv2_\w+", said)) <= installed
 
 
+BROWSER = re.findall(r"^(install_browser\(\) \{.*?^browser=\$!$)", CI, re.MULTILINE | re.DOTALL)
+WAIT = re.findall(r'^(wait "\$browser" .*?^tail .*?)$', CI, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("root", [True, False])
+@pytest.mark.parametrize("installs", [True, False])
+def test_ci_installs_a_browser_and_fails_without_one(root: bool, installs: bool, tmp_path: Path) -> None:
+    """The lines of .ci/run, on a system that is made up of a few commands."""
+    system = tmp_path / "bin"
+    system.mkdir()
+    chromium = "printf '#!/bin/bash\\necho Chromium 1.2\\n' > $0.new; chmod +x $0.new; mv $0.new ${0%/*}/chromium"
+    for name, code in {
+        "id": f"echo {0 if root else 1000}", "apt-get": f'echo "$@" >> {tmp_path}/asked; [ $1 = install ] || exit 0;'
+        + (chromium if installs else " echo no such package; exit 100"),
+    }.items():  # fmt: skip
+        (system / name).write_text(f"#!/bin/bash\n{code}\n")
+        (system / name).chmod(0o755)
+    for name in ("bash", "cat", "tail", "chmod", "mv"):
+        (system / name).symlink_to(str(shutil.which(name)))
+    script = "\n".join(["set -euo pipefail", *BROWSER, "echo meanwhile", *WAIT, "echo tests"])
+    done = subprocess.run(
+        ["bash", "-c", script], check=False, capture_output=True, text=True,
+        env={"PATH": str(system), "work": str(tmp_path)},
+    )  # fmt: skip
+    asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert ("install --quiet --yes --no-install-recommends chromium" in asked) == root
+    assert done.stdout.startswith("meanwhile\n")
+    if root and installs:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "meanwhile\nChromium 1.2\ntests\n"
+    else:
+        assert done.returncode == 1
+        assert "tests" not in done.stdout
+        assert "there is no chromium" in done.stderr
+
+
 def test_the_options_for_nnunet_in_the_readme_are_options() -> None:
     for block in blocks("yaml"):
         options = Options.from_mapping(yaml.safe_load(block))
@@ -82,7 +120,7 @@ def test_the_options_for_nnunet_in_the_readme_are_options() -> None:
 
 
 def test_the_readme_has_commands_and_pictures_that_exist() -> None:
-    assert {line.split()[1] for line in commands()} >= {"demo", "check", "train", "predict", "evaluate", "nnunet"}
+    assert {line.split()[1] for line in commands()} == set(COMMANDS)
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert pictures
     assert all((ROOT / p).stat().st_size > 10_000 for p in pictures)
