@@ -58,7 +58,7 @@ class Failure(click.ClickException):
 
     def __init__(self, message: str, exit_code: int = FAULT) -> None:
         super().__init__(message)
-        self.exit_code = exit_code
+        self.exit_code = exit_code  # type: ignore[misc]  # of the class for click, which reads it off the instance
 
     def show(self, file: Any = None) -> None:
         """Print the message."""

@@ -122,7 +122,7 @@ def _from_file(ctx: click.Context, parameter: click.Parameter, value: Path | Non
     """Take the options of a file as defaults, so that those on the command line win."""
     from monai_autoaug.errors import ConfigError, did_you_mean
 
-    if value is None:
+    if value is None or ctx.resilient_parsing:  # a shell asks what could be typed next
         return
     names = {
         spelling.removeprefix("--").replace("-", "_"): known

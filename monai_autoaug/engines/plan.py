@@ -5,7 +5,6 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
@@ -95,9 +94,9 @@ class Plan:
     def _options(self) -> dict[str, Any]:
         """The options with whole paths, so that the run can be resumed from any folder."""
         paths = {name: getattr(self.options, name) for name in ("data", "meta_list", "split", "unlabelled", "cache")}
-        method_options: Mapping[str, Any] = dict(self.options.method_options)
+        method_options = dict(self.options.method_options)
         if "policy" in method_options:
-            method_options = method_options | {"policy": str(Path(method_options["policy"]).resolve())}
+            method_options["policy"] = str(Path(method_options["policy"]).resolve())
         whole = {name: str(p.resolve()) for name, p in paths.items() if p is not None}
         return self.options.to_dict() | whole | {"method_options": method_options}
 

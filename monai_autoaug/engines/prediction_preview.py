@@ -100,7 +100,8 @@ def foresee(
     where = job.precision.device
     if where.type == "cuda":
         torch.cuda.reset_peak_memory_stats(where)
-    shape, count, seconds = (), 0, 0.0
+    shape: tuple[int, ...] = ()
+    count, seconds = 0, 0.0
     if left:
         began = time.perf_counter()
         row = DataList.of_images(left[:1], channels=job.preprocessing.channels).to_monai(left[:1])[0]

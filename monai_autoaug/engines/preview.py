@@ -7,7 +7,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -145,7 +145,8 @@ def _rehearsed(
     sample = _Sample(plan, datalist, preprocessing)
     listener(Progress("measuring", 1, 2))
     set_determinism(seed=options.seed)
-    fit = Fit(Run(options.output), options, preprocessing, plan.patch_size, plan.margin, unheard)
+    alone = replace(options, workers=0)
+    fit = Fit(Run(options.output), alone, preprocessing, plan.patch_size, plan.margin, unheard)
     if fit.device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(fit.device)
     fit.prepare(sample.train, meta=sample.meta, resampled=sample.resampled, unlabelled=sample.unlabelled)

@@ -327,6 +327,7 @@ def test_completion_of_commands_options_and_values(tmp_path: Path) -> None:
     assert completed("monai-autoaug train --precision b", tmp_path) == ["bfloat16"]
     assert completed("monai-autoaug compare --host n", tmp_path) == ["nnunet"]
     assert completed("monai-autoaug nnunet d", tmp_path) == ["doctor"]
+    assert completed("monai-autoaug export --config gone.yaml --to t", tmp_path) == ["torchio"]
     assert set(habits.METHODS) == set(METHODS)
     assert set(habits.NETWORKS) == set(NETWORKS)
     assert set(habits.PRECISIONS) == {"auto", "mixed", *DTYPES}
