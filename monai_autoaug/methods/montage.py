@@ -55,8 +55,8 @@ def montage(patch: Patch, shots: Sequence[Shot]) -> Tensor:
     lengths = [n * s for p, size in zip(first[0], sizes, strict=True) for n, s in zip(p.shape, size, strict=True)]
     scale = _WIDE / max(lengths)
     lines = [
-        _side_by_side([_slice(*both, size, scale, window) for *both, size in zip(*row, sizes, strict=True)])
-        for row in rows
+        _side_by_side([_slice(*plane, scale, window) for plane in zip(images, labels, sizes, strict=True)])
+        for images, labels in rows
     ]
     return torch.cat([part for line in lines for part in (line, line.new_zeros(3, _GAP, line.shape[2]))][:-1], 1)
 

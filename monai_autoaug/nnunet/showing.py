@@ -11,7 +11,7 @@ import platform
 from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -41,7 +41,7 @@ class ShowingMixin(_Host):
     """The part of `AutoAugMixin` that keeps what ``monai-autoaug report`` and TensorBoard show."""
 
     autoaug: Options
-    autoaug_base: Any
+    autoaug_base: ClassVar[Any]
     method: Method
     layout: PatchLayout
     run_seed: int

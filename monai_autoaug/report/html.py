@@ -235,8 +235,8 @@ def write_report(
         DataError: a training in ``against`` was validated on other cases, or a file can't be read.
     """
     page = page_name(run, output)
-    source = read_source(run)
-    content = collect(source, [read_baseline(folder) for folder in against], names=names)
+    source = read_source(Path(run))
+    content = collect(source, [read_baseline(Path(folder)) for folder in against], names=names)
     cases, why = predicted_cases(source, None if data is None else Path(data), names=names)
     write_text(page, report_page(source, content, cases=cases, why_no_cases=why))
     write_text(page.with_suffix(".json"), json.dumps(content, indent=1, allow_nan=False) + "\n")

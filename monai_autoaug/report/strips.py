@@ -192,7 +192,7 @@ def _sides(plane: Plane, left: float, top: float, width: float, height: float) -
     """The plane's name and, where they are known, the sides of the body at its edges; all in percent."""
     marks = [Mark(plane.name, left, top, "tl")]
     if plane.letters:
-        right, up = plane.letters
+        right, up = list(plane.letters)
         marks += [
             Mark(right, left + width, top + height / 2, "r"), Mark(OPPOSITE[right], left, top + height / 2, "l"),
             Mark(up, left + width / 2, top, "t"), Mark(OPPOSITE[up], left + width / 2, top + height, "b"),
