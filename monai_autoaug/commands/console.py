@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Mapping
@@ -34,11 +35,22 @@ if TYPE_CHECKING:
     from monai_autoaug.engines.progress import Listener, Progress
     from monai_autoaug.evaluation import Evaluation
 
-__all__ = ["bars", "check_file", "console", "counter", "dice_table", "epoch_line", "size"]
+__all__ = ["bars", "check_file", "console", "counter", "dice_table", "epoch_line", "make_console", "size"]
 
-console = Console(highlight=False)
-if not console.is_terminal:
-    console = Console(highlight=False, width=120)  # a file or a pipe has no width of its own
+
+
+def make_console() -> Console:
+    """The terminal's, or one for text that is kept: in a file, a pipe or the cell of a notebook.
+
+    Jupyter sets FORCE_COLOR and gives commands a terminal, but its cells show each frame of a bar below the last one;
+    and what is kept has no width of its own.
+    """
+    if sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ:
+        return Console(highlight=False)
+    return Console(highlight=False, width=120, force_terminal=False, force_jupyter=False)
+
+
+console = make_console()
 
 
 class _State(ProgressColumn):

@@ -224,7 +224,8 @@ def fractional(volume: Volume) -> Iterator[Fault]:
     """Labels are whole numbers."""
     counts = volume.label_counts if volume.role == "label" else None
     if counts is not None and counts.num_fractional:
-        came = f"{counts.num_fractional:,} voxels with values such as {counts.fractional}"
+        values = ", ".join(f"{value:.3g}" for value in counts.fractional)
+        came = f"{counts.num_fractional:,} voxels with values such as [{values}]"
         remedy = "resample labels by nearest neighbour"
         yield Fault("holds values that are no labels", "whole numbers 0, 1, 2 ...", came, remedy)
 
