@@ -46,15 +46,13 @@ class Command(click.Command):
                 )
             )  # fmt: skip
         self.params.append(
-            click.Option(
-                ["--debug"], is_flag=True, expose_value=False, is_eager=True, callback=_debug,
-                help="Show where an error comes from.",
-            )
-        )  # fmt: skip
+            click.Option(["--debug"], is_flag=True, expose_value=False, help="Show where an error comes from.")
+        )
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
-        """Keep the words, to say how the command can be called again."""
+        """Keep the words, to say how the command can be called again; ``--debug`` counts from the first error on."""
         ctx.meta[WORDS] = list(args)
+        ctx.meta[DEBUG] = ctx.meta.get(DEBUG, False) or "--debug" in args
         return super().parse_args(ctx, args)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
@@ -64,10 +62,6 @@ class Command(click.Command):
             with formatter.section("Examples"):
                 for line in self.examples:
                     formatter.write(f"{'':>{formatter.current_indent}}{line}\n")
-
-
-def _debug(ctx: click.Context, parameter: click.Parameter, value: bool) -> None:
-    ctx.meta[DEBUG] = ctx.meta.get(DEBUG, False) or value
 
 
 def key_values(texts: Sequence[str]) -> dict[str, Any]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,15 @@ from click.testing import Result
 from monai_autoaug.engines import prediction
 from monai_autoaug.engines.folder import Run
 
+demo_module = import_module("monai_autoaug.commands.demo")
 DEMO = ["--cases", 8, "--size", 16, "--epochs", 2, "--method", "none", "--device", "cpu"]
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A demo that takes seconds."""
+    monkeypatch.setitem(demo_module._TRAINING, "iterations", 3)
+    monkeypatch.setitem(demo_module._TRAINING, "patch_size", (16, 16, 16))
 
 
 def test_predictions_that_are_there_stay(
@@ -57,6 +66,7 @@ def test_predictions_that_are_there_stay(
     assert "wrote 1 prediction" in single.output
 
 
+@pytest.mark.usefixtures("short")
 def test_a_demo_goes_on_wherever_it_was_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = tmp_path / "demo"
     words = ["demo", "--output", folder, *DEMO]
@@ -97,6 +107,7 @@ def test_a_demo_goes_on_wherever_it_was_stopped(tmp_path: Path, monkeypatch: pyt
     assert len(list((folder / "predictions").iterdir())) == 2
 
 
+@pytest.mark.usefixtures("short")
 def test_a_demo_of_a_method_that_learns_from_unlabelled_images(tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     result = call(

@@ -194,7 +194,8 @@ def test_debug_shows_where_an_error_comes_from(words: list[str]) -> None:
 
 def test_debug_shows_a_traceback_on_the_terminal(tmp_path: Path) -> None:
     code = "from monai_autoaug.cli import main; main()"
-    for words, shown in ((["check", "nowhere"], False), (["check", "nowhere", "--debug"], True)):
+    wrong = ["check", "DATA", "--config", "gone.yaml"]
+    for words, shown in ((wrong, False), ([*wrong, "--debug"], True)):
         done = subprocess.run(
             [sys.executable, "-c", code, *words], check=False, capture_output=True, text=True, cwd=tmp_path
         )
