@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -123,7 +124,7 @@ def differences(source: Source, against: Sequence[Baseline]) -> list[dict[str, A
     assert source.evaluation is not None  # noqa: S101  # callers have asked
     rows, own = [], str(source.options.get("trainer") or source.method)
     for baseline in against:
-        name = baseline.name if baseline.name != own else f"another run of {own}"
+        name = baseline.name if baseline.name != own else _told_apart(source, baseline)
         mine, theirs, shared = _paired(source.evaluation, baseline.evaluation, baseline.name)
         per_structure = []
         for k, structure in enumerate(source.evaluation.classes):
@@ -135,6 +136,14 @@ def differences(source: Source, against: Sequence[Baseline]) -> list[dict[str, A
              "unlike": _unlike(source, baseline.source), "left_out": len(source.evaluation.cases) - len(shared)}
         )  # fmt: skip
     return rows
+
+
+def _told_apart(source: Source, baseline: Baseline) -> str:
+    """What another training of the same name is called: by the options of its method that are not those of this one."""
+    mine = source.options.get("method_options") or {}
+    theirs = (baseline.source.options.get("method_options") if baseline.source else None) or {}
+    other = [f"{name}={json.dumps(value)}" for name, value in theirs.items() if mine.get(name) != value]
+    return f"{baseline.name} with {', '.join(other)}" if other else f"another run of {baseline.name}"
 
 
 def _difference(mine: Any, theirs: Any) -> dict[str, Any]:

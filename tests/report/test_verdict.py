@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -128,4 +129,14 @@ def test_what_else_differs_is_told() -> None:
 
 def test_another_run_of_the_same_method_is_called_so() -> None:
     (row,) = differences(source(), [baseline(0.0, "adversarial")])
+    assert row["name"] == "another run of adversarial"
+
+
+def test_of_the_same_method_with_other_options_these_are_told() -> None:
+    options = source().options
+    mine = replace(source(), options={**options, "method_options": {"width": 4}})
+    start = replace(source(), options={**options, "method_options": {"width": 4, "mode": "affine"}})
+    (row,) = differences(mine, [baseline(0.0, "adversarial", source=start)])
+    assert row["name"] == 'adversarial with mode="affine"'
+    (row,) = differences(start, [baseline(0.0, "adversarial", source=mine)])
     assert row["name"] == "another run of adversarial"

@@ -47,7 +47,7 @@ def _variables(source: str, given: Mapping[str, str]) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """This interpreter's commands, nothing of the user's set-up, and threads that leave a core alone while they wait."""
+    """These commands, nothing of the user's set-up, and threads that wait without keeping a core busy."""
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}
     scripts = sysconfig.get_path("scripts")
     return environment | {
