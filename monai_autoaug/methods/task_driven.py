@@ -63,7 +63,7 @@ class TaskDriven(Method):
     patches after equally many resamplings and without their border.
 
     Where the paper is silent or can't be meant for volumes: the norm of the "big" term is a mean, as in the released
-    code; how many of D's real patches are labelled is ``labelled_share``; rotations are about one axis, drawn anew. The
+    code; how many of D's real patches are labelled is ``labelled_share``; rotations are about one axis (see `affine_baseline`). The
     released code doesn't let the task's gradient into the generators and feeds them with their own output; here the
     paper's equations are followed.
 
