@@ -114,6 +114,7 @@ class TaskDriven(Method):
 
     name: ClassVar[str] = "task_driven"
     keeps_best = True
+    over_augmentation: ClassVar[Mapping[str, Any]] = {"affine": ()}  # which rotates, scales and mirrors already
     classifies: ClassVar[bool] = False
 
     def __init__(
