@@ -293,6 +293,17 @@ def test_discriminators_see_all_patches_alike() -> None:
     assert torch.equal(make(discriminator_resamples=False).looks.seen(batch)[0], batch.image)
 
 
+def test_the_first_one_of_a_pair_is_the_same_for_generator_and_discriminator() -> None:
+    """The patch itself, as sharp as it is."""
+    method, batches, seen = moved(make(doubled=True)), Fixed(), list[Tensor]()
+    discriminator = method.discriminators["dissimilarity"]
+    discriminator.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    method.step(batches)
+    first = batches.batches["train"].image[:, :, 2:-2, 2:-2, 2:-2]
+    judged, compared = seen
+    assert all(torch.equal(part[:, :1], first) for part in (judged, *compared.chunk(2)))
+
+
 def test_micro_batches_add_up_to_one_update_of_each() -> None:
     method = moved(make(doubled=True))
     method.task.accumulation_steps = 2

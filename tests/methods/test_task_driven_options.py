@@ -48,7 +48,10 @@ def test_every_option_is_looked_at() -> None:
     assert {name for _, given, _, _ in SWITCHES for name in given} == set(options("task_driven")) - _OTHERS
 
 
-@pytest.mark.parametrize(("under", "given", "learning", "last"), SWITCHES, ids=lambda v: str(v)[:40])
+# A set is sorted in its test's name: workers of pytest-xdist must agree on names, and each has an order of its own.
+@pytest.mark.parametrize(
+    ("under", "given", "learning", "last"), SWITCHES, ids=lambda v: str(sorted(v) if isinstance(v, set) else v)[:40]
+)
 def test_a_switch_changes_what_it_says_and_nothing_else(
     under: dict[str, Any], given: dict[str, Any], learning: set[str], last: bool
 ) -> None:
