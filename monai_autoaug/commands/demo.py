@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 __all__ = ["demo"]
 
 _CASES, _TEST = 24, 2
-_UNLABELLED = 8  # images for a method that learns from these, too
+_UNLABELLED = 8  # images of other subjects, for a method that learns from these, too
 # patches smaller than the volumes: 18 cases are few, and cut out at random places they are more
 _TRAINING: dict[str, Any] = {
     "epochs": 20,

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import Laterality, left_right_axis
 
-__all__ = ["axis_of_case", "laterality_of", "left_right_of_dataset", "orientation_of_case"]
+__all__ = ["axis_of_case", "directions", "laterality_of", "left_right_of_dataset", "orientation_of_case"]
 
 
 def axis_of_case(properties: Mapping[str, Any], transposed: Sequence[int]) -> int | None:
@@ -51,22 +51,37 @@ def orientation_of_case(properties: Mapping[str, Any], transposed: Sequence[int]
     >>> orientation_of_case({"sitk_stuff": {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}}, [1, 0, 2])
     'PSL'
     """
+    letters = directions(properties)
+    # readers reverse the order of the axes
+    return "" if letters is None else "".join(letters[::-1][axis] for axis in transposed)
+
+
+def directions(properties: Mapping[str, Any]) -> str | None:
+    """Where the axes of an image's voxels point to, in the order of its file: "RAS" is right, anterior, superior.
+
+    Args:
+        properties: what nnU-Net has kept of the image file.
+
+    Returns:
+        None where nnU-Net's reader has kept no orientation.
+
+    >>> directions({"sitk_stuff": {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}})
+    'LPS'
+    """
     affine = _affine(properties)
-    if affine is None:
-        return ""
-    letters = nib.aff2axcodes(affine)[::-1]  # readers reverse the order of the axes
-    return "".join(letters[axis] for axis in transposed)
+    return None if affine is None else "".join(nib.aff2axcodes(affine))
 
 
 def _affine(properties: Mapping[str, Any]) -> NDArray[np.float64] | None:
-    """From the axes of the file to right, front and head; of unknown scale and origin."""
+    """Voxels as they were read, in the order of the file, to right, anterior, superior; None where it isn't known."""
     if "sitk_stuff" in properties and len(properties["sitk_stuff"]["direction"]) == 9:
         affine = np.eye(4)
-        affine[:3, :3] = np.reshape(properties["sitk_stuff"]["direction"], (3, 3))
-        return np.diag([-1.0, -1.0, 1.0, 1.0]) @ affine  # SimpleITK's point to the left, the back and the head
+        # ITK counts to the left and to posterior
+        affine[:3, :3] = np.diag([-1, -1, 1]) @ np.reshape(properties["sitk_stuff"]["direction"], (3, 3))
+        return affine
     if "nibabel_stuff" in properties:
         kept = properties["nibabel_stuff"]
-        return np.asarray(kept.get("reoriented_affine", kept.get("original_affine")), dtype=np.float64)
+        return np.asarray(kept.get("reoriented_affine", kept.get("original_affine")), np.float64)
     return None
 
 
