@@ -18,6 +18,7 @@ __all__ = [
     "PolicyError",
     "did_you_mean",
     "how_to_go_on",
+    "printable",
     "resumable",
 ]
 
@@ -56,14 +57,14 @@ class DataError(AutoAugError):
     def __init__(
         self, message: str, *, file: object = None, expected: object = None, came: object = None, remedy: str = ""
     ) -> None:
-        text = message if file is None else f"{file}: {message}"
+        text = message if file is None else f"{printable(file)}: {message}"
         if expected is not None or came is not None:
-            text += f"; expected {expected}, came {came}"
+            text += f"; expected {expected}, came {printable(came)}"
         if remedy:
             # after a list, on a line of its own
             text += f"To do: {remedy}" if text.endswith("\n") else f". To do: {remedy}"
         super().__init__(text)
-        self.file, self.expected, self.came, self.remedy = file, expected, came, remedy
+        self.message, self.file, self.expected, self.came, self.remedy = message, file, expected, came, remedy
 
 
 class ConfigError(AutoAugError):
@@ -89,6 +90,21 @@ class CheckpointError(AutoAugError):
     >>> issubclass(CheckpointError, AutoAugError)
     True
     """
+
+
+def printable(value: object) -> str:
+    r"""A value as text that can be shown: what a terminal would obey, and not show, is written out.
+
+    Args:
+        value: a file's name, for example, which may hold any character.
+
+    >>> printable("a" + chr(27) + "[2J.nii")
+    'a\\x1b[2J.nii'
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:

@@ -170,11 +170,12 @@ def _from_file(config: Path) -> dict[str, Any]:
     import yaml
 
     from monai_autoaug.errors import ConfigError
+    from monai_autoaug.reading import MEBIBYTE, read_text
     from monai_autoaug.yaml_values import parse
 
     try:
-        content: Any = parse(config.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content: Any = parse(read_text(config, largest=MEBIBYTE)) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{config}: can't be read as YAML ({error})") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{config}: must hold options by name, got {type(content).__name__}")

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,8 +25,9 @@ from monai_autoaug.engines.random_states import (
     transform_states,
     unpack,
 )
-from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.errors import AutoAugError, CheckpointError, ConfigError
 from monai_autoaug.precision import rank, world_size
+from monai_autoaug.reading import MALFORMED, check_archive
 from monai_autoaug.writing import write_tensors
 
 if TYPE_CHECKING:
@@ -245,6 +247,23 @@ class AtomicCheckpointSaver(CheckpointSaver):
             super().load_state_dict(dict(state_dict))
 
 
+class _StrictLoader(CheckpointLoader):
+    """``monai.handlers.CheckpointLoader`` of files that are whole, which names the file where it can't be used."""
+
+    def __call__(self, engine: Engine) -> None:
+        """Load, once the file's checksums have been compared."""
+        try:
+            check_archive(self.load_path)
+            super().__call__(engine)
+        except AutoAugError:
+            raise
+        except (OSError, pickle.UnpicklingError, *MALFORMED) as error:
+            raise CheckpointError(
+                f"{self.load_path}: can't be resumed from ({type(error).__name__}: {error}). To do: put the run's own"
+                " checkpoint back, or start without resume"
+            ) from error
+
+
 class TrainingCheckpoint:
     """Handler of an `AutoAugTrainer` that writes all of a run into one file and resumes from it.
 
@@ -260,7 +279,8 @@ class TrainingCheckpoint:
         map_location: of ``torch.load``.
 
     Raises:
-        CheckpointError: when it is attached, if there is nothing to resume from.
+        CheckpointError: when it is attached, if there is nothing to resume from; when the run starts, if the file is
+            damaged or does not fit.
         ConfigError: it is attached to another kind of engine.
 
     >>> import torch
@@ -294,7 +314,7 @@ class TrainingCheckpoint:
         if self.resume:
             if not self.path.is_file():
                 raise CheckpointError(f"{self.path}: there is no checkpoint to resume from; start without resume")
-            CheckpointLoader(str(self.path), objects, map_location=self.map_location).attach(engine)
+            _StrictLoader(str(self.path), objects, map_location=self.map_location).attach(engine)
         # on all ranks, and not at the end of the epoch as such: what validation draws in between is drawn once only
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), state.gather)
         saver = AtomicCheckpointSaver(

@@ -31,6 +31,7 @@ from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods import Method
 from monai_autoaug.policies import TrainingPolicy, no_ops
 from monai_autoaug.precision import Precision
+from monai_autoaug.reading import MALFORMED
 
 __all__ = ["Fit", "skip_warnings"]
 
@@ -193,12 +194,18 @@ class Fit:
         parts = self._parts()
         if not set(parts) | {"clock", "dice", "warnings"} <= set(checkpoint):
             raise CheckpointError(f"{self.folder.checkpoint}: is incomplete; it holds {sorted(checkpoint)}")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
-        self._warnings = list(checkpoint["warnings"])
-        self.trainer.finished = dict(checkpoint.get("finished", {}))
-        self._best.update(checkpoint.get("best", {}))
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+            self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
+            self._warnings = list(checkpoint["warnings"])
+            self.trainer.finished = dict(checkpoint.get("finished", {}))
+            self._best.update(checkpoint.get("best", {}))
+        except MALFORMED as error:
+            raise CheckpointError(
+                f"{self.folder.checkpoint}: does not fit this run ({type(error).__name__}: {error}). To do: put the"
+                " run's own checkpoint back, or start it anew"
+            ) from error
 
     def _after_iteration(self) -> None:
         state = self.trainer.state

@@ -25,7 +25,7 @@ def edit_file(path: Path, edit: Edit) -> None:
 def like(image: nib.Nifti1Image, voxels: np.ndarray, affine: np.ndarray | None = None) -> nib.Nifti1Image:
     """Other voxels, or another affine, in both forms."""
     affine = image.affine if affine is None else affine
-    out = type(image)(voxels, affine)
+    out = type(image)(voxels, affine, dtype=voxels.dtype)
     out.set_sform(affine, code=1)
     return out
 
