@@ -24,11 +24,19 @@ __all__ = [
 
 
 class AutoAugError(Exception):
-    """Base of every error that this package raises on purpose; the command line prints it without a traceback.
+    r"""Base of every error that this package raises on purpose; the command line prints it without a traceback.
 
-    >>> issubclass(DataError, AutoAugError)
-    True
+    What a terminal would obey and not show, such as a name that someone put into a file, is written out (`printable`).
+
+    Args:
+        message: what was expected, what came, what to do; it may have several lines.
+
+    >>> print(AutoAugError("there is no case " + chr(27) + "[2J"))
+    there is no case \x1b[2J
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(printable(line) for line in str(message).split("\n")))
 
 
 class AutoAugWarning(UserWarning):

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -71,6 +72,11 @@ def _equal_images(data: DataSetView) -> Iterator[list[str]]:
     return (names for names in groups.values() if len(names) > 1)
 
 
+def _file(data: DataSetView, name: str) -> Path | None:
+    """The first image of a case."""
+    return next((c.file for c in data.cases if c.name == name), None)
+
+
 def _part_of(data: DataSetView) -> dict[str, str]:
     """Case -> the part of the split that it belongs to; empty without a split."""
     if data.parts is None:
@@ -93,7 +99,7 @@ def leakage(data: DataSetView) -> Iterator[Fault]:
             if _apart(part.get(name), part.get(first)):
                 remedy = "remove one of the two cases, or choose a split (--split-seed) that keeps them together"
                 message = f"is a {part.get(name)} case that holds the same image as the {part.get(first)} case {first}"
-                yield Fault(message, "another image", f"that of {first}", remedy, case=name)
+                yield Fault(message, "another image", f"that of {first}", remedy, case=name, path=_file(data, name))
 
 
 def duplicates(data: DataSetView) -> Iterator[Fault]:
@@ -103,7 +109,8 @@ def duplicates(data: DataSetView) -> Iterator[Fault]:
         for name in names[1:]:
             if not _apart(part.get(name), part.get(names[0])):  # else told by leakage
                 remedy = "keep one, or see that both fall into the same part of a split"
-                yield Fault("holds the same image as another case", "distinct images", names[0], remedy, case=name)
+                message = "holds the same image as another case"
+                yield Fault(message, "distinct images", names[0], remedy, case=name, path=_file(data, name))
 
 
 def odd_spacing(data: DataSetView) -> Iterator[Fault]:
@@ -116,7 +123,8 @@ def odd_spacing(data: DataSetView) -> Iterator[Fault]:
         ratio = spacing / median
         if ratio.max() > 4 or ratio.min() < 0.25:
             want, came = (" x ".join(f"{s:.3g}" for s in v) for v in (median, spacing))
-            yield Fault("has an unusual spacing", f"about {want} mm (median)", f"{came} mm", "check it", case=name)
+            expected, remedy = f"about {want} mm (median)", "check its header"
+            yield Fault("has an unusual spacing", expected, f"{came} mm", remedy, case=name, path=_file(data, name))
 
 
 def half_precision(data: DataSetView) -> Iterator[Fault]:

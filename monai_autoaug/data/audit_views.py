@@ -183,6 +183,7 @@ class CaseSummary:
             constant: blank images are equal without one being a copy of the other.
         extreme: the largest intensity, whatever its sign.
         extreme_file: the file that holds it.
+        file: the first image.
     """
 
     name: str
@@ -192,6 +193,7 @@ class CaseSummary:
     digest: str
     extreme: float = 0.0
     extreme_file: Path | None = None
+    file: Path | None = None
 
 
 @dataclass
@@ -254,9 +256,8 @@ class CaseView:
             spacing = tuple(sorted(float(s) for s in self.images[0].spacing))
         extremes = [(max(-i.low, i.high), v.path) for v, i in known]
         extreme, file = max(extremes, key=lambda e: e[0], default=(0.0, None))
-        return CaseSummary(
-            self.name, self.label is not None, counts.whole if counts else None, spacing, digest, extreme, file
-        )
+        whole, first = counts.whole if counts else None, self.images[0].path if self.images else None
+        return CaseSummary(self.name, self.label is not None, whole, spacing, digest, extreme, file, first)
 
 
 @dataclass

@@ -21,6 +21,7 @@ from monai_autoaug.data.layout_fields import (
     table,
     text,
 )
+from monai_autoaug.data.names import name_fault
 from monai_autoaug.data.nifti import nifti_stem
 from monai_autoaug.data.nifti_header import SUFFIXES
 from monai_autoaug.errors import DataError
@@ -76,9 +77,9 @@ def read_nnunet(folder: Path, content: dict[str, Any]) -> DataList:
     for case in training:
         if len(case.images) != len(channels):
             raise DataError(
-                "has another number of image files than there are channels", file=case.name,
+                f"lists the case {case.name} with another number of image files than there are channels", file=file,
                 expected=f"{len(channels)} ({', '.join(channels)})", came=[f.name for f in case.images],
-            )
+            )  # fmt: skip
     test_folder = folder / "imagesTs"
     test = _grouped(test_folder, ending, len(channels)) if test_folder.is_dir() else {}
     unlabelled = unlabelled_images(folder, content, len(channels), file)
@@ -122,6 +123,11 @@ def _listed_case(folder: Path, name: str, row: object, file: Path) -> Case:
         raise DataError(
             "lists a case wrongly", file=file, expected='{"images": [...], "label": ...}', came=str(row)[:120]
         )
+    if fault := name_fault(name):  # a prediction is called after its case
+        raise DataError(
+            "lists a case whose name can't be used", file=file, expected="letters, digits, - and _",
+            came=f"a name that {fault}", remedy=f"rename the case {name[:80]!r}",
+        )  # fmt: skip
     images = tuple(find(folder, f, file, anywhere=True) for f in row["images"])
     return Case(name, images, find(folder, row.get("label"), file, anywhere=True))
 

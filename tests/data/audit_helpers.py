@@ -59,7 +59,7 @@ def sheared(cosine: float) -> Edit:
     """A shear that only the sform can hold."""
 
     def edit(image: nib.Nifti1Image) -> nib.Nifti1Image:
-        zooms = np.array(image.header.get_zooms())
+        zooms = np.array(image.header.get_zooms()[:3])
         axes = image.affine[:3, :3] / zooms
         axes[:, 1] = cosine * axes[:, 0] + np.sqrt(1 - cosine**2) * axes[:, 1]
         affine = image.affine.copy()
