@@ -13,12 +13,16 @@ import json
 import math
 import os
 import zipfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-__all__ = ["MALFORMED", "MEBIBYTE", "check_archive", "leaves", "read_json", "read_tensors", "read_text"]
+if TYPE_CHECKING:
+    from torch import nn
 
+__all__ = ["MALFORMED", "MEBIBYTE", "build", "check_archive", "leaves", "read_json", "read_tensors", "read_text"]
+
+Module = TypeVar("Module", bound="nn.Module")
 MEBIBYTE = 2**20
 # what building something from a file of the right kind but with other content may raise, besides our own errors
 MALFORMED = (KeyError, IndexError, TypeError, ValueError, AttributeError, RuntimeError, MemoryError, OverflowError)
@@ -157,6 +161,41 @@ def read_tensors(path: str | os.PathLike[str], *, device: Any = "cpu", finite: b
         elif not isinstance(value, str | int | float | bool | bytes | None):
             raise ValueError(f"{where} is a {type(value).__name__}; expected tensors, numbers and strings only")
     return content
+
+
+def build(make: Callable[[], Module], state: Mapping[str, Any]) -> Module:
+    """A module with its saved state; none is built whose tensors are not those of the state.
+
+    What a file says of sizes is tried without memory first, so that what is built takes no more than the file holds.
+
+    Args:
+        make: builds the module, as the file describes it.
+        state: its tensors by name.
+
+    Returns:
+        The module, on the CPU.
+
+    Raises:
+        ValueError: the tensors' names or shapes are others.
+
+    >>> import torch
+    >>> build(lambda: torch.nn.Linear(10**12, 10**6), {"weight": torch.ones(2, 2), "bias": torch.ones(2)})
+    Traceback (most recent call last):
+    ValueError: its tensor weight has shape (2, 2), expected (1000000, 1000000000000)
+    """
+    import torch
+
+    with torch.device("meta"):  # tensors without memory
+        expected = {name: tuple(tensor.shape) for name, tensor in make().state_dict().items()}
+    came = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    if other := sorted(set(expected) ^ set(came)):
+        raise ValueError(f"its tensors are others than expected: {', '.join(other[:5])}")
+    for name, shape in expected.items():
+        if came[name] != shape:
+            raise ValueError(f"its tensor {name} has shape {came[name]}, expected {shape}")
+    module = make()
+    module.load_state_dict(state)
+    return module
 
 
 def leaves(value: Any, where: str = "") -> Iterator[tuple[str, Any]]:

@@ -16,7 +16,7 @@ import monai_autoaug
 from monai_autoaug.augmenters.base import Augmenter
 from monai_autoaug.augmenters.kinds import find
 from monai_autoaug.errors import ConfigError, PolicyError
-from monai_autoaug.reading import MALFORMED, read_tensors
+from monai_autoaug.reading import MALFORMED, build, read_tensors
 from monai_autoaug.writing import write_tensors
 
 __all__ = ["load", "save"]
@@ -101,8 +101,7 @@ def _made(path: str | os.PathLike[str], name: str, entry: Any) -> Augmenter:
         came = repr(entry.get("kind") if isinstance(entry, dict) else entry)[:80]
         raise PolicyError(f"{path}: augmenter {name!r} is of unknown kind {came} ({error})") from error
     try:
-        augmenter = kind(**entry["options"])
-        augmenter.load_state_dict(entry["state"])
+        augmenter = build(lambda: kind(**entry["options"]), entry["state"])
     except (ConfigError, *MALFORMED) as error:
         raise PolicyError(
             f"{path}: augmenter {name!r} can't be built ({type(error).__name__}: {error}). To do: copy the file again"

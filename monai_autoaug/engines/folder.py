@@ -19,7 +19,7 @@ from monai_autoaug.engines.folder_schema import SCHEMAS
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.networks import expect_spatial_transformer
-from monai_autoaug.reading import MALFORMED, read_tensors
+from monai_autoaug.reading import MALFORMED, build, read_tensors
 from monai_autoaug.reading import read_json as read_json_file
 from monai_autoaug.writing import write_tensors, write_text
 
@@ -163,9 +163,7 @@ class Run:
         if content.get("format") != _FORMAT or content.get("version") != _VERSION:
             raise CheckpointError(f"{self.model}: is no model of this package, or one of another version")
         try:
-            network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
-            expect_spatial_transformer(network, content["state"])
-            network.load_state_dict(content["state"])
+            network = build(lambda: _network(content), content["state"])
         except MALFORMED as error:
             why = f"{type(error).__name__}: {error}"
             raise CheckpointError(f"{self.model}: its network can't be built ({why}); copy the file again") from error
@@ -174,6 +172,13 @@ class Run:
     def load_preprocessing(self) -> Preprocessing:
         """How this run's volumes are prepared."""
         return Preprocessing.load(self.preprocessing)
+
+
+def _network(content: Mapping[str, Any]) -> nn.Module:
+    """The untrained network that a model file describes."""
+    network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
+    expect_spatial_transformer(network, content["state"])
+    return network
 
 
 def _load(path: Path, missing: str) -> dict[str, Any]:

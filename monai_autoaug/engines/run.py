@@ -219,7 +219,7 @@ def _examine(
     used = replace(
         datalist, training=(*parts.train, *parts.meta, *parts.validation), test=(), unlabelled=unlabelled
     )
-    return parts, unlabelled, sound(used, parts=parts, listener=listener)
+    return parts, unlabelled, sound(used, parts=parts, spacing=options.spacing, listener=listener)
 
 
 def _plan(

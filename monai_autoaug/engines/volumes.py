@@ -31,12 +31,19 @@ __all__ = ["Kept", "sound", "volumes"]
 _FORMAT = 1  # of a cached volume; to be raised when `Kept` or a transform changes within a version
 
 
-def sound(datalist: DataList, *, parts: Split | None = None, listener: Listener = unheard) -> list[Finding]:
+def sound(
+    datalist: DataList,
+    *,
+    parts: Split | None = None,
+    spacing: Sequence[float] | None = None,
+    listener: Listener = unheard,
+) -> list[Finding]:
     """Audit a data set and refuse it where it can't be used.
 
     Args:
         datalist: the cases that will be used.
         parts: how they are split, if they are: an image must not be in two parts.
+        spacing: mm a voxel that volumes will be resampled to; None: the training cases' median.
         listener: hears of each case.
 
     Returns:
@@ -45,7 +52,10 @@ def sound(datalist: DataList, *, parts: Split | None = None, listener: Listener 
     Raises:
         DataError: the audit refuses; the message holds the first findings.
     """
-    findings = audit(datalist, parts=parts, progress=lambda done, total: listener(Progress("checking", done, total)))
+    findings = audit(
+        datalist, parts=parts, spacing=spacing,
+        progress=lambda done, total: listener(Progress("checking", done, total)),
+    )  # fmt: skip
     wrong = refusal(findings, datalist.folder)
     if wrong is not None:
         raise wrong
