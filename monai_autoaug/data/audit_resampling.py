@@ -8,6 +8,7 @@ import math
 from collections.abc import Iterable, Iterator
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -29,7 +30,7 @@ _POINTS = 1 << 18  # new voxels that are looked at together
 _MOST = 2**31  # voxels of a resampled volume
 _CORNERS = np.array(list(product((0, 1), repeat=3)))
 Labels = NDArray[np.int32]
-Points = NDArray[np.float64]
+Points = NDArray[np.floating[Any]]
 
 
 def median_spacing(folder: Path, cases: Iterable[Case], orientation: str) -> tuple[float, float, float] | None:

@@ -84,12 +84,17 @@ class Nifti:
     further: int = 0
 
     @property
+    def proxy(self) -> Any:
+        """Nibabel's ``ArrayProxy``: the bytes that were read, where the voxels are in them, slope and intercept."""
+        return self.image.dataobj
+
+    @property
     def stored(self) -> NDArray[Any]:
         """The voxels as they are stored, without slope and intercept: one axis, the first spatial axis runs fastest.
 
         It is a view of the bytes that were read, so it takes no memory.
         """
-        proxy = self.image.dataobj
+        proxy = self.proxy
         count = math.prod(proxy.shape)
         return np.frombuffer(proxy.file_like.getbuffer(), proxy.dtype, count, proxy.offset)
 
@@ -99,8 +104,7 @@ class Nifti:
         Args:
             stored: voxels, any shape.
         """
-        proxy = self.image.dataobj
-        slope, inter = np.asanyarray(proxy.slope), np.asanyarray(proxy.inter)
+        slope, inter = np.asanyarray(self.proxy.slope), np.asanyarray(self.proxy.inter)
         return np.asarray(apply_read_scaling(stored, slope, inter))
 
 

@@ -166,7 +166,7 @@ def _mend(source: Path, target: Path, case: str, role: str, wish: _Wish, folder:
     if _LEAST < cosine <= SHEAR:
         nifti = _straight(nifti, square, cosine, note)
     if changes:
-        write_stream(target, nifti.image.dataobj.file_like.getvalue())
+        write_stream(target, nifti.proxy.file_like.getvalue())
     else:
         _copy(source, target)
     return changes
@@ -179,10 +179,10 @@ def _copy(source: Path, target: Path) -> None:
 
 def _changed(nifti: Nifti, header: nib.Nifti1Header, voxels: NDArray[Any] | None = None) -> Nifti:
     """The file with another header of the same kind, or other stored voxels; all else bit for bit."""
-    data = bytearray(nifti.image.dataobj.file_like.getvalue())
+    data = bytearray(nifti.proxy.file_like.getvalue())
     data[: len(header.binaryblock)] = header.binaryblock
     if voxels is not None:
-        start = nifti.image.dataobj.offset
+        start = nifti.proxy.offset
         data[start : start + voxels.nbytes] = voxels.tobytes()
     return Nifti(nifti.path, header, type(nifti.image).from_stream(BytesIO(bytes(data))))
 
@@ -197,7 +197,7 @@ def _filled(nifti: Nifti, fill: float | str, note: Note) -> Nifti:
     if not count or not finite.any():
         return nifti
     lowest = int(np.argmin(np.where(finite, voxels, np.inf)))
-    slope, inter = float(nifti.image.dataobj.slope), float(nifti.image.dataobj.inter)
+    slope, inter = float(nifti.proxy.slope), float(nifti.proxy.inter)
     value = stored[lowest] if isinstance(fill, str) else stored.dtype.type((fill - inter) / slope)
     told = float(voxels[lowest]) if isinstance(fill, str) else fill
     note(f"NaN and infinite voxels were filled with {told:g}", "finite voxels", f"{count:,} of {voxels.size:,}")

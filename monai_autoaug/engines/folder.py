@@ -46,11 +46,12 @@ def read_json(path: Path) -> dict[str, Any]:
         raise ConfigError(f"{path}: can't be read ({error}); give the folder of a training run") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: is no JSON object; give the folder of a training run")
-    error = best_match(Draft202012Validator(SCHEMAS.get(path.name, {})).iter_errors(content))
-    if error is not None:
+    fault = best_match(Draft202012Validator(SCHEMAS.get(path.name, {})).iter_errors(content))
+    if fault is not None:
+        field = fault.json_path.removeprefix("$").lstrip(".") or "(the whole file)"
         raise ConfigError(
-            f"{path}: field {error.json_path.removeprefix('$').lstrip('.') or '(the whole file)'}: is not as it should"
-            f" be; {error.message[:200]}. To do: copy the run's folder again, or undo the last edit"
+            f"{path}: field {field}: is not as it should be; {fault.message[:200]}. To do: copy the run's folder again,"
+            " or undo the last edit"
         )
     return content
 
