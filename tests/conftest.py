@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from monai.transforms import Randomizable
 
 DATA = "MONAI_AUTOAUG_TEST_DATA"
 
@@ -41,6 +42,7 @@ def seed() -> int:
     random.seed(0)
     np.random.seed(0)  # noqa: NPY002  # code under test may use the global generator
     torch.manual_seed(0)
+    Randomizable.R.seed(0)  # what MONAI's transforms draw from until set_random_state gives them one of their own
     return 0
 
 

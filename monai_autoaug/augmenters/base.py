@@ -123,12 +123,12 @@ class TrunkAugmenter(Augmenter):
         spatial_dims: int,
         in_channels: int,
         *,
-        fidelity: str,
-        base: str | None,
-        noise_size: int,
-        width: int,
-        image_condition: bool,
-        trunk: nn.Module | None,
+        fidelity: str = "default",
+        base: str | None = None,
+        noise_size: int = 128,
+        width: int = 16,
+        image_condition: bool = True,
+        trunk: nn.Module | None = None,
         parameters: int,
     ) -> None:
         if fidelity not in ("default", "paper"):

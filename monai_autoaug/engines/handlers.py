@@ -52,7 +52,8 @@ class AugmenterSaver:
     """Writes what the augmentation has learned, in a file that `monai_autoaug.augmenters.load` reads.
 
     Args:
-        path: the file, usually ``augmenters.pt``; nothing is written by a method without augmenters.
+        path: the file, usually ``augmenters.pt``; a method without augmenters writes none and removes that of an
+            earlier training, whose network is written over, too.
         interval: epochs between writes; it is always written when training ends. 0: only then.
 
     Raises:
@@ -74,15 +75,20 @@ class AugmenterSaver:
     def __call__(self, engine: Any) -> None:
         """Save now."""
         learned = engine.method.augmenters()
-        if learned and rank() == 0:
+        if rank() != 0:
+            return
+        if learned:
             augmenters.save(self.path, learned)
+        else:
+            self.path.unlink(missing_ok=True)
 
 
 class PolicySaver:
     """Writes the learned policies, in a file that `monai_autoaug.policies.load` and `TestTimePolicyInferer` read.
 
     Args:
-        path: the file, usually ``policy.json``; nothing is written by a method without policies.
+        path: the file, usually ``policy.json``; a method without policies writes none and removes that of an earlier
+            training, whose network is written over, too.
         interval: epochs between writes; it is always written when training ends. 0: only then.
         provenance: what else the file shall say of its origin, besides method, seed, epoch and versions: no paths, and
             no names of patients.
@@ -112,9 +118,13 @@ class PolicySaver:
     def __call__(self, engine: Any) -> None:
         """Save now."""
         learned: dict[str, Any] = engine.method.policies()
-        if learned and rank() == 0:
+        if rank() != 0:
+            return
+        if learned:
             known = {"method": engine.method.name, "seed": engine.seed, "epoch": engine.state.epoch}
             policies.save(self.path, **learned, provenance=known | self.provenance, seen=engine.method.seen())
+        else:
+            self.path.unlink(missing_ok=True)
 
 
 class PolicyLogger:

@@ -59,7 +59,8 @@ def enter_phase(method: Method, epoch: int, epochs: int) -> bool:
 class PhaseSchedule:
     """Handler of an `AutoAugTrainer`: a learning-rate schedule that begins anew with each fresh segmentation network.
 
-    With a method of a single phase it is the schedule itself. It has a state, so that it can be saved and loaded::
+    It stands still in phases in which that network isn't trained. With a method of a single phase it is the schedule
+    itself. It has a state, so that it can be saved and loaded::
 
         "lr_schedule": {"_target_": "monai_autoaug.engines.PhaseSchedule", "optimizer": "@optimizer",
                         "make": "$lambda o, n: torch.optim.lr_scheduler.PolynomialLR(o, n, 0.9)"}
@@ -100,14 +101,20 @@ class PhaseSchedule:
             if engine.method.phase.fresh:
                 self._begin(engine)
 
+        def step(engine: Any) -> None:
+            if not engine.method.phase.rests:
+                self._made().step()
+
         engine.add_event_handler(PhaseEvents.PHASE_STARTED, restart)
         event = Events.EPOCH_COMPLETED if self.epoch_level else Events.ITERATION_COMPLETED
-        engine.add_event_handler(event, lambda: self._made().step())
+        engine.add_event_handler(event, step)
 
     def _begin(self, engine: Any) -> None:
         method, state = engine.method, engine.state
-        epochs = len(schedule_epochs(method.phases, state.max_epochs, method.phase_number))
-        self.schedule = self.make(self.optimizer, epochs * (1 if self.epoch_level else state.epoch_length))
+        phases, epochs = method.phases, state.max_epochs
+        wanted = schedule_epochs(phases, epochs, method.phase_number)
+        trained = sum(not phases[phase_at(phases, epochs, epoch)].rests for epoch in wanted) or len(wanted)
+        self.schedule = self.make(self.optimizer, trained * (1 if self.epoch_level else state.epoch_length))
 
     def _made(self) -> torch.optim.lr_scheduler.LRScheduler:
         if self.schedule is None:

@@ -164,9 +164,7 @@ class SideStreams:
             if self.given.get(name) is not None:
                 continue
             if name != REAL:
-                raise ConfigError(
-                    f"method {method!r} needs {_SOURCE[name]}: give their loader as {_ARGUMENT[name]}"
-                )
+                raise ConfigError(f"method {method!r} needs {_SOURCE[name]}: give their loader as {_ARGUMENT[name]}")
             second_loader(data_loader, seed)  # fails here rather than in the first iteration
 
     def __getitem__(self, name: str) -> SideStream:

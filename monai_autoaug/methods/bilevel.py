@@ -11,6 +11,7 @@ on patches of other training cases, which nothing has augmented.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -28,7 +29,7 @@ from monai_autoaug.methods.means import Means
 from monai_autoaug.methods.parametric_figures import parametric_figures
 from monai_autoaug.methods.parts import transform
 from monai_autoaug.methods.replay import detached, whole_loss
-from monai_autoaug.networks import add_spatial_transformer
+from monai_autoaug.networks import add_spatial_transformer, built
 
 __all__ = ["Bilevel"]
 
@@ -171,12 +172,11 @@ class Bilevel(Method):
 
     def _make(self, channels: int, start: float | None, seed: int) -> ParametricAugmenter:
         """The augmenter, the same on every rank."""
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)  # not torch.manual_seed, which seeds GPUs for good
-            return ParametricAugmenter(
-                self.task.spatial_dims, channels, transformations=self.transformations, size=self.size,
-                fidelity=self.fidelity, start=start, **self.bounds,
-            ).to(self.task.device)  # fmt: skip
+        make = partial(
+            ParametricAugmenter, self.task.spatial_dims, channels, transformations=self.transformations,
+            size=self.size, fidelity=self.fidelity, start=start, **self.bounds,
+        )  # fmt: skip
+        return built(make, seed).to(self.task.device)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         assert self.augmenter is not None  # noqa: S101  # for the type checker: it is made before

@@ -17,26 +17,22 @@ import torch
 from torch import Tensor, nn
 
 from monai_autoaug.augmenters import GeneralAugmenter, Transformation
-from monai_autoaug.augmenters.general_parts import ImageDecoder
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.methods.balancer import Balancer
 from monai_autoaug.methods.base import Batches, Method, Player, Task
 from monai_autoaug.methods.fixed_affine import LEVELS, fixed_affine
 from monai_autoaug.methods.general_checks import check_general
 from monai_autoaug.methods.general_figures import general_figures, general_warnings
+from monai_autoaug.methods.general_looks import Looks
 from monai_autoaug.methods.general_losses import missing_the_label
+from monai_autoaug.methods.general_players import make_discriminators, make_generator
 from monai_autoaug.methods.label_channels import label_channels
 from monai_autoaug.methods.means import Means
-from monai_autoaug.methods.pairs import label_maps, partners
-from monai_autoaug.methods.parts import concatenate, interior, jitter, transform
+from monai_autoaug.methods.pairs import label_maps
+from monai_autoaug.methods.parts import concatenate, transform
 from monai_autoaug.methods.phases import Phase
 from monai_autoaug.networks import add_spatial_transformer, frozen, held
-from monai_autoaug.networks.discriminators import (
-    Discriminator,
-    WeightNormDiscriminator,
-    adversarial_loss,
-    discriminate_frozen,
-)
+from monai_autoaug.networks.discriminators import adversarial_loss, discriminate_frozen
 
 __all__ = ["GeneralAdversarial"]
 
@@ -149,7 +145,7 @@ class GeneralAdversarial(Method):
             prepared=hasattr(task.network, "spatial_transformer"),
         )  # fmt: skip
         if separate:
-            self.phases = (Phase("generator", separate), Phase("network", 1 - separate, fresh=True))
+            self.phases = (Phase("generator", separate, rests=True), Phase("network", 1 - separate, fresh=True))
         self.discriminators: dict[str, nn.Module] = {}
         self.generators = nn.ModuleDict()
         if self.learns:
@@ -157,6 +153,9 @@ class GeneralAdversarial(Method):
         if "dissimilarity" in self.discriminators:
             self.needs = ("train", "real")
         self.terms = tuple(n for n in _WEIGHTS if self.weights[n]) if self.learns else ()
+        self.looks = Looks(
+            task, self.generator, resamples=self.resamples, resampled=augmentation == "learned" and spatial
+        )
         self.balancer = Balancer(_WEIGHTS, task.device)
         self._turn = 0  # which of an odd number of samples is transformed
         self._means = Means()
@@ -183,23 +182,17 @@ class GeneralAdversarial(Method):
 
     def _make_players(self, num_classes: int | None, rate_generator: float, rate_discriminator: float) -> None:
         """Generator and discriminators, initialised from the seed alike on every rank."""
-        channels, dims = self.image_channels, self.task.spatial_dims
+        channels = self.image_channels
         decoder, by_class = self.augmentation == "decoder", self.weights["class"] > 0
         labels = label_channels(self.task, channels, num_classes) if decoder or by_class else 0
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(self.seed)
-            generator: nn.Module = ImageDecoder(
-                dims, labels, channels, noise_size=self.noise_size, width=self.width
-            ) if decoder else GeneralAugmenter(
-                dims, channels, fidelity=self.fidelity, noise_size=self.noise_size, width=self.width,
-                spatial=self.spatial, appearance=self.appearance, **self.bounds,
-            )  # fmt: skip
-            self.generators["general"] = generator.to(self.task.device)
-            seen = {"class": channels + labels, "dissimilarity": 2 * channels}
-            for number, name in enumerate(seen, start=1):
-                torch.default_generator.manual_seed(self.seed + number)  # the same with and without the others
-                if self.weights[name]:
-                    self.discriminators[name] = self._discriminator(seen[name]).to(self.task.device)
+        self.generators["general"] = make_generator(
+            self.task, channels, labels, decoder=decoder, seed=self.seed, noise_size=self.noise_size, width=self.width,
+            fidelity=self.fidelity, spatial=self.spatial, appearance=self.appearance, **self.bounds,
+        )  # fmt: skip
+        self.discriminators = make_discriminators(
+            self.task, {"class": channels + labels, "dissimilarity": 2 * channels}, self.weights, seed=self.seed,
+            fidelity=self.fidelity, width=self.width_discriminator,
+        )  # fmt: skip
         betas = (0.5, 0.999)
         self.players["generator"] = Player(
             self.generators, torch.optim.Adam(self.generators.parameters(), rate_generator, betas=betas)
@@ -208,12 +201,6 @@ class GeneralAdversarial(Method):
             self.players[f"{name}_discriminator"] = Player(
                 module, torch.optim.Adam(module.parameters(), rate_discriminator, betas=betas)
             )
-
-    def _discriminator(self, channels: int) -> nn.Module:
-        dims, width = self.task.spatial_dims, self.width_discriminator
-        if self.fidelity == "paper":
-            return WeightNormDiscriminator(dims, channels, width=width)
-        return Discriminator(dims, channels, width=width, halve=True)
 
     def on_phase(self) -> None:
         """Once the network trains, the generator stays as it is."""
@@ -281,36 +268,17 @@ class GeneralAdversarial(Method):
             move: Transformation = generator(source.image, noise, spacing=source.spacing)
         return transform(source, move, regions=self.task.regions)
 
-    def _seen(self, batch: Batch, *, resampled: bool = False) -> tuple[Tensor, Tensor]:
-        """Image and label maps as discriminators see them, all resampled once and without what lay outside."""
-        if self.resamples and not resampled:
-            batch = transform(batch, jitter(batch.image, self.generator), regions=self.task.regions)
-        batch = batch.cropped()
-        known = batch.label if batch.valid is None else batch.label * batch.valid
-        maps = label_maps(known, batch.image)
-        return (interior(batch.image), interior(maps)) if self.resamples else (batch.image, maps)
-
-    @property
-    def _resampled(self) -> bool:
-        """Whether what the generator makes is resampled already."""
-        return self.augmentation == "learned" and self.spatial
-
-    def _first(self, source: Batch) -> Tensor:
-        """The first one of a pair, which is real in all of them."""
-        image = source.cropped().image
-        return interior(image) if self.resamples else image
-
     def _train_generator(self, source: Batch, noise: Tensor) -> dict[str, Tensor]:
         """Eq. 2: the other players are held as they are."""
         moved = self._transformed(source, noise)
-        image, maps = self._seen(moved, resampled=self._resampled)
+        image, maps = self.looks.seen(moved, made=True)
         found: dict[str, Tensor] = {}
         with self.task.precision.autocast():
             if "class" in self.terms:
                 pair = self._tap("class", torch.cat([image, maps.to(image.dtype)], dim=1))
                 found["class"] = adversarial_loss(discriminate_frozen(self.discriminators["class"], pair), real=True)
             if "dissimilarity" in self.terms:
-                pair = torch.cat([self._first(source), self._tap("dissimilarity", image)], dim=1)
+                pair = torch.cat([self.looks.first(source), self._tap("dissimilarity", image)], dim=1)
                 score = discriminate_frozen(self.discriminators["dissimilarity"], pair)
                 found["dissimilarity"] = adversarial_loss(score, real=True)
         if "adversarial" in self.terms:
@@ -350,16 +318,7 @@ class GeneralAdversarial(Method):
         if not self.discriminators:
             return {}
         figures: dict[str, Tensor] = {}
-        with torch.no_grad():
-            fake, fake_maps = self._seen(moved, resampled=self._resampled)
-            looks: dict[str, tuple[Tensor, Tensor]] = {}
-            if "class" in self.discriminators:
-                real, maps = self._seen(source)
-                looks["class"] = torch.cat([real, maps], dim=1), torch.cat([fake, fake_maps], dim=1)
-            if "dissimilarity" in self.discriminators:
-                pool, first = batches.next("real"), self._first(source)
-                other, _ = self._seen(pool.rows(partners(source, pool, self.generator)))
-                looks["dissimilarity"] = torch.cat([first, other], dim=1), torch.cat([first, fake], dim=1)
+        looks = self.looks.compared(self.discriminators, source, moved, batches)
         for name, (real, fake) in looks.items():
             with self.task.precision.autocast():
                 scores = self.discriminators[name](torch.cat([real, fake]))

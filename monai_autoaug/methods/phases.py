@@ -22,6 +22,8 @@ class Phase:
         share: of the epochs, above 0; shares need not add up to 1, their proportions count.
         fresh: whether it begins with a new segmentation network, optimiser and learning-rate schedule (`Task.fresh`);
             the first phase of a training has new ones anyway.
+        rests: whether the segmentation network isn't trained in it; in the MONAI host its learning-rate schedule stands
+            still.
 
     Raises:
         ConfigError: the share is not above 0.
@@ -33,6 +35,7 @@ class Phase:
     name: str
     share: float = 1.0
     fresh: bool = False
+    rests: bool = False
 
     def __post_init__(self) -> None:
         if not self.share > 0 or not math.isfinite(self.share):

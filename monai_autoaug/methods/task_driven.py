@@ -9,18 +9,14 @@ intensity changes are learned one after the other, each with a segmentation netw
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Literal, cast
 
 import torch
 from torch import Tensor, nn
 
-from monai_autoaug.augmenters import AppearanceAugmenter, Augmenter, DeformationAugmenter, Transformation
-from monai_autoaug.augmenters.conditional import ConditionalAppearance, ConditionalDeformation
+from monai_autoaug.augmenters import Augmenter
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.affine_baseline import AFFINE_PARTS, check_affine
 from monai_autoaug.methods.base import Batches, Method, Player, Task
 from monai_autoaug.methods.collapse import collapse_warnings
@@ -30,13 +26,10 @@ from monai_autoaug.methods.parts import CLEAN, concatenate, transform
 from monai_autoaug.methods.phases import Phase
 from monai_autoaug.methods.task_driven_checks import check_task_driven
 from monai_autoaug.methods.task_driven_figures import cost_of_phases, generator_figures
-from monai_autoaug.methods.task_driven_patches import PatchMaker
+from monai_autoaug.methods.task_driven_patches import PatchMaker, field_size, for_task
+from monai_autoaug.methods.task_driven_players import make_discriminator, make_generators
 from monai_autoaug.methods.task_driven_realism import Realism
 from monai_autoaug.methods.weighted_cross_entropy import weighted_cross_entropy
-from monai_autoaug.networks import built
-from monai_autoaug.networks.discriminators import Discriminator
-from monai_autoaug.networks.five_convolutions import FiveConvolutionDiscriminator
-from monai_autoaug.networks.gradient_reversal import reverse_gradient
 
 __all__ = ["TaskDriven"]
 
@@ -45,12 +38,6 @@ NETWORK = "network"  # the last phase
 _KINDS: dict[str, tuple[str, ...]] = {
     "both": ("deformation", "appearance"), "deformation": ("deformation",), "appearance": ("appearance",),
 }  # fmt: skip
-_FORMS: dict[str, tuple[type[Augmenter], type[Augmenter]]] = {
-    "deformation": (DeformationAugmenter, ConditionalDeformation),
-    "appearance": (AppearanceAugmenter, ConditionalAppearance),
-}
-# of seeds: a kind begins the same with and without the other
-_NUMBERS = {kind: number for number, kind in enumerate(_FORMS)}
 
 
 class TaskDriven(Method):
@@ -197,7 +184,10 @@ class TaskDriven(Method):
             augmentation=augmentation, unlabelled=unlabelled, labelled_share=labelled_share,
             weight_adversarial=weight_adversarial,
         )  # fmt: skip
-        self.generators = self._make_generators(base, bounds or {})
+        self.generators = make_generators(
+            task, self.kinds, image_channels, seed=seed, fidelity=fidelity, base=base, bounds=bounds or {},
+            noise_size=noise_size, width=width,
+        )  # fmt: skip
         self.discriminator: nn.Module | None = None
         self.patches = PatchMaker(
             task, self.generators, self.generator, augmentation=augmentation, affine=self.affine, flip_axis=flip_axis,
@@ -219,25 +209,6 @@ class TaskDriven(Method):
         wanted = options.get("unlabelled", True) and options.get("labelled_share", 0.5) < 1
         return ("train", "unlabelled") if looks and wanted else ("train",)
 
-    def _make_generators(self, base: str | None, bounds: Mapping[str, Mapping[str, float]]) -> nn.ModuleDict:
-        """All generators, initialised from the seed alike on every rank."""
-        generators = nn.ModuleDict()
-        dims, patch = self.task.spatial_dims, self.task.patch_size
-        for kind in self.kinds:
-            form = _FORMS[kind][self.fidelity == "paper"]
-            given: dict[str, Any] = {"noise_size": self.noise_size, "width": self.width, **bounds.get(kind, {})}
-            unknown = set(bounds.get(kind, {})) - set(form.limits)
-            if unknown:
-                raise ConfigError(f"bounds of {kind} are {', '.join(form.limits) or 'none'}, got {sorted(unknown)}")
-            if self.fidelity == "paper":
-                given["base"] = None if patch is None else tuple(-(-n // 32) for n in patch)
-            else:
-                given["base"] = base
-            augmenter = built(partial(form, dims, self.image_channels, **given), self.seed + _NUMBERS[kind])
-            cast(Augmenter, augmenter).strength.fill_(1.0)
-            generators[kind] = augmenter
-        return generators.to(self.task.device)
-
     def on_phase(self) -> None:
         """One generator learns, with a discriminator of its own; all others stay as they are."""
         now = self.phase.name
@@ -250,18 +221,9 @@ class TaskDriven(Method):
         generator = self.generators[now]
         self.players["generator"] = Player(generator, torch.optim.Adam(generator.parameters(), rates[0]))
         if self.weight_adversarial:
-            dims, channels = self.task.spatial_dims, self.image_channels
-            make: Callable[[], nn.Module] = (
-                partial(FiveConvolutionDiscriminator, dims, channels) if self.fidelity == "paper"
-                else partial(Discriminator, dims, channels, width=8, halve=True)
-            )  # fmt: skip
-            network = built(make, self.seed + len(_NUMBERS) + _NUMBERS[now]).to(self.task.device)
+            network = make_discriminator(self.task, now, self.image_channels, seed=self.seed, fidelity=self.fidelity)
             self.discriminator = network
             self.players["discriminator"] = Player(network, torch.optim.Adam(network.parameters(), rates[1]))
-
-    def generator_of(self, kind: str) -> Augmenter:
-        """The generator of one kind."""
-        return cast(Augmenter, self.generators[kind])
 
     def step(self, batches: Batches) -> dict[str, float]:
         """One update of all players of this phase."""
@@ -281,10 +243,10 @@ class TaskDriven(Method):
             moved = transform(source, move, regions=self.task.regions)
         with torch.no_grad():
             clean = self.patches.original(other)
-        loss, losses = self._segment({CLEAN: clean, kind: self._for_task(moved)})
+        loss, losses = self._segment({CLEAN: clean, kind: for_task(moved, self.weight_task)})
         total, figures = loss, {"loss": loss} | losses
         if learning:
-            big = _size(move)
+            big = field_size(move)
             total = total - self.weight_big * big
             figures["field_size"] = big
             if self.discriminator is not None:
@@ -295,16 +257,6 @@ class TaskDriven(Method):
         self.descend(total)
         self._probe = source.image[:1].detach()
         return figures
-
-    def _for_task(self, moved: Batch) -> Batch:
-        """The transformed patches, whose gradient goes on to the generator times the weight of the task."""
-        weight = self.weight_task
-        if weight == 1:
-            return moved
-        moving = {n: getattr(moved, n) for n in ("image", "label", "valid", "extra")}
-        given = {n: t for n, t in moving.items() if t is not None}
-        scaled: dict[str, Any] = {n: reverse_gradient(t, -weight) if weight else t.detach() for n, t in given.items()}
-        return replace(moved, **scaled)
 
     # --- the network trains -------------------------------------------------------------------------------------------
 
@@ -349,7 +301,7 @@ class TaskDriven(Method):
             self._warnings = []
             return figures
         probe = torch.Generator(self.generator.device).manual_seed(epoch)  # looking must not change what comes next
-        figures |= generator_figures(kind, self.generator_of(kind), self._probe, probe)
+        figures |= generator_figures(kind, cast(Augmenter, self.generators[kind]), self._probe, probe)
         if figures.get("loss_clean"):
             figures[f"{kind}_loss_ratio"] = figures[f"loss_{kind}"] / figures["loss_clean"]
         # a generator that rests is what it was at the start by design
@@ -380,10 +332,3 @@ class TaskDriven(Method):
         self.generators.load_state_dict(state["generators"])
         *turns, self.realism.count = state["turns"]
         self.patches.turns = turns
-
-
-def _size(move: Transformation) -> Tensor:
-    """Mean of the field's absolute values: of the displacement in voxels, or of the mask in standard deviations."""
-    field = move.additive if move.displacement is None else move.displacement
-    assert field is not None  # noqa: S101  # for the type checker: a generator has made one of the two
-    return (field if field.dtype == torch.float64 else field.float()).abs().mean()

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,10 @@ from monai_autoaug.methods.affine_baseline import affine_baseline
 from monai_autoaug.methods.base import Task
 from monai_autoaug.methods.fixed_fields import random_contrast, random_elastic
 from monai_autoaug.methods.parts import CLEAN, transform
+from monai_autoaug.methods.replay import moving
+from monai_autoaug.networks import reverse_gradient
 
-__all__ = ["PatchMaker", "seen_after"]
+__all__ = ["PatchMaker", "field_size", "for_task", "seen_after"]
 
 
 def seen_after(batch: Batch, move: Transformation) -> Tensor:
@@ -32,6 +34,36 @@ def seen_after(batch: Batch, move: Transformation) -> Tensor:
     outside = None if mask is None else (0.0,) * mask.shape[1]
     image, moved = move.apply_pair(batch.image, mask, outside=outside)
     return image if moved is None else image * (moved >= 0.5).to(image.dtype)
+
+
+def for_task(moved: Batch, weight: float) -> Batch:
+    """Transformed patches whose gradient goes on to what transformed them times the weight of the task.
+
+    Args:
+        moved: by a generator.
+        weight: 1 leaves the gradient as it is, 0 stops it.
+
+    >>> x = torch.zeros(1, 1, 4, 4, requires_grad=True)
+    >>> for_task(Batch(x, torch.zeros(1, 2, 4, 4)), 0.25).image.sum().backward(); float(x.grad.max())
+    0.25
+    """
+    if weight == 1:
+        return moved
+    scaled: dict[str, Any] = {
+        name: reverse_gradient(t, -weight) if weight else t.detach() for name, t in moving(moved).items()
+    }
+    return replace(moved, **scaled)
+
+
+def field_size(move: Transformation) -> Tensor:
+    """Mean of the field's absolute values: of the displacement in voxels, or of the mask in standard deviations.
+
+    >>> field_size(Transformation((2, 2), additive=torch.full((1, 1, 2, 2), -3.0)))
+    tensor(3.)
+    """
+    field = move.additive if move.displacement is None else move.displacement
+    assert field is not None  # noqa: S101  # for the type checker: a generator has made one of the two
+    return (field if field.dtype == torch.float64 else field.float()).abs().mean()
 
 
 class PatchMaker:

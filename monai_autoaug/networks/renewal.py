@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from torch import nn
@@ -14,8 +15,10 @@ from monai_autoaug.networks.auxiliary_norm import AuxiliaryNorm
 
 __all__ = ["built", "check_alike", "renew"]
 
+_Module = TypeVar("_Module", bound=nn.Module)
 
-def built(build: Callable[[], nn.Module], seed: int) -> nn.Module:
+
+def built(build: Callable[[], _Module], seed: int) -> _Module:
     """What ``build`` makes with these initial weights; global random numbers are afterwards as they were before.
 
     Args:

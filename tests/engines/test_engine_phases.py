@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -49,13 +50,32 @@ class Staged(Method):
         return {"loss": float(loss.detach()), "phase_number": float(self.phase_number)}
 
 
-def engine(epochs: int = 4, *, handlers: Any = (), seed: int = 3, **given: Any) -> AutoAugTrainer:
+class Resting(Staged):
+    """The network isn't trained in the first phase."""
+
+    name: ClassVar[str] = "resting"
+    phases = (Phase("one", rests=True), Phase("two"), Phase("three"))
+
+    def descend(self, loss: torch.Tensor) -> None:
+        if self.phase.rests:
+            self.steps += 1
+        else:
+            super().descend(loss)
+
+
+class RestingThenFresh(Resting):
+    phases = (Phase("one", rests=True), Phase("two", fresh=True), Phase("three"))
+
+
+def engine(
+    epochs: int = 4, *, handlers: Any = (), seed: int = 3, kind: type[Staged] = Staged, **given: Any
+) -> AutoAugTrainer:
     torch.manual_seed(1)
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
     schedule = PhaseSchedule(optimizer, lambda o, n: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.5, n))
     made = AutoAugTrainer(
-        "cpu", epochs, loader(batch_size=4), net, optimizer, loss(), method=lambda task: Staged(task, seed=seed),
+        "cpu", epochs, loader(batch_size=4), net, optimizer, loss(), method=lambda task: kind(task, seed=seed),
         **({"network_builder": network} | given),
         train_handlers=[schedule, *(h(net, optimizer, schedule) for h in handlers)],
     )  # fmt: skip
@@ -85,6 +105,17 @@ def test_the_last_phase_begins_with_the_seeded_fresh_network_and_a_fresh_schedul
     torch.manual_seed(3 * 1009 + 2)
     assert all(torch.equal(found[k], v) for k, v in network().state_dict().items())
     assert made.state.best_metric == -1  # nothing was measured in the last phase
+
+
+@pytest.mark.parametrize("kind", [Resting, RestingThenFresh])
+def test_the_schedule_stands_still_while_the_network_rests(kind: type[Staged]) -> None:
+    """Torch warns of a schedule that is stepped before its optimiser."""
+    made, rates = engine(6, kind=kind), []
+    made.add_event_handler(Events.EPOCH_STARTED, lambda e: rates.append(e.optimizer.param_groups[0]["lr"]))
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lr_scheduler.step")
+        made.run()
+    assert rates == pytest.approx([0.1, 0.1, 0.1, 0.0875, 0.075, 0.0625])
 
 
 def test_a_run_resumed_in_any_phase_goes_on_bit_for_bit(tmp_path: Path) -> None:

@@ -137,7 +137,8 @@ def test_the_policy_file_says_where_it_comes_from(tmp_path: Path) -> None:
     assert not found.seen.decided().any()
 
 
-def test_methods_without_policies_write_nothing(tmp_path: Path) -> None:
+def test_methods_without_policies_write_nothing_and_leave_no_other_training_s_policy(tmp_path: Path) -> None:
+    (tmp_path / "policy.json").write_text("of a training whose network is written over")
     handlers = [PolicySaver(tmp_path / "policy.json"), PolicyLogger(tmp_path / "policy.jsonl")]
     trainer("none", train_handlers=handlers).run()
     assert list(tmp_path.iterdir()) == []

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,24 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(data: Path, tmp_path: Pa
     resume(stopped.folder)
     assert rows(stopped) == rows(whole)
     assert all(torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True))
+
+
+@pytest.mark.parametrize("step", [2, 5, 7])  # in the first epoch, in the second one, and in the other phase
+def test_separate_training_goes_on_in_either_phase(data: Path, tmp_path: Path, step: int) -> None:
+    own = {"separate": 0.6, "weight_adversarial": 0.0, "width": 2, "noise_size": 4, "width_discriminator": 2}
+    given: dict[str, Any] = {"method": "general_adversarial", "method_options": own}
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lr_scheduler.step")
+        whole = train(options(data, tmp_path / "whole", **given))
+    assert [row["phase"] for row in rows(whole)] == ["generator", "generator", "network"]
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "stopped", **given), listener=stop_at(step))
+    stopped = Run(tmp_path / "stopped")
+    resume(stopped.folder)
+    assert rows(stopped) == rows(whole)
+    assert all(torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True))
+    learned = [augmenters.load(r.augmenters)["general"].state_dict() for r in (stopped, whole)]
+    assert all(torch.equal(a, b) for a, b in zip(*(x.values() for x in learned), strict=True))
 
 
 def test_resuming_is_refused_where_it_would_be_another_run(data: Path, tmp_path: Path) -> None:

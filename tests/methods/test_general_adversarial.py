@@ -281,16 +281,16 @@ def test_discriminators_see_all_patches_alike() -> None:
     """Resampled once and without the border, by default; as they are in the paper's form."""
     method = make()
     batch = replace(Fixed(size=8).batches["train"], image=torch.randn(8, 1, 16, 20, 16))
-    real, maps = method._seen(batch)
+    real, maps = method.looks.seen(batch)
     with torch.no_grad():
-        fake, _ = method._seen(transform(batch, moved(make()).generators["general"](batch.image)), resampled=True)
+        fake, _ = method.looks.seen(transform(batch, moved(make()).generators["general"](batch.image)), made=True)
     assert real.shape == fake.shape == (8, 1, 12, 16, 12)
     assert maps.shape == (8, 3, 12, 16, 12)
     assert float(fake.diff(dim=2).std() / real.diff(dim=2).std()) == pytest.approx(1, abs=0.2)
     assert batch.image.diff(dim=2).std() > 1.3 * real.diff(dim=2).std()
     alone = make(spatial=False)
-    assert not alone._resampled  # what the U-Net makes is sharp, and is resampled for the discriminator
-    assert torch.equal(make(discriminator_resamples=False)._seen(batch)[0], batch.image)
+    assert not alone.looks.resampled  # what the U-Net makes is sharp, and is resampled for the discriminator
+    assert torch.equal(make(discriminator_resamples=False).looks.seen(batch)[0], batch.image)
 
 
 def test_micro_batches_add_up_to_one_update_of_each() -> None:

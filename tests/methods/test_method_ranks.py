@@ -36,6 +36,16 @@ class OwnBatches:
         return Batch(image, label, case=("",) * 4)
 
 
+OPTIONS: dict[str, dict[str, Any]] = {
+    "adversarial": {"warm_up": 0}, "general_adversarial": {"width": 2}, "bilevel": {"update_every": 1},
+}  # fmt: skip
+PLAYERS = {
+    "adversarial": {"generators", "discriminator"},
+    "general_adversarial": {"generator", "class_discriminator", "dissimilarity_discriminator"},
+    "bilevel": {"augmenter"},
+}
+
+
 def built() -> nn.Module:
     return methods.prepare("adversarial", UNet(3, 1, 3, (4, 8), (2,), num_res_units=1))
 
@@ -48,7 +58,7 @@ def _train(number: int, folder: str, name: str) -> None:
     network = built() if adversarial else UNet(3, 1, 3, (4, 8), (2,), num_res_units=1)
     optimizer = torch.optim.SGD(network.parameters(), 1e-2)
     task = Task(network, optimizer, losses, Precision("cpu"), build=built)
-    method = methods.build(name, task, seed=3, **({"warm_up": 0} if adversarial else {"width": 2}))
+    method = methods.build(name, task, seed=3, **OPTIONS[name])
     batches = OwnBatches(number)
     for _ in range(3):
         method.step(batches)
@@ -59,7 +69,9 @@ def _train(number: int, folder: str, name: str) -> None:
     dist.destroy_process_group()
 
 
-@pytest.mark.parametrize("name", ["adversarial", pytest.param("general_adversarial", marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "name", ["adversarial", "bilevel", pytest.param("general_adversarial", marks=pytest.mark.long)]
+)
 def test_two_ranks_stay_together(name: str, tmp_path: Path) -> None:
     mp.spawn(_train, (str(tmp_path), name), nprocs=2)
     first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in range(2))
@@ -67,15 +79,16 @@ def test_two_ranks_stay_together(name: str, tmp_path: Path) -> None:
     pairs = [(first["network"], second["network"])]
     players = first["method"]["players"]
     pairs += [(players[n]["module"], second["method"]["players"][n]["module"]) for n in players]
+    assert set(players) == PLAYERS[name]
     if name == "adversarial":
-        assert set(players) == {"generators", "discriminator"}
         pairs.append((first["method"]["auxiliary"], second["method"]["auxiliary"]))
         pairs.append((first["fresh"], second["fresh"]))
         assert not all(torch.equal(first["fresh"][k], first["network"][k]) for k in first["fresh"])
-    else:
-        assert set(players) == {"generator", "class_discriminator", "dissimilarity_discriminator"}
     for one, other in pairs:
         assert one
         for key, tensor in one.items():
             assert torch.equal(tensor, other[key]), key
-    assert torch.equal(first["method"]["balancer"], second["method"]["balancer"])
+    if "balancer" in first["method"]:
+        assert torch.equal(first["method"]["balancer"], second["method"]["balancer"])
+    else:
+        assert first["method"]["updates"] == 3

@@ -145,9 +145,9 @@ def test_the_tasks_gradient_is_that_of_image_and_label() -> None:
 
 @pytest.mark.parametrize("kind", LEARNING)
 def test_the_big_term_alone_makes_fields_larger_within_their_bound(kind: str) -> None:
-    """Spec check 20."""
+    """Spec check 20; the mask grows faster, and must not be at its bound before the last step."""
     method = make(augmentation=kind, weight_task=0.0, weight_adversarial=0.0, weight_big=1.0,
-                  learning_rate_generator=0.02)  # fmt: skip
+                  learning_rate_generator={"deformation": 0.02, "appearance": 0.005}[kind])  # fmt: skip
     batches, state, sizes = Streams(), method.generator.get_state(), []
     for _ in range(21):
         method.generator.set_state(state)
