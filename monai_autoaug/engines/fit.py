@@ -30,10 +30,10 @@ from monai_autoaug.engines.validation import validate
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods import Method
 from monai_autoaug.policies import TrainingPolicy, no_ops
-from monai_autoaug.precision import Precision
+from monai_autoaug.precision import Precision, skip_warnings
 from monai_autoaug.reading import MALFORMED
 
-__all__ = ["Fit", "skip_warnings"]
+__all__ = ["Fit"]
 
 
 class Fit:
@@ -286,26 +286,3 @@ class Fit:
 def _polynomial(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.PolynomialLR:
     """From the optimiser's learning rate to 0, as nnU-Net."""
     return torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
-
-
-def skip_warnings(skipped: Mapping[str, int], steps: int, dtype: torch.dtype) -> list[str]:
-    """What to say of updates that were skipped because a gradient was not finite.
-
-    In float16 the search for the largest scale skips a few on purpose: there one in a hundred goes without saying.
-
-    Args:
-        skipped: updates by player.
-        steps: updates in all.
-        dtype: that the networks ran in.
-
-    >>> skip_warnings({"network": 2}, 400, torch.float32)
-    ['2 of 400 updates of network were skipped, because its gradient was not finite']
-    >>> skip_warnings({"network": 2}, 400, torch.float16)
-    []
-    """
-    usual = steps / 100 if dtype is torch.float16 else 0
-    return [
-        f"{count} of {steps} updates of {name} were skipped, because its gradient was not finite"
-        for name, count in skipped.items()
-        if count > usual
-    ]

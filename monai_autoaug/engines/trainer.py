@@ -28,7 +28,7 @@ from monai_autoaug.engines.streams import starting_at
 from monai_autoaug.engines.task import can_compile, check_options, first_convolution
 from monai_autoaug.methods import Method, Task
 from monai_autoaug.methods.late_views import tenths
-from monai_autoaug.precision import broadcast, rank
+from monai_autoaug.precision import broadcast, rank, skip_warnings
 
 __all__ = ["AutoAugTrainer"]
 
@@ -240,7 +240,9 @@ class AutoAugTrainer(SupervisedTrainer):
         figures = self.method.on_epoch(self.state.epoch)
         self._figures = tuple(figures)
         self.state.metrics.update(figures)
-        for warning in self.method.warnings():
+        precision = self.task.precision
+        skipped = skip_warnings(precision.skipped, self.method.steps, precision.dtype)
+        for warning in [*self.method.warnings(), *skipped]:
             self._say(logging.WARNING, warning)
         self.autoaug_state.gather()
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -25,7 +26,7 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
     ['{"epoch": 0, "loss": 1.5}']
     """
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps({name: _plain(value) for name, value in line.items()}, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -63,6 +64,11 @@ def in_short(figures: Mapping[str, float], policy: object = None) -> str:
     text = ", ".join(f"{name} {value:.4g}" for name, value in kept.items())
     left = len(figures) - len(kept)
     return f"{text} (and {left} more in autoaug.jsonl)" if left else text
+
+
+def _plain(value: Any) -> Any:
+    """None, as JSON has it, for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _epoch(line: str, otherwise: int) -> int:

@@ -30,6 +30,7 @@ from monai_autoaug.nnunet.resuming import ResumingMixin
 from monai_autoaug.nnunet.serving import ServingMixin
 from monai_autoaug.nnunet.task import TrainerBatches
 from monai_autoaug.nnunet.test_time import attaching
+from monai_autoaug.precision import skip_warnings
 
 __all__ = ["AutoAugMixin"]
 
@@ -154,7 +155,8 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Keep
         figures = self.method.on_epoch(self.current_epoch)
         figures |= {f"skipped_{name}": float(count) for name, count in self.task.precision.skipped.items()}
         figures = ranks.mean_over_ranks(figures)
-        warnings = self.method.warnings()
+        precision = self.task.precision
+        warnings = [*self.method.warnings(), *skip_warnings(precision.skipped, self.method.steps, precision.dtype)]
         if self.local_rank != 0:
             return
         line = {

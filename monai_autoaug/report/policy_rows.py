@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from monai_autoaug.policies import Policies
+from monai_autoaug.policies.evidence import COLLAPSED
 
 __all__ = ["PolicyRow", "policy_rows", "verdict"]
 
 _ROUNDED = 1e-4  # what files and logits in float32 may lose
-_COLLAPSED = 0.9  # the probability from which on a cascade is as good as certain
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def verdict(rows: Sequence[PolicyRow]) -> tuple[str, bool]:
     of = f"{number} cascade{'s' * (number != 1)}"
     decided = {row.cascade for row in rows if row.decided and not row.no_op}
     collapsed = {
-        row.cascade for row in rows if row.rose and row.probability >= _COLLAPSED and not row.decided and not row.no_op
+        row.cascade for row in rows if row.rose and row.probability >= COLLAPSED and not row.decided and not row.no_op
     }
     told = f"{len(decided)} of {of} decided; not decided: pale" if decided else f"none of {of} is decided"
     if collapsed:
