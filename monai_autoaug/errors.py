@@ -16,6 +16,7 @@ __all__ = [
     "ConfigError",
     "DataError",
     "PolicyError",
+    "WorkerError",
     "did_you_mean",
     "how_to_go_on",
     "printable",
@@ -100,6 +101,14 @@ class CheckpointError(AutoAugError):
     """
 
 
+class WorkerError(AutoAugError):
+    """A process that makes patches has died or failed; what was trained until the last checkpoint is in it.
+
+    >>> issubclass(WorkerError, AutoAugError)
+    True
+    """
+
+
 def printable(value: object) -> str:
     r"""A value as text that can be shown: what a terminal would obey, and not show, is written out.
 
@@ -131,7 +140,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 @contextmanager
 def resumable(command: Callable[[], Sequence[str] | None]) -> Iterator[None]:
-    """Within the block, Ctrl-C and a disk that fails carry the command that goes on with what was begun.
+    """Within the block, Ctrl-C and what comes from outside carry the command that goes on.
 
     Args:
         command: gives its words, or None where nothing has begun; called only then.
@@ -145,7 +154,7 @@ def resumable(command: Callable[[], Sequence[str] | None]) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, OSError) as error:
+    except (KeyboardInterrupt, OSError, DataError, WorkerError) as error:
         words = command()
         if words is not None:
             error.__dict__["go_on"] = shlex.join(words)

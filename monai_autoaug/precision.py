@@ -275,8 +275,8 @@ class Precision:
         self._in_a_row[name] += 1
         if self._in_a_row[name] > self.max_skipped:
             raise AutoAugError(
-                f"the loss or gradient of {name} was not finite in {self._in_a_row[name]} updates in a row; the last good state"
-                " is in the checkpoint. Lower the learning rate, clip the gradient or train in float32"
+                f"the loss or gradient of {name} was not finite in {self._in_a_row[name]} updates in a row; the last"
+                " good state is in the checkpoint. Lower the learning rate, clip the gradient or train in float32"
             )
 
     def update(self) -> None:

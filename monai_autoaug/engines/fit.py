@@ -15,6 +15,7 @@ from torch import nn
 
 from monai_autoaug import methods, policies
 from monai_autoaug.data import EpochCases, MetaSplit, PatchBatches
+from monai_autoaug.data.loading import worker_faults
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
@@ -130,7 +131,11 @@ class Fit:
                 self.listener(Progress("training", self.trainer.state.iteration, self.steps, note=sentence))
             self.trainer.run()
         else:  # stopped after the last step
-            self.trainer.finish()
+            with worker_faults():
+                try:
+                    self.trainer.finish()
+                finally:
+                    self.trainer.streams.close()
         self._read_clock()
         if self.trainer.finished:
             self._save_checkpoint()

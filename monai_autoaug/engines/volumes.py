@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.data import PersistentDataset
 from monai.transforms import Transform
 from torch import Tensor
@@ -25,6 +27,9 @@ from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.data.volume_transforms import StrictCompose
 from monai_autoaug.engines.metadata import plain
 from monai_autoaug.engines.progress import Listener, Progress, unheard
+from monai_autoaug.errors import AutoAugWarning
+from monai_autoaug.reading import read_tensors
+from monai_autoaug.writing import write_tensors
 
 __all__ = ["Kept", "sound", "volumes"]
 
@@ -82,6 +87,33 @@ class Kept(Transform):
         return {"image": image.contiguous(), **label, "case": item["case"], "spacing": self.spacing}
 
 
+class _OnDisk(PersistentDataset):
+    """MONAI's, but a kill or a full disk leaves no half-written volume, and one that is damaged is made again."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._whole: set[Path] = set()  # whose checksums are right; patches are cut from these very often
+
+    def _cachecheck(self, item_transformed: Mapping[str, Any]) -> Any:
+        assert self.cache_dir is not None  # noqa: S101  # for the type checker: there is a folder
+        file = self.cache_dir / f"{self.hash_func(item_transformed).decode()}.pt"
+        try:
+            if file in self._whole:
+                return torch.load(file, weights_only=True)
+            found = read_tensors(file)
+            self._whole.add(file)
+            return found
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            message = f"{file}: is damaged ({error}); this volume is made and written again"
+            warnings.warn(message, AutoAugWarning, stacklevel=2)
+        made = self._pre_transform(dict(item_transformed))
+        write_tensors(file, made)
+        self._whole.add(file)
+        return made
+
+
 def volumes(
     datalist: DataList,
     cases: Sequence[Case],
@@ -114,7 +146,7 @@ def volumes(
     else:
         key = _key(preprocessing)
         stamped = [row | {"stamp": _stamp(case)} for row, case in zip(rows, cases, strict=True)]
-        items = PersistentDataset(stamped, transform, cache_dir=cache / key)
+        items = _OnDisk(stamped, transform, cache_dir=cache / key)
     for i, row in enumerate(rows):
         if cache is None:
             items[i] = transform(row)

@@ -203,8 +203,8 @@ class JointPolicy(JointReport, JointState):
         self._share = 1.0  # of the updates for which there are enough samples
         self.views_help = False
         self._means, self._start = Means(), self.training.logits.detach().clone()
-        views = torch.ones(0) if self.test_time is None else self.test_time.probabilities()
-        self._start_of_views = views.detach().clone()
+        drawn_views = torch.ones(0) if self.test_time is None else self.test_time.probabilities()
+        self._start_of_views = drawn_views.detach().clone()
         self._shares = Shares(self.training.classes, task.device)
         self.updates = 0
 

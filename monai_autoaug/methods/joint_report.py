@@ -99,7 +99,7 @@ class JointReport(Method):
 
     @torch.no_grad()
     def _collapsed(self) -> list[str]:
-        """Cascades, and views, of which next to nothing but one is drawn any more though nothing shows it to be best."""
+        """Cascades and views of which hardly any but one is drawn any more, though nothing shows it to be best."""
         found, seen = [], self.seen()
         sizes = [len(c) for c in self.training.cascades]
         for k, name in enumerate(self.training.classes if seen is not None else ()):
