@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 import click
+from click.core import ParameterSource
 
 __all__ = ["predict"]
 
@@ -20,6 +21,7 @@ __all__ = ["predict"]
 @click.option("--precision", default="auto", show_default=True, help="auto, float32, bfloat16 or float16.")
 @click.option("--overlap", default=0.5, show_default=True, help="Overlap of neighbouring windows, 0 to below 1.")
 @click.option("--overwrite", is_flag=True, help="Replace predictions that are there already.")
+@click.option("--resume", is_flag=True, help="Leave predictions that are there already, and make the others.")
 @click.option("--z", type=click.IntRange(min=0),
               help="Views of each image that are averaged, of a run that has learned any; 0: the image alone."
               "  [default: as learned, usually 8]")  # fmt: skip
@@ -38,6 +40,7 @@ def predict(
     precision: str,
     overlap: float,
     overwrite: bool,
+    resume: bool,
     z: int | None,
     average: Literal["logits", "probabilities"] | None,
     components: str | None,
@@ -56,15 +59,16 @@ def predict(
     from monai_autoaug.commands.console import bars, console
     from monai_autoaug.engines.prediction import PredictionError
     from monai_autoaug.engines.prediction import predict as segment
+    from monai_autoaug.errors import resumable
     from monai_autoaug.evaluation import Components
 
     clean = None if components is None else Components.parse(components)
     failed: dict[str, str] = {}
-    with bars() as listener:
+    with resumable(lambda: _going_on(ctx)), bars() as listener:
         try:
             files = segment(
                 run, images, output, device=device, precision=precision, overlap=overlap, overwrite=overwrite,
-                z=z, average=average, clean=clean, listener=listener,
+                resume=resume, z=z, average=average, clean=clean, listener=listener,
             )  # fmt: skip
         except PredictionError as error:
             files, failed = error.written, error.failed
@@ -74,5 +78,22 @@ def predict(
             table.add_row(escape(case), escape(reason), style="red")
         console.print(table)
     number = f"{len(files)} of {len(files) + len(failed)}" if failed else str(len(files))
-    console.print(f"wrote {number} prediction{'s' * (number != '1')} to {output}", markup=False)
+    predictions = f"{number} prediction{'s' * (number != '1')}"
+    console.print(f"{predictions} in {output}" if resume else f"wrote {predictions} to {output}", markup=False)
     ctx.exit(1 if failed else 0)
+
+
+def _going_on(ctx: click.Context) -> list[str] | None:
+    """The words of a command that makes the predictions that this one has not made.
+
+    None where it has made none, or was replacing others: which of them are new can't be told afterwards.
+    """
+    given = ctx.params
+    if given["overwrite"] or not Path(given["output"]).is_dir():
+        return None
+    words = ["monai-autoaug", "predict", str(given["run"]), str(given["images"]), str(given["output"]), "--resume"]
+    for option in ctx.command.params:
+        said = option.name is not None and ctx.get_parameter_source(option.name) is ParameterSource.COMMANDLINE
+        if isinstance(option, click.Option) and not option.is_flag and said:
+            words += [option.opts[0], str(given[option.name])]
+    return words

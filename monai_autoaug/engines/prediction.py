@@ -65,6 +65,7 @@ def predict(
     precision: str = "auto",
     overlap: float = 0.5,
     overwrite: bool = False,
+    resume: bool = False,
     z: int | None = None,
     average: Average | None = None,
     clean: Clean | None = None,
@@ -82,6 +83,8 @@ def predict(
         precision: "auto", "float32", "bfloat16" or "float16".
         overlap: of neighbouring windows, in [0, 1).
         overwrite: whether predictions that are there already are replaced.
+        resume: whether predictions that are there already are left as they are, and the others made: a prediction is
+            whole or not there, however the command that made it has ended.
         z: how many views of each image are predicted and averaged; None: as many as the run's policy says (usually 8);
             0: the image alone.
         average: "logits" or "probabilities" of the views; None: as the policy says.
@@ -89,7 +92,7 @@ def predict(
         listener: hears of each case.
 
     Returns:
-        The files written, one a case, each on the voxel grid of its (first) image file.
+        The files, one a case, each on the voxel grid of its (first) image file.
 
     Raises:
         CheckpointError: the run has no model.
@@ -105,11 +108,15 @@ def predict(
     where = find_device(device)
     chosen = Precision(where, find_precision(precision, where))
     cases = read_images(images, channels=len(preprocessing.channels))
-    files = dict(zip(cases, _outputs(cases, output, overwrite=overwrite), strict=True))
-    failed = _refused(cases, preprocessing, listener)
-    network, written = network.to(where), []
-    listener(Progress("predicting", len(failed), len(cases)))
-    for case in cases:
+    if overwrite and resume:
+        raise ConfigError("resume leaves predictions that are there and overwrite replaces them; give one of them")
+    files = dict(zip(cases, _outputs(cases, output, overwrite=overwrite or resume), strict=True))
+    written = [files[case] for case in cases if resume and files[case].exists()]
+    to_do = [case for case in cases if files[case] not in written]
+    failed = _refused(to_do, preprocessing, listener) if to_do else {}
+    network = network.to(where)
+    listener(Progress("predicting", len(written) + len(failed), len(cases)))
+    for case in to_do:
         if case.name in failed:
             continue
         try:
@@ -198,7 +205,7 @@ def _outputs(cases: Sequence[Case], output: Path, *, overwrite: bool) -> list[Pa
     if there and not overwrite:
         raise ConfigError(
             f"{there[0]}{f' and {len(there) - 1} more' if len(there) > 1 else ''}: a prediction is there already; give"
-            " another output, or overwrite it (--overwrite)"
+            " another output, overwrite it (--overwrite), or make only those that are missing (--resume)"
         )
     check_writable("output", output.parent if single else output)
     return files

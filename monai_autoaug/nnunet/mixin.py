@@ -19,6 +19,7 @@ from monai_autoaug import augmenters
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import checkpoint, journal, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
+from monai_autoaug.nnunet.exporting import whole_json
 from monai_autoaug.nnunet.finishing import finish
 from monai_autoaug.nnunet.given_policy import find_policy
 from monai_autoaug.nnunet.keeping import KeepingMixin
@@ -133,7 +134,8 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Keep
         if self._refusal is not None:
             raise CheckpointError(self._refusal)
         self._continues = False  # what is loaded from now on (--val_best) is validated only
-        super().on_train_start()
+        with whole_json():
+            super().on_train_start()
         self.batches = TrainerBatches(self.layout, self.device, self._streams)
         if self._resumed is not None:
             checkpoint.restore_random_states(self._resumed)

@@ -52,14 +52,13 @@ def draw(stream: Any, seconds: float = 30) -> None:
 
 
 @pytest.mark.parametrize("kind", ["seeded", "stock"])
-@pytest.mark.parametrize("sig", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_worker_that_dies_is_told(kind: str, sig: signal.Signals, tiny: Any, closing: list[Any]) -> None:
+def test_a_worker_that_dies_is_told(kind: str, tiny: Any, closing: list[Any]) -> None:
     stream = stream_of(kind, tiny)
     closing.append(stream)
     next(stream)
     pids = [p.pid for p in stream._augmenter._processes]
-    os.kill(pids[0], sig)
-    message = rf"\(train\) has died by signal {sig.value} \({sig.name}\), at batch \d+ .*To do: use fewer workers"
+    os.kill(pids[0], signal.SIGKILL)
+    message = r"\(train\) has died by signal 9 \(SIGKILL\), at batch \d+ .*To do: use fewer workers"
     with pytest.raises(WorkerError, match=message):
         draw(stream)
     assert not any(map(alive, pids))
@@ -70,19 +69,16 @@ def test_nobody_waits_for_a_worker_that_died_in_the_middle_of_a_batch(tiny: Any,
     stream = stream_of("seeded", tiny)
     closing.append(stream)
     next(stream)
-    augmenter = stream._augmenter
-    original = augmenter._queues[0].get
 
     def broken(**given: Any) -> Any:
         raise ConnectionResetError
 
-    for queue in augmenter._queues:
+    for queue in stream._augmenter._queues:
         queue.get = broken
     start = time.monotonic()
     with pytest.raises(WorkerError, match="has died without saying why"):
         draw(stream)
     assert time.monotonic() - start < 20
-    assert original
 
 
 @pytest.mark.parametrize("workers", [0, 2])
@@ -93,14 +89,12 @@ def test_a_case_that_is_gone_is_named(
     stream = stream_of(kind, tiny, workers)
     closing.append(stream)
     next(stream)
-    loader: Any = stream._augmenter.data_loader if kind == "stock" and not workers else None
-    folder = Path(loader.loader._data.source_folder if loader else tiny.preprocessed)
-    files = sorted(folder.rglob("case_*.b2nd"))
+    files = sorted(Path(tiny.preprocessed / tiny.name).rglob("case_*.b2nd"))
     for file in files:
         file.rename(file.with_suffix(".gone"))
     capfd.readouterr()
     try:
-        with pytest.raises(DataError, match=r"batch \d+ of the train patches can't be made \(.*case_\d.*\)\. To do: see"):
+        with pytest.raises(DataError, match=r"batch \d+ of the train patches can't be made \(.*case_\d.*\)\. To do:"):
             draw(stream)
     finally:
         for file in files:
