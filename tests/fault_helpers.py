@@ -30,11 +30,20 @@ import torch
 needs_kill = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs SIGKILL and /proc")
 
 
-def server(*modules: str) -> ForkServerContext:
-    """A fork server that has imported these modules; the first one of a test process counts for all."""
+def server() -> ForkServerContext:
+    """The fork server of this test process, which has imported both hosts."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["fault_helpers", *modules])
+    context.set_forkserver_preload([
+        "fault_helpers", "monai_autoaug.cli", "monai_autoaug.commands.train", "monai_autoaug.engines",
+        "monai_autoaug.nnunet.launcher", "monai_autoaug.nnunet.trainers",
+        "nnunetv2.run.run_training", "nnunetv2.inference.predict_from_raw_data",
+    ])  # fmt: skip
     return context
+
+
+def chances(seed: int) -> random.Random:
+    """What draws the moments of kills."""
+    return random.Random(seed)  # noqa: S311
 
 
 def quiet(function: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
@@ -82,10 +91,17 @@ def killed(process: BaseProcess, after: float, moments: random.Random) -> bool:
     return bool(process.exitcode)
 
 
-def ended(process: BaseProcess) -> None:
-    """Wait until a process has ended well."""
-    process.join(timeout=600)
+def ended(process: BaseProcess) -> float:
+    """Wait until a process has ended well; the seconds of processor time that it took."""
+    assert process.pid is not None
+    seconds, deadline = 0.0, time.monotonic() + 600
+    while process.exitcode is None:
+        assert time.monotonic() < deadline
+        now = used(process.pid)
+        seconds = seconds if math.isinf(now) else now
+        time.sleep(0.01)
     assert process.exitcode == 0
+    return seconds
 
 
 def complete(folder: Path) -> None:
@@ -128,12 +144,22 @@ def same(a: Any, b: Any, where: str = "") -> None:
 
 
 def children(pid: int | None = None) -> list[int]:
-    """Processes that a process has begun and that have not ended."""
+    """Processes that a process has begun and that have not ended; of this one, but for those that serve the tests."""
+    own = pid is None
     pid = os.getpid() if pid is None else pid
     found = []
     for task in Path(f"/proc/{pid}/task").iterdir():
         found += [int(child) for child in (task / "children").read_text().split()]
-    return [child for child in found if alive(child)]
+    return [child for child in found if alive(child) and not (own and _serves(child))]
+
+
+def _serves(pid: int) -> bool:
+    """Whether it is the fork server, or what watches over it."""
+    try:
+        line = Path(f"/proc/{pid}/cmdline").read_bytes()
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return b"multiprocessing.forkserver" in line or b"multiprocessing.resource_tracker" in line
 
 
 def alive(pid: int) -> bool:
@@ -167,7 +193,7 @@ def gone(session: int, seconds: float = 30) -> bool:
 
 
 def without_override() -> None:
-    """Let the permissions of files count for this process, also if its user is root, who may do everything otherwise."""
+    """Let the permissions of files count for this process, also if its user is root, who may do everything."""
     if sys.platform != "linux" or os.geteuid() != 0:
         return
     import ctypes
@@ -186,3 +212,59 @@ def without_override() -> None:
         data[0].effective &= ~(1 << capability)
         data[0].permitted &= ~(1 << capability)
     assert libc.capset(ctypes.byref(header), data) == 0
+
+
+def command(words: list[str], output: Path, restricted: bool = False) -> None:
+    """The command line in a session of its own, as from a terminal; what it says goes into a file."""
+    from monai_autoaug.cli import main
+
+    os.setsid()
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # who starts the tests may have had it ignored
+    said = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(said, stream)
+    if restricted:
+        without_override()
+    main(words, prog_name="monai-autoaug")
+
+
+def run_command(context: ForkServerContext, output: Path, *words: object, **options: Any) -> BaseProcess:
+    """Begin a command; options are those of `command`, and what else there is goes into its environment."""
+    restricted = options.pop("restricted", False)
+    environment = {"COLUMNS": "400"} | options
+    return begin(context, command, [str(word) for word in words], output, restricted, **environment)
+
+
+def said(output: Path) -> str:
+    return " ".join(output.read_text().split())
+
+
+def taken(pid: int | None = None) -> dict[str, float]:
+    """What a process and those that it has begun hold: memory of its own in MiB, open files, threads, processes."""
+    pids = [os.getpid() if pid is None else pid]
+    pids += children(pids[0])
+    found = {"memory": 0.0, "files": 0.0, "threads": 0.0, "processes": float(len(pids))}
+    for number in pids:
+        try:
+            status = dict(line.split(":", 1) for line in Path(f"/proc/{number}/status").read_text().splitlines())
+            found["files"] += len(os.listdir(f"/proc/{number}/fd"))
+        except (FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            continue
+        found["memory"] += int(status["RssAnon"].split()[0]) / 1024
+        found["threads"] += int(status["Threads"])
+    return found
+
+
+def steady(rows: list[dict[str, float]], memory: float) -> None:
+    """Nothing grows: what is held in the last third of a run is what was held in the second.
+
+    Args:
+        rows: of `taken`, one at the end of each epoch.
+        memory: MiB that the smallest of a third may be larger.
+    """
+    third = len(rows) // 3
+    assert third >= 2
+    early, late = rows[third : 2 * third], rows[-third:]
+    for name in rows[0]:
+        before, after = (min(row[name] for row in part) for part in (early, late))
+        assert after <= before + (memory if name == "memory" else 0), f"{name} grew from {before} to {after}: {rows}"

@@ -4,14 +4,13 @@
 
 from __future__ import annotations
 
-import random
 from multiprocessing.context import ForkServerContext
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from fault_helpers import begin, complete, ended, killed, needs_kill, same, server, temporary, used
+from fault_helpers import begin, chances, complete, ended, killed, needs_kill, same, server, temporary, used
 from run_helpers import rows
 
 from monai_autoaug.data import write_phantom
@@ -32,7 +31,7 @@ LONG = pytest.mark.long
 
 @pytest.fixture(scope="module")
 def processes() -> ForkServerContext:
-    return server("monai_autoaug.engines", "monai_autoaug.methods.joint_policy", "monai_autoaug.methods.adversarial")
+    return server()
 
 
 @pytest.fixture(scope="module")
@@ -75,9 +74,8 @@ def test_a_training_killed_at_any_moment_is_the_one_that_never_stopped(
     method: str, kills: int, data: Path, tmp_path: Path, processes: ForkServerContext
 ) -> None:
     whole = tmp_path / "whole"
-    process = begin(processes, go_on, data, whole, method)
-    ended(process)
-    moments, done, run = random.Random(kills), 0, 0
+    seconds = ended(begin(processes, go_on, data, whole, method))
+    moments, done, run = chances(kills), 0, 0
     while done < kills:
         run += 1
         folder = tmp_path / f"killed_{run}"
@@ -85,7 +83,7 @@ def test_a_training_killed_at_any_moment_is_the_one_that_never_stopped(
         while not finished:
             process = begin(processes, go_on, data, folder, method)
             if done < kills:
-                finished = not killed(process, moments.uniform(0.05, 1.6), moments)
+                finished = not killed(process, moments.uniform(0, 0.5 * seconds), moments)
                 done += not finished
             else:
                 ended(process)
@@ -108,7 +106,7 @@ def writes(file: Path) -> None:
 def test_a_write_killed_at_any_moment_leaves_a_whole_file(
     kills: int, tmp_path: Path, processes: ForkServerContext
 ) -> None:
-    file, moments, seen = tmp_path / "checkpoint.pt", random.Random(kills), set()
+    file, moments, seen = tmp_path / "checkpoint.pt", chances(kills), set()
     for _ in range(kills):
         process = begin(processes, writes, file)
         while not file.exists():
@@ -129,17 +127,17 @@ def test_a_prediction_killed_at_any_moment_is_made_by_the_next_command(
 ) -> None:
     run, images = tmp_path / "run", data / "imagesTs"
     ended(begin(processes, go_on, data, run, "adversarial"))
-    ended(begin(processes, predicts, run, images, tmp_path / "whole"))
+    seconds = ended(begin(processes, predicts, run, images, tmp_path / "whole"))
     wanted = {file.name: file.read_bytes() for file in (tmp_path / "whole").iterdir()}
     assert len(wanted) == 3
-    moments, done, number = random.Random(kills), 0, 0
+    moments, done, number = chances(kills), 0, 0
     while done < kills:
         number += 1
         folder, finished = tmp_path / f"killed_{number}", False
         while not finished:
             process = begin(processes, predicts, run, images, folder)
             if done < kills:
-                finished = not killed(process, moments.uniform(0.02, 0.5), moments)
+                finished = not killed(process, moments.uniform(0, seconds), moments)
                 done += not finished
             else:
                 ended(process)
