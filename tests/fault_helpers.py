@@ -48,6 +48,7 @@ def chances(seed: int) -> random.Random:
 
 def quiet(function: Callable[..., Any], arguments: tuple[Any, ...], environment: dict[str, str]) -> None:
     """Run a function in a new process, on one thread and without output."""
+    multiprocessing.set_start_method("fork", force=True)  # of its workers, as in a process that a user has begun
     nothing = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(nothing, stream)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import os
 import signal
 import time
@@ -22,7 +23,8 @@ from monai_autoaug.data import write_phantom
 from monai_autoaug.engines import log, predict, resume, train
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.prediction import PredictionError
-from monai_autoaug.errors import AutoAugWarning, DataError, WorkerError
+from monai_autoaug.errors import AutoAugError, AutoAugWarning, CheckpointError, DataError, WorkerError
+from monai_autoaug.precision import Precision
 
 SMALL = ["--epochs", "4", "--iterations", "2", "--validation-cases", "1", "--device", "cpu", "--batch-size", "2",
          "--patch-size", "8", "8", "8", "--network-option", "channels=[2, 4]"]  # fmt: skip
@@ -336,3 +338,49 @@ def test_a_killed_run_leaves_no_process(data: Path, tmp_path: Path, processes: F
     process.join()
     assert process.pid is not None
     assert gone(process.pid)
+
+
+def spoiling(monkeypatch: pytest.MonkeyPatch, first: int, gradient: float | None, weight: float | None = None) -> None:
+    """From some update of the network on, counted from 1 after the rehearsal's, a gradient or a weight is spoilt."""
+    original, calls = Precision.step, []
+
+    def step(self: Precision, name: str, optimizer: torch.optim.Optimizer, **given: Any) -> bool:
+        parameter = optimizer.param_groups[0]["params"][0]
+        if name == "network":
+            calls.append(name)
+            if len(calls) > first and gradient is not None:
+                parameter.grad.fill_(gradient)
+        done = original(self, name, optimizer, **given)
+        if name == "network" and len(calls) > first and weight is not None:
+            parameter.data.view(-1)[0] = weight
+        return done
+
+    monkeypatch.setattr(Precision, "step", step)
+
+
+def test_training_stops_where_nothing_is_finite_any_more(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        spoiling(patch, 5, torch.nan)
+        with pytest.raises(AutoAugError, match=r"of network was not finite in 51 updates in a row; the last"):
+            train(small(data, run.folder, epochs=40))
+    checkpoint = run.load_checkpoint()  # which refuses what is not finite
+    skipped = checkpoint["autoaug"]["method"]["precision"]["skipped"]
+    assert skipped["network"] in (49, 50)  # until the epoch before
+    resume(run.folder)
+    assert json.loads(run.summary.read_text())["skipped_updates"] == skipped
+
+
+def test_an_infinite_weight_does_not_replace_a_checkpoint(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Run
+) -> None:
+    run = Run(tmp_path / "run")
+    with monkeypatch.context() as patch:
+        spoiling(patch, 4, None, torch.inf)
+        with pytest.raises(CheckpointError, match="the weights of network are not finite .* the last good state stays"):
+            train(small(data, run.folder))
+    assert run.load_checkpoint()["trainer"]["iteration"] == 2
+    resume(run.folder)
+    as_whole(run, whole)
