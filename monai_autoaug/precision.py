@@ -85,6 +85,7 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     """Average the gradients of ``parameters`` over all ranks, in place, in one message.
 
     A parameter without gradient on one rank counts as zero there, so that ranks can't wait for each other for ever.
+    One that has none on any rank is left without: of zeros an optimiser would make a step by momentum and weight decay.
 
     >>> average_gradients([nn.Parameter(torch.zeros(2))])
     """
@@ -94,10 +95,13 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     if not wanted:
         return
     flat = torch.cat([(torch.zeros_like(p) if p.grad is None else p.grad).reshape(-1).float() for p in wanted])
+    there = torch.tensor([float(p.grad is not None) for p in wanted]).to(flat)
+    flat = torch.cat([flat, there])
     dist.all_reduce(flat)
     flat /= world_size()
-    for p, mean in zip(wanted, flat.split([p.numel() for p in wanted]), strict=True):
-        p.grad = mean.view_as(p).to(p.dtype)
+    *means, there = flat.split([*(p.numel() for p in wanted), len(wanted)])
+    for p, mean, somewhere in zip(wanted, means, there.tolist(), strict=True):
+        p.grad = mean.view_as(p).to(p.dtype) if somewhere else None
 
 
 @contextlib.contextmanager

@@ -114,11 +114,12 @@ def test_autocast_and_its_opposite() -> None:
 def _two_ranks(number: int, folder: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
-    used, unused = nn.Parameter(torch.ones(2)), nn.Parameter(torch.ones(1))
+    used, unused, resting = (nn.Parameter(torch.ones(n)) for n in (2, 1, 3))
     used.grad = torch.full((2,), float(number + 1))
     if number == 1:
         unused.grad = torch.ones(1)
-    average_gradients([used, unused])
+    average_gradients([used, resting, unused])
+    assert resting.grad is None  # on no rank, so that no optimiser moves it
     mean = average_over_ranks(torch.tensor(float(number)))
     torch.save([rank(), world_size(), used.grad, unused.grad, mean], os.path.join(folder, f"{number}.pt"))
     dist.destroy_process_group()

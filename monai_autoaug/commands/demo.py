@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import click
 __all__ = ["demo"]
 
 _CASES, _TEST = 24, 2
+_UNLABELLED = 8  # images of other subjects, for a method that learns from these, too
 # patches smaller than the volumes: 18 cases are few, and cut out at random places they are more
 _TRAINING: dict[str, Any] = {
     "epochs": 20,
@@ -25,7 +27,7 @@ _TRAINING: dict[str, Any] = {
 @click.command()
 @click.option("--output", "-o", default="demo", show_default=True, type=click.Path(path_type=Path), help="Folder.")
 @click.option("--method", default="adversarial", show_default=True,
-              help="none, random, adversarial, general_adversarial, joint_policy or bilevel.")  # fmt: skip
+              help="none, random, adversarial, task_driven, general_adversarial, joint_policy or bilevel.")  # fmt: skip
 @click.option("--seed", default=0, show_default=True, help="Seed of data and training.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:1.")
 @click.option("--cases", default=_CASES, show_default=True, type=click.IntRange(min=8),
@@ -56,6 +58,9 @@ def demo(output: Path, method: str, seed: int, device: str, cases: int, size: in
         write_phantom(
             options.data, cases=cases, size=size, seed=seed, test=_TEST, progress=counter(listener, "writing")
         )
+        if options.learns_from_unlabelled:
+            options = replace(options, unlabelled=output / "unlabelled" / "imagesTs")
+            write_phantom(output / "unlabelled", cases=1, size=size, seed=seed + 1, test=_UNLABELLED)
         run = train(options, listener=listener)
         evaluation = finish(run, listener=listener)
     with bars() as listener:

@@ -98,7 +98,9 @@ def leakage(data: DataSetView) -> Iterator[Fault]:
         for name in names[1:]:
             if _apart(part.get(name), part.get(first)):
                 remedy = "remove one of the two cases, or choose a split (--split-seed) that keeps them together"
-                message = f"is a {part.get(name)} case that holds the same image as the {part.get(first)} case {first}"
+                kind = part.get(name)
+                article = "an" if kind == _UNLABELLED else "a"
+                message = f"is {article} {kind} case that holds the same image as the {part.get(first)} case {first}"
                 yield Fault(message, "another image", f"that of {first}", remedy, case=name, path=_file(data, name))
 
 

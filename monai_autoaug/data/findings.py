@@ -16,7 +16,7 @@ from rich.table import Table
 
 from monai_autoaug.errors import DataError, printable
 
-__all__ = ["Finding", "Severity", "findings_to_json", "print_findings", "refusal", "refused"]
+__all__ = ["Finding", "Severity", "findings_to_json", "print_findings", "refusal", "refused", "sentence"]
 
 Severity = Literal["refuse", "warn", "note"]
 _ORDER: tuple[Severity, ...] = ("refuse", "warn", "note")
@@ -74,7 +74,7 @@ def refusal(findings: Sequence[Finding], folder: Path) -> DataError | None:
     wrong = [f for f in findings if f.severity == "refuse"]
     if not wrong:
         return None
-    lines = [_line(f) for f in wrong[:_SHOWN]]
+    lines = [sentence(f) for f in wrong[:_SHOWN]]
     if len(wrong) > _SHOWN:
         lines.append(f"and {len(wrong) - _SHOWN} more")
     return DataError(
@@ -84,8 +84,12 @@ def refusal(findings: Sequence[Finding], folder: Path) -> DataError | None:
     )
 
 
-def _line(finding: Finding) -> str:
-    """What is wrong, and what to do."""
+def sentence(finding: Finding) -> str:
+    """What is wrong, and what to do.
+
+    >>> sentence(Finding("a", "nan", "refuse", "holds NaN", file="a.nii", remedy="mend it"))
+    'a.nii: holds NaN: mend it'
+    """
     measured = f" (expected {finding.expected}, came {finding.came})" if finding.expected else ""
     remedy = f": {finding.remedy}" if finding.remedy else ""
     return printable(f"{finding.file or finding.case}: {finding.message}{measured}{remedy}")

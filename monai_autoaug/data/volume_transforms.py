@@ -192,7 +192,7 @@ class NormalizeLikeNNUNetd(MapTransform):
         allow_missing_keys: skip keys that an item lacks.
 
     Raises:
-        DataError: the number of channels is another.
+        DataError: the number of channels is another, or both percentiles are equal though the image isn't constant.
 
     >>> flat = IntensityStatistics(2.0, 2.0, minimum=0.0, maximum=9.0, percentile_00_5=0.0, percentile_99_5=4.0)
     >>> normalise = NormalizeLikeNNUNetd("image", schemes=("ct",), statistics=(flat,))
@@ -221,7 +221,14 @@ class NormalizeLikeNNUNetd(MapTransform):
                     came=len(image),
                 )
             plain = image.as_tensor() if isinstance(image, MetaTensor) else image
-            channels = [self._channel(c, s, k) for c, s, k in zip(plain, self.schemes, self.statistics, strict=True)]
+            try:
+                channels = [self._channel(*given) for given in zip(plain, self.schemes, self.statistics, strict=True)]
+            except ZeroDivisionError as error:
+                raise DataError(
+                    "can't be scaled by percentiles", file=item.get("case", key),
+                    expected="a 98th percentile above the 2nd", came="equal ones: nearly all voxels have one value",
+                    remedy="use normalisation zscore, or crop the image",
+                ) from error
             item[key] = convert_to_dst_type(torch.stack(channels), image)[0]
         return item
 
@@ -233,8 +240,10 @@ class NormalizeLikeNNUNetd(MapTransform):
             channel = channel.clamp(statistics.percentile_00_5, statistics.percentile_99_5)
             return (channel - statistics.mean) / max(statistics.std, 1e-8)
         if scheme == "percentile":
-            low, high = np.percentile(channel.numpy(), (2, 98))
-            return (channel - float(low)) / max(float(high - low), 1e-8)
+            low, high = (float(p) for p in np.percentile(channel.numpy(), (2, 98)))
+            if low == high and bool((channel != low).any()):
+                raise ZeroDivisionError
+            return (channel - low) / max(high - low, 1e-8)
         std, mean = torch.std_mean(channel, correction=0)
         return (channel - mean) / std.clamp(min=1e-8)
 

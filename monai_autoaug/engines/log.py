@@ -3,8 +3,9 @@
 """A run's ``log.jsonl``: one JSON object an epoch, and what each of its keys means.
 
 ``PLAYER`` is ``network`` (that segments), ``generators`` or ``discriminator``, of method general_adversarial
-``generator``, ``class_discriminator`` or ``dissimilarity_discriminator``; ``KIND`` is ``affine``, ``deformation`` or
-``appearance``; ``STRUCTURE`` is a name of a label; ``CLASS`` is a class of patches (``background``, ``foreground``) and
+``generator``, ``class_discriminator`` or ``dissimilarity_discriminator``, of task_driven ``generator`` or
+``discriminator``, of bilevel ``augmenter``; ``KIND`` is ``affine``, ``deformation`` or ``appearance``, of bilevel
+``parametric``; ``STRUCTURE`` is a name of a label; ``CLASS`` is a class of patches (``background``, ``foreground``) and
 ``CASCADE`` a family of operations of which a patch gets one (``gamma``); ``GAME`` is ``class`` or ``dissimilarity``. A
 key is there where there is such a thing: ``loss_KIND`` not without augmentation, ``dice`` only in epochs that validate.
 A number that is not finite is null. Where nothing else is said, a figure is the mean over the epoch's iterations.
@@ -18,6 +19,8 @@ Training:
 - ``loss_clean``: the same on the samples that were not augmented.
 - ``loss_KIND``: the same on the samples that this kind of augmentation transformed.
 - ``loss_general``: the same on the samples that the generator of general_adversarial transformed.
+- ``loss_deformation_appearance``: the same on those that both generators of task_driven transformed.
+- ``loss_mixup``: the same on those that Mixup made, which then stand for all that are not clean.
 - ``KIND_loss_ratio``: how much harder the augmentation makes the task: ``loss_KIND`` over ``loss_clean``; of a single
   kind the cross-entropy of the last batch, transformed over untransformed. Above 1 it is harder.
 - ``seconds``: wall-clock time of the training so far, resumed parts included.
@@ -35,7 +38,10 @@ overlap by half, and averaged over the views at test time if any were learned.
 What the augmenters and their opponents do:
 
 - ``realism``: losses of the discriminator on real and on transformed patches, and of the generators against it; 2.08
-  where it only guesses (1.39 with ``fidelity=paper``, where both sides share one loss).
+  where it only guesses (1.39 with ``fidelity=paper``, where both sides share one loss). Of task_driven the generator's
+  alone: 0.69 where the discriminator only guesses (-0.69 with ``saturating``), smaller where it is deceived.
+- ``loss_discriminator``: the discriminator's of task_driven; 1.39 where it only guesses.
+- ``field_size``: mean absolute value of what the generator of task_driven makes, in voxels or standard deviations.
 - ``discriminator_accuracy``: share of real and transformed patches that the discriminator tells right, 0.5 to 1; above
   0.95 it no longer tells the generators anything.
 - ``GAME_discriminator_accuracy``: the same of general_adversarial's two discriminators: of real and transformed patches

@@ -87,6 +87,8 @@ class PhaseSchedule:
     ) -> None:
         self.optimizer, self.make, self.epoch_level = optimizer, make, epoch_level
         self.schedule: torch.optim.lr_scheduler.LRScheduler | None = None
+        self._engine: Any = None
+        self._phase = 0  # for which the schedule was made
 
     def attach(self, engine: Engine) -> None:
         """Make the first schedule, step it, and make another one for each fresh segmentation network."""
@@ -95,11 +97,12 @@ class PhaseSchedule:
             raise ConfigError(f"PhaseSchedule belongs to an AutoAugTrainer, not to a {type(engine).__name__}")
         if engine.state.max_epochs is None or (engine.state.epoch_length is None and not self.epoch_level):
             raise ConfigError("PhaseSchedule needs an engine with max_epochs and epoch_length")
-        self._begin(engine)
+        self._engine = engine
+        self._begin(method.phase_number)
 
         def restart(engine: Any) -> None:
             if engine.method.phase.fresh:
-                self._begin(engine)
+                self._begin(engine.method.phase_number)
 
         def step(engine: Any) -> None:
             if not engine.method.phase.rests:
@@ -109,12 +112,14 @@ class PhaseSchedule:
         event = Events.EPOCH_COMPLETED if self.epoch_level else Events.ITERATION_COMPLETED
         engine.add_event_handler(event, step)
 
-    def _begin(self, engine: Any) -> None:
-        method, state = engine.method, engine.state
-        phases, epochs = method.phases, state.max_epochs
-        wanted = schedule_epochs(phases, epochs, method.phase_number)
+    def _begin(self, number: int) -> None:
+        """Make the schedule of a phase."""
+        phases, state = self._engine.method.phases, self._engine.state
+        epochs = state.max_epochs
+        wanted = schedule_epochs(phases, epochs, number)
         trained = sum(not phases[phase_at(phases, epochs, epoch)].rests for epoch in wanted) or len(wanted)
         self.schedule = self.make(self.optimizer, trained * (1 if self.epoch_level else state.epoch_length))
+        self._phase = number
 
     def _made(self) -> torch.optim.lr_scheduler.LRScheduler:
         if self.schedule is None:
@@ -122,12 +127,21 @@ class PhaseSchedule:
         return self.schedule
 
     def state_dict(self) -> dict[str, Any]:
-        """The schedule's own."""
-        return dict(self._made().state_dict())
+        """The schedule's own, and the phase that it was made for."""
+        return {**self._made().state_dict(), "phase": self._phase}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
-        self._made().load_state_dict(dict(state))
+        """Restore what ``state_dict`` gave; a schedule of a later phase is made anew, since functions have no state."""
+        given, schedule = dict(state), self._made()
+        number = given.pop("phase", self._phase)
+        if number != self._phase:
+            groups = self.optimizer.param_groups
+            kept = [{k: v for k, v in group.items() if k != "params"} for group in groups]
+            self._begin(number)
+            for group, settings in zip(groups, kept, strict=True):
+                group.update(settings)  # which a fresh schedule begins by changing
+            schedule = self._made()
+        schedule.load_state_dict(given)
 
 
 class LastPhaseOnly:

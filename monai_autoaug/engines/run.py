@@ -278,8 +278,9 @@ def _carry_out(
 def _told(counts: Mapping[str, int]) -> str:
     """How the cases are split, in a sentence."""
     meta = f", {counts['meta']} to learn policies from (meta-validation)" if "meta" in counts else ""
-    total, train = sum(counts.values()), counts["train"]
-    return f"{total} cases: {train} train the network{meta}, {counts['validation']} validate it"
+    more = f"; {counts['unlabelled']} images without a label are learned from, too" if "unlabelled" in counts else ""
+    total, train = sum(n for part, n in counts.items() if part != "unlabelled"), counts["train"]
+    return f"{total} cases: {train} train the network{meta}, {counts['validation']} validate it{more}"
 
 
 def _counts(plan: _Plan) -> dict[str, int]:

@@ -18,6 +18,7 @@ __all__ = ["AFFINE_PARTS", "affine_baseline", "check_affine"]
 
 AFFINE_PARTS = ("rotation", "scaling", "turn", "flip")
 _ANGLE, _SCALE = math.radians(15.0), 0.1
+_SLICES = 3.0  # coarsest spacing over the finest: above it nnU-Net, too, takes a volume for slices
 
 
 def check_affine(parts: Sequence[str], flip_axis: int, spatial_dims: int) -> None:
@@ -44,7 +45,7 @@ def affine_baseline(
 
     "rotation" is by up to 15 degree, "scaling" by a factor between 0.9 and 1.1, "turn" a rotation by 0 to 8 times 45
     degree, "flip" mirrors one axis. The paper augments slices; in volumes a rotation is about one axis, drawn anew for
-    each sample.
+    each sample, but within the slices where these are more than three times as far apart as their pixels.
 
     Args:
         image: (B, C, D, H, W).
@@ -77,6 +78,9 @@ def affine_baseline(
     which, about, small, factor, turns = whole(len(parts) + 1), whole(max(d, 2)), uniform(), uniform(), whole(9)
     chosen = {part: which == number for number, part in enumerate(parts, start=1)}
     never = torch.zeros_like(which, dtype=torch.bool)
+    if spacing is not None and d == 3:
+        mm = spacing.to(image.device)
+        about = torch.where(mm.amax(1) > _SLICES * mm.amin(1), mm.argmax(1), about)
     angle = torch.where(chosen.get("rotation", never), _ANGLE * small, torch.zeros_like(small))
     angle = torch.where(chosen.get("turn", never), turns * (math.pi / 4), angle)
     axis = torch.nn.functional.one_hot(about, 3) if d == 3 else torch.ones_like(about)[:, None]

@@ -60,6 +60,7 @@ class Method(ABC):
     finishing: int = 0  # updates that `finish` makes; a host that tries a method out lowers it
     views_learn: bool = True  # False: the views at test time are a fixed choice, which predictions average by at once
     replaces_augmentation: ClassVar[bool] = False  # its augmentation is meant instead of the host's own, not over it
+    over_augmentation: ClassVar[Mapping[str, Any]] = {}  # options where it is over the host's own, by default
     draws_operations: ClassVar[bool] = False  # of a training policy, see `drawing`
     classifies: ClassVar[bool] = True  # False: it needs labels of voxels
 

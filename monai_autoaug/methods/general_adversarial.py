@@ -18,26 +18,24 @@ from torch import Tensor, nn
 
 from monai_autoaug.augmenters import GeneralAugmenter, Transformation
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.methods.balancer import Balancer
 from monai_autoaug.methods.base import Batches, Method, Player, Task
 from monai_autoaug.methods.fixed_affine import LEVELS, fixed_affine
 from monai_autoaug.methods.general_checks import check_general
 from monai_autoaug.methods.general_figures import general_figures, general_warnings
 from monai_autoaug.methods.general_looks import Looks
-from monai_autoaug.methods.general_losses import missing_the_label
 from monai_autoaug.methods.general_players import make_discriminators, make_generator
+from monai_autoaug.methods.general_terms import TERMS, GeneratorTerms
 from monai_autoaug.methods.label_channels import label_channels
 from monai_autoaug.methods.means import Means
 from monai_autoaug.methods.pairs import label_maps
 from monai_autoaug.methods.parts import concatenate, transform
 from monai_autoaug.methods.phases import Phase
-from monai_autoaug.networks import add_spatial_transformer, frozen, held
-from monai_autoaug.networks.discriminators import adversarial_loss, discriminate_frozen
+from monai_autoaug.networks import add_spatial_transformer, frozen
+from monai_autoaug.networks.discriminators import adversarial_loss
 
 __all__ = ["GeneralAdversarial"]
 
 Augmentation = Literal["learned", "decoder", "none", "light", "strong", "stn"]
-_WEIGHTS = ("class", "dissimilarity", "adversarial")
 _SETTLED = 200  # updates after which a generator that does nothing has collapsed
 
 
@@ -47,7 +45,8 @@ class GeneralAdversarial(Method):
     The generator minimises ``- alpha log D_C(G(x, z), y) - beta log D_D(x, G(x, z)) - gamma log(1 - C_y(G(x, z)))``,
     each logarithm in a form that can't overflow. In segmentation y is the label map, which follows the spatial
     transformer: D_C sees it as channels beside the image, C_y is the probability of each voxel's label, and of a pair
-    both patches were cut for the same class, from two subjects. In classification y is the class of the whole image.
+    both patches were cut for the same class, from two subjects, where a batch holds such (see `partners`). In
+    classification y is the class of the whole image.
 
     The players are updated one after the other, in the order of Eq. 6: generator, class discriminator, dissimilarity
     discriminator, segmentation network. Those that follow the generator see what it makes of the same noise after its
@@ -130,7 +129,7 @@ class GeneralAdversarial(Method):
         super().__init__(task, seed=seed)
         paper = fidelity == "paper"
         self.augmentation, self.fidelity, self.image_channels = augmentation, fidelity, image_channels
-        self.weights = dict(zip(_WEIGHTS, (weight_class, weight_dissimilarity, weight_adversarial), strict=True))
+        self.weights = dict(zip(TERMS, (weight_class, weight_dissimilarity, weight_adversarial), strict=True))
         self.spatial, self.appearance, self.bounds = spatial, appearance, dict(bounds or {})
         self.noise_size, self.width = noise_size, width
         self.width_discriminator = (96 if paper else 8) if width_discriminator is None else width_discriminator
@@ -152,11 +151,12 @@ class GeneralAdversarial(Method):
             self._make_players(num_classes, learning_rate_generator, learning_rate_discriminator)
         if "dissimilarity" in self.discriminators:
             self.needs = ("train", "real")
-        self.terms = tuple(n for n in _WEIGHTS if self.weights[n]) if self.learns else ()
         self.looks = Looks(
             task, self.generator, resamples=self.resamples, resampled=augmentation == "learned" and spatial
         )
-        self.balancer = Balancer(_WEIGHTS, task.device)
+        self.judged = GeneratorTerms(
+            task, self.looks, self.discriminators, self.weights if self.learns else {}, balance=self.balance
+        )
         self._turn = 0  # which of an odd number of samples is transformed
         self._means = Means()
         self._probe: Tensor | None = None
@@ -166,6 +166,11 @@ class GeneralAdversarial(Method):
     def learns(self) -> bool:
         """Whether there is a generator."""
         return self.augmentation in ("learned", "decoder")
+
+    @property
+    def terms(self) -> tuple[str, ...]:
+        """Names of the terms that the generator's loss has."""
+        return self.judged.names
 
     @classmethod
     def prepare(cls, network: nn.Module, **options: Any) -> nn.Module:
@@ -203,8 +208,9 @@ class GeneralAdversarial(Method):
             )
 
     def on_phase(self) -> None:
-        """Once the network trains, the generator stays as it is."""
-        self.generators.requires_grad_(self.phase_number == 0)
+        """Once the network trains, the generator stays as it is, statistics of batch norms included."""
+        learning = self.phase_number == 0
+        self.generators.requires_grad_(learning).train(learning)
 
     def step(self, batches: Batches) -> dict[str, float]:
         """One mini-batch of each loss, one after the other (Eq. 6)."""
@@ -270,48 +276,11 @@ class GeneralAdversarial(Method):
 
     def _train_generator(self, source: Batch, noise: Tensor) -> dict[str, Tensor]:
         """Eq. 2: the other players are held as they are."""
-        moved = self._transformed(source, noise)
-        image, maps = self.looks.seen(moved, made=True)
-        found: dict[str, Tensor] = {}
-        with self.task.precision.autocast():
-            if "class" in self.terms:
-                pair = self._tap("class", torch.cat([image, maps.to(image.dtype)], dim=1))
-                found["class"] = adversarial_loss(discriminate_frozen(self.discriminators["class"], pair), real=True)
-            if "dissimilarity" in self.terms:
-                pair = torch.cat([self.looks.first(source), self._tap("dissimilarity", image)], dim=1)
-                score = discriminate_frozen(self.discriminators["dissimilarity"], pair)
-                found["dissimilarity"] = adversarial_loss(score, real=True)
-        if "adversarial" in self.terms:
-            found["adversarial"] = self._adversarial_term(moved)
-        own = {n: 1.0 for n in found} if self.balance else self.weights
-        loss = torch.stack([own[n] * term for n, term in found.items()]).sum()
+        loss, figures = self.judged.loss(source, self._transformed(source, noise))
         scale = self.task.precision.scale
         self._descend("generator", loss)
-        self.balancer.update(scale)
-        total = torch.stack([self.weights[n] * term.detach() for n, term in found.items()]).sum()
-        return {f"generator_{n}": term for n, term in found.items()} | {"generator_loss": total}
-
-    def _adversarial_term(self, moved: Batch) -> Tensor:
-        """``- log(1 - C_y)`` by the network as it would be deployed, through image and label alike."""
-        image, label = moved.image, moved.label
-        if label.ndim == image.ndim:
-            both = self._tap("adversarial", torch.cat([image, label.to(image.dtype)], dim=1))
-            image, label = both[:, : image.shape[1]], both[:, image.shape[1] :]
-        else:
-            image = self._tap("adversarial", image)
-        network = self.task.network
-        with frozen(network), held(network):
-            logits = self.task.logits(self.task.forward(image, moved.extra))
-        return missing_the_label(logits, label, moved.valid, sigmoid=self.task.sigmoid)
-
-    def _tap(self, name: str, x: Tensor) -> Tensor:
-        """Scale the gradient of a term to its weight over the first term's, times that one's gradient."""
-        first = self.terms[0]
-        if not self.balance:
-            return x
-        if name == first:
-            return self.balancer.metered(name)(x)
-        return self.balancer.ratio(name, first, self.weights[name] / self.weights[first])(x)
+        self.judged.balancer.update(scale)
+        return figures
 
     def _train_discriminators(self, source: Batch, moved: Batch, batches: Batches) -> dict[str, Tensor]:
         """Eqs. 3 and 4, on what the generator makes after its update."""
@@ -381,10 +350,10 @@ class GeneralAdversarial(Method):
 
     def state_dict(self) -> dict[str, Any]:
         """See `Method.state_dict`; adds the gradient norms that balance the terms, and whose turn it is."""
-        return super().state_dict() | {"balancer": self.balancer.means.cpu().clone(), "turn": self._turn}
+        return super().state_dict() | {"balancer": self.judged.balancer.means.cpu().clone(), "turn": self._turn}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """See `Method.load_state_dict`."""
         super().load_state_dict(state)
-        self.balancer.means.copy_(state["balancer"])
+        self.judged.balancer.means.copy_(state["balancer"])
         self._turn = state["turn"]

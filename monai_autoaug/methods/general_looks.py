@@ -69,6 +69,7 @@ class Looks:
             looks["class"] = torch.cat([real, maps], dim=1), torch.cat([fake, fake_maps], dim=1)
         if "dissimilarity" in names:
             pool, first = batches.next("real"), self.first(source)
-            other, _ = self.seen(pool.rows(partners(source, pool, self.generator)))
-            looks["dissimilarity"] = torch.cat([first, other], dim=1), torch.cat([first, fake], dim=1)
+            rows, others = partners(source, pool, self.generator)
+            other, _ = self.seen(pool.rows(others))
+            looks["dissimilarity"] = torch.cat([first[rows], other], dim=1), torch.cat([first, fake], dim=1)
         return looks

@@ -139,7 +139,8 @@ class HyperLearner:
         task = self.task
         complete = bool(self.steps) and len(self.steps[-1].seen) > 0
         gradients = task.gradients()
-        finite = all(bool(torch.isfinite(g).all()) for g in gradients if g is not None)
+        checks = [torch.isfinite(g).all() for g in gradients if g is not None]
+        finite = not checks or bool(torch.stack(checks).all())  # all at once: a GPU is waited for once
         adam = isinstance(task.optimizer, torch.optim.Adam | torch.optim.AdamW)
         if not complete or not finite or (adam and not task.optimizer.state):
             self.forget()  # an update that will be skipped, or Adam's first one, which is the gradient's sign

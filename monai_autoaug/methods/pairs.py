@@ -23,11 +23,12 @@ def label_maps(label: Tensor, image: Tensor) -> Tensor:
     return label.view(*label.shape, *[1] * (image.ndim - 2)).expand(*label.shape, *image.shape[2:])
 
 
-def partners(batch: Batch, pool: Batch, generator: torch.Generator) -> Tensor:
-    """For each sample one of ``pool``: of another case if there is any, among these of the same class if there is any.
+def partners(batch: Batch, pool: Batch, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Pairs of a sample and one of ``pool``: of another case if there is any, among these of the same class if any is.
 
-    Where several are as good as each other, one is drawn. A sample is never its own partner, unless ``pool`` holds no
-    other: batches without names of cases count as different.
+    Where several are as good as each other, one is drawn. Samples whose partner is worse than that of others are left
+    out, so that patches of two classes make a pair only where ``pool`` has no better one for any sample. A sample is
+    never its own partner, unless ``pool`` holds no other: batches without names of cases count as different.
 
     Args:
         batch: B samples.
@@ -35,21 +36,26 @@ def partners(batch: Batch, pool: Batch, generator: torch.Generator) -> Tensor:
         generator: of the random numbers.
 
     Returns:
-        (B,) int64, on the CPU.
+        (n,) int64 rows of ``batch`` and (n,) of ``pool``, on the CPU; n at least 1.
 
-    >>> x, z = torch.zeros(2, 1, 4, 4), torch.zeros(2, 2, 4, 4)
-    >>> a = Batch(x, z, classes=torch.tensor([0, 1]), case=("a", "b"))
-    >>> partners(a, Batch(x, z, classes=torch.tensor([0, 1]), case=("b", "a")), torch.Generator()).tolist()
+    >>> x, z = torch.zeros(3, 1, 4, 4), torch.zeros(3, 2, 4, 4)
+    >>> a = Batch(x, z, classes=torch.tensor([0, 1, 2]), case=("a", "b", "c"))
+    >>> pool = Batch(x, z, classes=torch.tensor([0, 1, 0]), case=("b", "a", "c"))
+    >>> partners(a, pool, torch.Generator())[0].tolist()  # there is no patch of the third one's class
     [0, 1]
     """
     n, m = len(batch.image), len(pool.image)
-    score = torch.rand(n, m, generator=generator, device=generator.device).cpu()
+    drawn = torch.rand(n, m, generator=generator, device=generator.device).cpu()
+    level = torch.zeros(n, m)
     if batch.case and pool.case:
-        score += 4.0 * torch.tensor([[a != b for b in pool.case] for a in batch.case])
+        level += 2.0 * torch.tensor([[a != b for b in pool.case] for a in batch.case])
     first, second = _classes(batch), _classes(pool)
     if first is not None and second is not None:
-        score += 2.0 * (first[:, None] == second).cpu()
-    return score.argmax(1)
+        level += (first[:, None] == second).cpu()
+    chosen = (level + 0.5 * drawn).argmax(1)
+    reached = level.gather(1, chosen[:, None])[:, 0]
+    rows = torch.nonzero(reached == reached.max())[:, 0]
+    return rows, chosen[rows]
 
 
 def _classes(batch: Batch) -> Tensor | None:

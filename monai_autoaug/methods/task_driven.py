@@ -63,9 +63,9 @@ class TaskDriven(Method):
     patches after equally many resamplings and without their border.
 
     Where the paper is silent or can't be meant for volumes: the norm of the "big" term is a mean, as in the released
-    code; how many of D's real patches are labelled is ``labelled_share``; rotations are about one axis, drawn anew. The
-    released code doesn't let the task's gradient into the generators and feeds them with their own output; here the
-    paper's equations are followed.
+    code; how many of D's real patches are labelled is ``labelled_share``; rotations are about one axis (see
+    `affine_baseline`). The released code doesn't let the task's gradient into the generators and feeds them with their
+    own output; here the paper's equations are followed.
 
     Args:
         task: what the host owns.
@@ -100,8 +100,10 @@ class TaskDriven(Method):
         discriminator_resamples: D compares patches after equally many resamplings and without their outer eighth; None:
             False with ``fidelity="paper"``.
         saturating: the generators' loss is log(1 - D) (Eq. 5) or, False, -log D; None: True with ``fidelity="paper"``.
-        learning_rate_generator: of Adam with betas 0.9 and 0.999.
-        learning_rate_discriminator: likewise.
+        learning_rate_generator: of Adam with betas 0.9 and 0.999; None: 1e-4, the released code's own, or with
+            ``fidelity="paper"`` the paper's 1e-3, by which a generator of the default form runs into its bounds, where
+            fields are alike everywhere and move nothing.
+        learning_rate_discriminator: likewise, 1e-3 in both forms.
 
     Raises:
         ConfigError: an option has no such value or no use together with others.
@@ -114,6 +116,7 @@ class TaskDriven(Method):
 
     name: ClassVar[str] = "task_driven"
     keeps_best = True
+    over_augmentation: ClassVar[Mapping[str, Any]] = {"affine": ()}  # which rotates, scales and mirrors already
     classifies: ClassVar[bool] = False
 
     def __init__(
@@ -145,7 +148,7 @@ class TaskDriven(Method):
         warm_up: int | None = None,
         discriminator_resamples: bool | None = None,
         saturating: bool | None = None,
-        learning_rate_generator: float = 1e-3,
+        learning_rate_generator: float | None = None,
         learning_rate_discriminator: float = 1e-3,
     ) -> None:
         super().__init__(task, seed=seed)
@@ -164,6 +167,8 @@ class TaskDriven(Method):
         self.warm_up = (0 if paper else 25) if warm_up is None else warm_up
         self.resamples = not paper if discriminator_resamples is None else discriminator_resamples
         self.saturating = paper if saturating is None else saturating
+        if learning_rate_generator is None:
+            learning_rate_generator = 1e-3 if paper else 1e-4
         self.learning_rates = learning_rate_generator, learning_rate_discriminator
         check_affine(self.affine, flip_axis, task.spatial_dims)
         check_task_driven(

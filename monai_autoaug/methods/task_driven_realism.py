@@ -14,7 +14,6 @@ from monai_autoaug.methods.base import Batches
 from monai_autoaug.methods.parts import interior, jitter, transform
 from monai_autoaug.methods.task_driven_patches import PatchMaker
 from monai_autoaug.networks.discriminators import adversarial_loss, discriminate_frozen
-from monai_autoaug.networks.gradient_reversal import reverse_gradient
 
 __all__ = ["Realism"]
 
@@ -58,20 +57,16 @@ class Realism:
             real = self._real(len(fake), clean, other, batches, blur=resampled and self.resamples)
         count = len(fake)
         with self.patches.task.precision.autocast():
-            if self.saturating:
-                scores = discriminator(torch.cat([reverse_gradient(fake, self.weight), real]))
-                score_fake, score_real = scores[:count], scores[count:]
-                deceiving = -adversarial_loss(score_fake.detach(), real=False)  # its gradient is the reversed one
-                total = torch.zeros_like(deceiving)
-            else:
-                scores = discriminator(torch.cat([fake.detach(), real]))
-                score_fake, score_real = scores[:count], scores[count:]
-                held = discriminate_frozen(discriminator, torch.cat([fake, real]))[:count]
-                deceiving = adversarial_loss(held, real=True)
-                total = self.weight * deceiving
+            scores = discriminator(torch.cat([fake.detach(), real]))
+            # a pass of its own: in a shared one a batch norm would also hand the generator the real patches' part of
+            # the discriminator's loss
+            held = discriminate_frozen(discriminator, torch.cat([fake, real]))[:count]
+        score_fake, score_real = scores[:count], scores[count:]
+        deceiving = -adversarial_loss(held, real=False) if self.saturating else adversarial_loss(held, real=True)
         own = adversarial_loss(score_real, real=True) + adversarial_loss(score_fake, real=False)
         right = torch.cat([(score_real > 0).float(), (score_fake < 0).float()]).mean()
-        return total + own, {"realism": deceiving, "loss_discriminator": own, "discriminator_accuracy": right}
+        figures = {"realism": deceiving, "loss_discriminator": own, "discriminator_accuracy": right}
+        return self.weight * deceiving + own, figures
 
     def _real(self, count: int, clean: Batch, other: Batch, batches: Batches, *, blur: bool) -> Tensor:
         """Patches of labelled and of unlabelled images, as the discriminator looks at them."""

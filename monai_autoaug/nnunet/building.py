@@ -119,8 +119,8 @@ class BuildingMixin(_Host):
         known = methods.options(self.autoaug.method)
         if "image_channels" in known:
             given["image_channels"] = self._image_channels()
-        if "affine" in known and self.autoaug.base_augmentation == "stock":
-            given.setdefault("affine", ())  # nnU-Net's own augmentation rotates, scales and mirrors already
+        if self.autoaug.base_augmentation == "stock":
+            given = {**methods.find(self.autoaug.method).over_augmentation, **given}
         sides = self._sides()
         if sides:
             if self._laterality is None:

@@ -101,9 +101,13 @@ def preprocess_unlabelled(
     def progress(done: int, total: int) -> None:
         click.echo(f"preprocessed {done} of {total}", err=True)
 
+    def warn(sentence: str) -> None:
+        click.secho(f"warning: {sentence}", fg="yellow", err=True)
+
     target = run(
-        dataset, configuration, folder, plans=plans, overwrite=overwrite, processes=processes, progress=progress
-    )
+        dataset, configuration, folder, plans=plans, overwrite=overwrite, processes=processes, progress=progress,
+        warn=warn,
+    )  # fmt: skip
     click.echo(target)
 
 

@@ -18,6 +18,7 @@ from io import StringIO
 from pathlib import Path
 
 from monai_autoaug.errors import AutoAugError
+from monai_autoaug.methods import names
 from monai_autoaug.nnunet.launcher import DEFAULT_TRAINER, EXT_VARIABLE, ext_path
 from monai_autoaug.nnunet.layers import read_options
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
@@ -175,11 +176,25 @@ def _check_options() -> Diagnosis:
     if not os.environ.get(CONFIG_VARIABLE):
         return Diagnosis(CONFIG_VARIABLE, _OK, "not set: options come from the plans' key autoaug, or are the defaults")
     try:
-        options = read_options({}, {"configurations": {}}, "")
-        _rehearse(options)
+        known = names()
     except AutoAugError as error:
-        return Diagnosis(CONFIG_VARIABLE, _ERROR, str(error), "correct the file")
-    return Diagnosis(CONFIG_VARIABLE, _OK, f"{os.environ[CONFIG_VARIABLE]}: method {options.method}")
+        return Diagnosis("methods of other packages", _ERROR, str(error), "correct what the message names")
+    fitting: list[str] = []
+    wrong: list[str] = []
+    for method in known:  # the file may leave the method to the trainer; one that names it wins over this one
+        try:
+            options = read_options({"method": method}, {"configurations": {}}, "")
+            if options.method not in fitting:
+                _rehearse(options)
+                fitting.append(options.method)
+        except AutoAugError as error:
+            wrong.append(str(error))
+    if not fitting:
+        others = "" if len(set(wrong)) == 1 else "; and other methods don't take it either"
+        usual = next((w for w in wrong if f"method {Options().method!r}" in w), wrong[0])
+        return Diagnosis(CONFIG_VARIABLE, _ERROR, usual + others, "correct the file")
+    told = f"method {fitting[0]}" if len(fitting) == 1 else f"for methods {', '.join(fitting)}"
+    return Diagnosis(CONFIG_VARIABLE, _OK, f"{os.environ[CONFIG_VARIABLE]}: {told}")
 
 
 def _check_views() -> Diagnosis:

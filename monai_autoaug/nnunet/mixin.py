@@ -127,12 +127,15 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Keep
 
         Raises:
             CheckpointError: a checkpoint was loaded from which this training can't go on.
-            ConfigError: the file of a policy that this training is given is gone.
+            ConfigError: the file of a policy that this training is given is gone, or weights were loaded that a fresh
+                network would replace.
         """
         if self._given_policy is not None and self._given_policy.missing is not None:
             raise ConfigError(self._given_policy.missing)
         if self._refusal is not None:
             raise CheckpointError(self._refusal)
+        if self.was_initialized and self._resumed is None:
+            self._check_weights()
         self._continues = False  # what is loaded from now on (--val_best) is validated only
         with whole_json():
             super().on_train_start()

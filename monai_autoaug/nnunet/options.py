@@ -11,8 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from monai_autoaug.errors import ConfigError, did_you_mean
-from monai_autoaug.methods import find, names, streams
-from monai_autoaug.methods import options as method_options
+from monai_autoaug.methods import check, find, names, streams
 from monai_autoaug.nnunet.split import META_SPLITS
 from monai_autoaug.precision import DTYPES
 
@@ -258,13 +257,7 @@ def _check_combinations(options: Options) -> None:
         raise ConfigError(f"method {options.method!r} has no training policy; leave policy_place out")
     if options.policy_place == "workers" and options.loader != "seeded":
         raise ConfigError("policy_place: workers needs loader: seeded, by which a batch knows its policy")
-    known = method_options(options.method) if options.method_options else {}
-    for key in options.method_options:
-        if key not in known:
-            names = ", ".join(sorted(known))
-            raise ConfigError(
-                f"method {options.method!r} has no option {key!r}; it has {names}{did_you_mean(key, known)}"
-            )
+    check(options.method, options.method_options)
     if "seed" in options.method_options:
         raise ConfigError("the method's seed is the autoaug option seed; take it out of method_options")
     if "image_channels" in options.method_options:

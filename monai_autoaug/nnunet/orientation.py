@@ -10,12 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import nibabel as nib
 import numpy as np
+from numpy.typing import NDArray
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import Laterality, left_right_axis
 
-__all__ = ["axis_of_case", "laterality_of", "left_right_of_dataset"]
+__all__ = ["axis_of_case", "directions", "laterality_of", "left_right_of_dataset"]
 
 
 def axis_of_case(properties: Mapping[str, Any], transposed: Sequence[int]) -> int | None:
@@ -31,16 +33,38 @@ def axis_of_case(properties: Mapping[str, Any], transposed: Sequence[int]) -> in
     >>> axis_of_case({"sitk_stuff": {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}}, [1, 0, 2])
     2
     """
-    affine = np.eye(4)
-    if "sitk_stuff" in properties and len(properties["sitk_stuff"]["direction"]) == 9:
-        affine[:3, :3] = np.reshape(properties["sitk_stuff"]["direction"], (3, 3))
-    elif "nibabel_stuff" in properties:
-        kept = properties["nibabel_stuff"]
-        affine = np.asarray(kept.get("reoriented_affine", kept.get("original_affine")))
-    else:
-        return None
+    affine = _affine(properties)
     # readers reverse the order of the axes
-    return list(transposed).index(2 - left_right_axis(affine))
+    return None if affine is None else list(transposed).index(2 - left_right_axis(affine))
+
+
+def directions(properties: Mapping[str, Any]) -> str | None:
+    """Where the axes of an image's voxels point to, in the order of its file: "RAS" is right, anterior, superior.
+
+    Args:
+        properties: what nnU-Net has kept of the image file.
+
+    Returns:
+        None where nnU-Net's reader has kept no orientation.
+
+    >>> directions({"sitk_stuff": {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}})
+    'LPS'
+    """
+    affine = _affine(properties)
+    return None if affine is None else "".join(nib.aff2axcodes(affine))
+
+
+def _affine(properties: Mapping[str, Any]) -> NDArray[np.float64] | None:
+    """Voxels as they were read, in the order of the file, to right, anterior, superior; None where it isn't known."""
+    if "sitk_stuff" in properties and len(properties["sitk_stuff"]["direction"]) == 9:
+        affine = np.eye(4)
+        # ITK counts to the left and to posterior
+        affine[:3, :3] = np.diag([-1, -1, 1]) @ np.reshape(properties["sitk_stuff"]["direction"], (3, 3))
+        return affine
+    if "nibabel_stuff" in properties:
+        kept = properties["nibabel_stuff"]
+        return np.asarray(kept.get("reoriented_affine", kept.get("original_affine")), np.float64)
+    return None
 
 
 def left_right_of_dataset(folder: Path, transposed: Sequence[int]) -> int:

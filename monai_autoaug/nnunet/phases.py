@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
+
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Method
 from monai_autoaug.methods.phases import phase_at, schedule_epochs, spans
@@ -50,6 +52,7 @@ class PhasesMixin(_Host):
     method: Method
     task: TrainingTask
     num_epochs: int
+    _built_weights: list[float]
 
     def _prepare_phases(self) -> None:
         """See that the method's phases can be, and make the first one's learning-rate schedule.
@@ -70,7 +73,25 @@ class PhasesMixin(_Host):
         if any(phase.fresh for phase in phases[1:]):
             assert self.task.build is not None  # noqa: S101  # for the type checker: the trainer has given it
             check_alike(self.task.network, built(self.task.build, 0))
+            self._built_weights = self._weights()
         self._make_optimizer()
+
+    def _weights(self) -> list[float]:
+        """What tells the network's weights from others: the mean size of each parameter."""
+        return torch.stack([p.detach().abs().mean() for p in self.task.network.parameters()]).tolist()
+
+    def _check_weights(self) -> None:
+        """Refuse weights that were loaded after the network was built, of which the deployed one would know nothing.
+
+        Raises:
+            ConfigError: there are such weights, and a later phase begins with a fresh network.
+        """
+        fresh = [phase.name for phase in self.method.phases[1:] if phase.fresh]
+        if fresh and self._weights() != self._built_weights:
+            raise ConfigError(
+                f"method {self.method.name!r} begins anew with a fresh network in its phase {fresh[-1]!r}, which the"
+                " weights that were loaded (-pretrained_weights) don't reach; leave them out"
+            )
 
     def _phase_start(self) -> int:
         """The first epoch of the phase that the method is in."""

@@ -5,27 +5,29 @@
 from __future__ import annotations
 
 import copy
-import filecmp
 import hashlib
 import json
+import multiprocessing
 import pickle
 import shutil
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import closing
 from functools import partial
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from nnunetv2.paths import nnUNet_preprocessed, nnUNet_raw
+from nnunetv2.paths import nnUNet_preprocessed
 from nnunetv2.utilities.dataset_name_id_conversion import maybe_convert_to_dataset_name
 from nnunetv2.utilities.plans_handling.plans_handler import ConfigurationManager, PlansManager
 
 from monai_autoaug.data import Case, DataList, read_images
 from monai_autoaug.data.audit import audit
-from monai_autoaug.data.findings import refusal
+from monai_autoaug.data.findings import refusal, sentence
 from monai_autoaug.data.nifti import SUFFIXES
-from monai_autoaug.errors import ConfigError, DataError
+from monai_autoaug.errors import AutoAugWarning, ConfigError, DataError
+from monai_autoaug.nnunet.labelled import LabelledCases
 from monai_autoaug.nnunet.loading import Recorder, RecordingLoader
 from monai_autoaug.writing import write_text
 
@@ -38,8 +40,13 @@ _KEYS = (
 
 
 def _folder(dataset: Path, configuration: ConfigurationManager) -> Path:
-    """Where a configuration's unlabelled cases are; the note of them lies beside, named so with ``.json``."""
+    """Where a configuration's unlabelled cases are."""
     return dataset / f"{configuration.data_identifier}_unlabelled"
+
+
+def _note(folder: Path) -> Path:
+    """The note of what is in the folder, beside it: without the note the folder counts for nothing."""
+    return folder.with_name(folder.name + ".json")
 
 
 def _fingerprint(plans: PlansManager, configuration: ConfigurationManager) -> str:
@@ -60,11 +67,14 @@ def preprocess_unlabelled(
     overwrite: bool = False,
     processes: int = 1,
     progress: Callable[[int, int], None] | None = None,
+    warn: Callable[[str], None] | None = None,
 ) -> Path:
     """Preprocess images without labels as nnU-Net has preprocessed a data set: same plans, spacing, normalisation.
 
-    They are audited first, as `data.audit` does it; an image that the data set holds with a label is refused, because
-    it would be among the validation cases of a fold. What is written replaces nothing before it is complete.
+    They are audited first, as `data.audit` does it. An image that the data set holds with a label is refused, whatever
+    its file, because it would be among the validation cases of a fold; and so is one whose axes point otherwise than
+    those of all labelled images, since nnU-Net reorients nothing. What is written replaces nothing before it is
+    complete.
 
     Args:
         dataset: number or name, already planned and preprocessed by nnU-Net.
@@ -74,15 +84,17 @@ def preprocess_unlabelled(
         overwrite: whether unlabelled images that were preprocessed before are replaced.
         processes: that work side by side.
         progress: called with the number of cases done and of all.
+        warn: called with each sentence that the audit warns by; None: they become warnings of Python.
 
     Returns:
         The folder that the trainers read.
 
     Raises:
-        ConfigError: there are no such plans, or the folder is there already.
+        ConfigError: there is no such data set, or nothing of it was preprocessed with these plans; or the folder is
+            there already.
         DataError: an image can't be used; the message names it.
     """
-    name = str(maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset))
+    name = _dataset_name(dataset)
     home = Path(str(nnUNet_preprocessed)) / name
     manager, description = _read_plans(home, plans)
     if configuration not in manager.available_configurations:
@@ -92,24 +104,49 @@ def preprocess_unlabelled(
         )
     settings = manager.get_configuration(configuration)
     target = _folder(home, settings)
-    if target.exists() and not overwrite:
+    if target.is_dir() and _note(target).is_file() and not overwrite:
         raise ConfigError(f"{target} holds preprocessed images already; give --overwrite to replace them")
-    cases = _examined(Path(folder), description, name)
-    partial_ = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial_, ignore_errors=True)  # of a command that was stopped
-    partial_.mkdir(parents=True)
-    run = partial(_preprocess, manager, configuration, description, partial_)
-    for done, _ in enumerate(_mapped(run, cases, processes), start=1):
-        if progress is not None:
-            progress(done, len(cases))
+    labelled = LabelledCases(home / settings.data_identifier)
+    cases = _examined(Path(folder), description, name, _python_warning if warn is None else warn)
     note = {
         "plans": plans, "configuration": configuration, "fingerprint": _fingerprint(manager, settings),
-        "cases": [case.name for case in cases],
+        "cases": [case.name for case in cases], "content": _content(cases),
     }  # fmt: skip
-    shutil.rmtree(target, ignore_errors=True)
-    partial_.rename(target)
-    write_text(target.with_name(target.name + ".json"), json.dumps(note, indent=1) + "\n")
+    partial_ = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial_, ignore_errors=True)  # of a command that was killed
+    partial_.mkdir(parents=True)
+    try:
+        run = partial(_preprocess, manager, configuration, description, partial_)
+        with closing(_mapped(run, cases, processes)) as finished:
+            for done, case in enumerate(cases, start=1):
+                next(finished)
+                labelled.check(partial_, case.name, case.images[0].name)
+                if progress is not None:
+                    progress(done, len(cases))
+        _note(target).unlink(missing_ok=True)  # a command that is killed from here on leaves nothing that is believed
+        shutil.rmtree(target, ignore_errors=True)
+        partial_.rename(target)
+    finally:
+        shutil.rmtree(partial_, ignore_errors=True)
+    write_text(_note(target), json.dumps(note, indent=1) + "\n")
     return target
+
+
+def _dataset_name(dataset: str) -> str:
+    """A data set's name by its number or name."""
+    if not nnUNet_preprocessed.is_set():
+        raise ConfigError("nnUNet_preprocessed is not set; export nnUNet_preprocessed=<folder> (see nnunet doctor)")
+    try:
+        return str(maybe_convert_to_dataset_name(int(dataset) if dataset.isdigit() else dataset))
+    except (RuntimeError, ValueError) as error:
+        raise ConfigError(
+            f"there is no data set {dataset!r} in {nnUNet_preprocessed}; give its number, or its whole name"
+            " Dataset004_Hippocampus"
+        ) from error
+
+
+def _python_warning(sentence_: str) -> None:
+    warnings.warn(sentence_, AutoAugWarning, stacklevel=3)
 
 
 def _read_plans(home: Path, plans: str) -> tuple[PlansManager, dict[str, Any]]:
@@ -122,7 +159,7 @@ def _read_plans(home: Path, plans: str) -> tuple[PlansManager, dict[str, Any]]:
     return PlansManager(str(files[0])), json.loads(files[1].read_text(encoding="utf-8"))
 
 
-def _examined(folder: Path, description: Mapping[str, Any], name: str) -> tuple[Case, ...]:
+def _examined(folder: Path, description: Mapping[str, Any], name: str, warn: Callable[[str], None]) -> tuple[Case, ...]:
     """The cases of a folder, each file read to its end.
 
     Raises:
@@ -141,35 +178,36 @@ def _examined(folder: Path, description: Mapping[str, Any], name: str) -> tuple[
                 "is not as the data set's own images are", file=case.images[0].name,
                 expected=f"{len(channels)} files *_0000{ending} ...", came=[f.name for f in case.images],
             )  # fmt: skip
-    wrong = refusal(audit(DataList.of_images(cases, channels=channels, folder=folder), progress=None), folder)
+    findings = audit(DataList.of_images(cases, channels=channels, folder=folder), progress=None)
+    wrong = refusal(findings, folder)
     if wrong is not None:
         raise wrong
-    _refuse_labelled(cases, Path(str(nnUNet_raw)) / name / "imagesTr")
+    for finding in findings:
+        if finding.severity == "warn":
+            warn(sentence(finding))
     return cases
 
 
-def _refuse_labelled(cases: Sequence[Case], labelled: Path) -> None:
-    """Refuse copies of labelled images; where the raw data set isn't there any more, nothing is known of them."""
-    by_size: dict[int, list[Path]] = {}
-    for file in labelled.iterdir() if labelled.is_dir() else ():
-        by_size.setdefault(file.stat().st_size, []).append(file)
+def _content(cases: Sequence[Case]) -> str:
+    """Of all files: what tells a resumed training that images are no longer those that it began with."""
+    digest = hashlib.sha256()
     for case in cases:
         for image in case.images:
-            for other in by_size.get(image.stat().st_size, []):
-                if filecmp.cmp(image, other, shallow=False):
-                    raise DataError(
-                        "is an image that the data set holds with a label", file=image.name, expected="other images",
-                        came=f"a copy of imagesTr/{other.name}",
-                        remedy="remove it from the folder: in some fold it is a validation case",
-                    )  # fmt: skip
+            with image.open("rb") as file:
+                for block in iter(partial(file.read, 1 << 20), b""):
+                    digest.update(block)
+    return digest.hexdigest()[:16]
 
 
-def _mapped(run: Callable[[Case], None], cases: Sequence[Case], processes: int) -> Any:
+def _mapped(run: Callable[[Case], None], cases: Sequence[Case], processes: int) -> Generator[None, None, None]:
     if processes <= 1:
         yield from map(run, cases)
         return
-    with ProcessPoolExecutor(processes, mp_context=get_context("spawn")) as pool:
+    pool = ProcessPoolExecutor(processes, mp_context=multiprocessing.get_context("spawn"))
+    try:
         yield from pool.map(run, cases)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def _preprocess(plans: PlansManager, configuration: str, description: dict[str, Any], folder: Path, case: Case) -> None:
@@ -190,12 +228,10 @@ def read_note(trainer: Any) -> dict[str, Any] | None:
     Args:
         trainer: nnU-Net's.
     """
-    home = Path(trainer.preprocessed_dataset_folder_base)
-    folder = _folder(home, trainer.configuration_manager)
-    file = folder.with_name(folder.name + ".json")
-    if not file.is_file():
+    folder = _folder(Path(trainer.preprocessed_dataset_folder_base), trainer.configuration_manager)
+    if not (folder.is_dir() and _note(folder).is_file()):
         return None
-    note: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))
+    note: dict[str, Any] = json.loads(_note(folder).read_text(encoding="utf-8"))
     return note
 
 
@@ -215,7 +251,7 @@ def unlabelled_loader(trainer: Any, training: RecordingLoader) -> RecordingLoade
     if trainer.is_cascaded:
         raise ConfigError(
             "unlabelled images have no segmentation of the stage before, which this configuration of a cascade needs;"
-            " use 3d_fullres, or the method option that leaves them out"
+            " use 3d_fullres, or the method option that leaves them out (of task_driven unlabelled: false)"
         )
     note = read_note(trainer)
     if note is None:

@@ -25,6 +25,7 @@ from torch.autograd import forward_ad
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.optim.hypergradient import MODES
+from monai_autoaug.precision import without_tf32
 
 __all__ = ["mixed_gradient"]
 
@@ -137,6 +138,7 @@ def _jvp(
     return _split(tangents, wanted, len(xs), names)
 
 
+@without_tf32()  # of the difference of two gradients its rounding would be left
 def _finite_difference(
     loss: Loss, parameters: Parameters, inputs: Sequence[Tensor], direction: Parameters, curvature: bool, share: float
 ) -> Answer:

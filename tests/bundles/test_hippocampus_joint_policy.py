@@ -74,11 +74,11 @@ def test_one_key_chooses_the_views_or_none(z: int | None, tmp_path: Path) -> Non
         assert type(inferer).__name__ == "SlidingWindowInferer"
 
 
-def test_labels_with_sides_are_declared_by_name(synthetic: Path) -> None:
+def test_labels_with_sides_are_declared_by_name(synthetic: Path, tmp_path: Path) -> None:
     """As the README says it; the axis is that of the orientation that images are brought to."""
     given: dict[str, Any] = {"laterality": [["anterior", "posterior"]]}
     more = {"device": "cpu", "dataset_dir": str(synthetic), "orientation": "ASL", "method_options": given}
-    trainer = parsed("train", **more).get_parsed_content("train::trainer")
+    trainer = parsed("train", bundle_root=str(tmp_path), **more).get_parsed_content("train::trainer")
     assert {p.laterality for p in trainer.method.policies().values()} == {Laterality(((1, 2),), axis=2)}
 
 

@@ -27,6 +27,7 @@ from monai_autoaug.data import read_datalist, write_phantom
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.parts import split_cases
 from monai_autoaug.evaluation import Evaluation
+from monai_autoaug.methods import METHODS
 
 
 def test_help_and_version() -> None:
@@ -39,16 +40,29 @@ def test_help_and_version() -> None:
     assert call("fly").exit_code == 2
 
 
-def test_the_help_tells_the_true_defaults_of_all_options() -> None:
-    options = {p.name: p for p in train_command.params}
-    defaults = TrainOptions("data", "run")
+def told_default(option: Any, method: str) -> str | None:
+    """What the help says of a method: "A with METHOD, else B", or one value for all."""
+    told = re.search(r"\[default: (.+)\]", getattr(option, "help", "") or "")
+    if told is None:
+        return None
+    special = dict(reversed(part.split(" with ")) for part in told[1].split(", ") if " with " in part)
+    return special.get(method, told[1].split(", ")[-1].removeprefix("else "))
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_help_tells_the_true_defaults_of_all_options(method: str) -> None:
+    options: dict[str | None, Any] = {p.name: p for p in train_command.params}
+    defaults = TrainOptions("data", "run", method=method)
     for field in fields(TrainOptions):
         assert field.name in options
         value = getattr(defaults, field.name)
-        told = re.search(r"\[default: (.+)\]", getattr(options[field.name], "help", "") or "")
-        if isinstance(value, int | float | str):
-            assert told is not None, field.name
-            assert told[1] == str(value), field.name
+        if isinstance(value, bool):  # a switch says by itself that it is off
+            assert options[field.name].is_flag
+            assert value is False
+        elif isinstance(value, int | float | str) and field.name != "method":
+            assert told_default(options[field.name], method) == str(value), field.name
+    assert told_default(options["meta_cases"], method) == str(defaults.meta_share)
+    assert told_default(options["method"], method) == TrainOptions("data", "run").method
 
 
 def test_predict_and_evaluate(run: tuple[Path, Result], data: Path, tmp_path: Path) -> None:

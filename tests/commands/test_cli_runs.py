@@ -289,21 +289,23 @@ def test_the_help_knows_every_method() -> None:
         assert all(name in told for name in METHODS), command
 
 
-@pytest.mark.parametrize("method", ["adversarial", "none"])
+@pytest.mark.parametrize("method", ["adversarial", "none", "task_driven"])
 def test_demo_in_small(method: str, tmp_path: Path) -> None:
-    folder = tmp_path / "demo"
-    result = call("demo", "--output", folder, "--method", method, "--cases", 8, "--size", 16, "--epochs", 1,
+    folder, epochs = tmp_path / "demo", 3 if method == "task_driven" else 1  # a phase of one each
+    result = call("demo", "--output", folder, "--method", method, "--cases", 8, "--size", 16, "--epochs", epochs,
                   "--device", "cpu")  # fmt: skip
     assert result.exit_code == 0, result.output
     assert len(list((folder / "predictions").iterdir())) == 2
     assert len(list((folder / "data" / "labelsTr").iterdir())) == 8
-    assert (folder / "run" / "augmenters.pt").exists() == (method == "adversarial")
+    assert (folder / "run" / "augmenters.pt").exists() == (method != "none")
     for stage in ("writing", "checking", "preparing", "training", "predicting", "evaluating", "drawing"):
         assert stage in result.output, stage
     for structure in ("head", "body", "round", "mean"):
         assert structure in result.output.split("validation cases")[1]
-    assert (folder / "run" / "augmentations.png").exists() == (method == "adversarial")
+    assert (folder / "run" / "augmentations.png").exists() == (method != "none")
+    assert (folder / "unlabelled").exists() == (method == "task_driven")
     assert "8 cases: 6 train the network, 2 validate it" in result.output
+    assert ("; 8 images without a label are learned from, too" in result.output) == (method == "task_driven")
     assert f"{method}: 2 validation cases" in result.output
     again = call("demo", "--output", folder)
     assert again.exit_code == 2

@@ -16,7 +16,9 @@ from preprocess_helpers import fit, one_case
 
 from monai_autoaug.data import Preprocessing
 from monai_autoaug.data.bias import CorrectBiasd, correct_bias
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.data.statistics import IntensityStatistics
+from monai_autoaug.data.volume_transforms import NormalizeLikeNNUNetd
+from monai_autoaug.errors import ConfigError, DataError
 
 
 def biased(shape: tuple[int, int, int] = (32, 36, 30)) -> tuple[np.ndarray, np.ndarray]:
@@ -70,6 +72,17 @@ def test_preprocessing_corrects_before_it_normalises(tmp_path: Path) -> None:
         assert float(image.min()) < 0
         assert float(image.max()) > 1
     assert not np.allclose(voxels, correct_bias(voxels))
+
+
+def test_percentiles_that_are_equal_are_refused_by_name() -> None:
+    """Dividing by their distance would make one voxel of it some millions."""
+    flat = IntensityStatistics(2.0, 2.0, minimum=0.0, maximum=9.0, percentile_00_5=0.0, percentile_99_5=4.0)
+    normalise = NormalizeLikeNNUNetd("image", schemes=("percentile",), statistics=(flat,))
+    image = torch.zeros(1, 10, 10, 10)
+    assert torch.equal(normalise({"image": image})["image"], image)  # constant: there is nothing to scale
+    image[0, :2, 2, 2] = 100.0
+    with pytest.raises(DataError, match=r"a1: can't be scaled by percentiles.*To do: use normalisation zscore"):
+        normalise({"image": image, "case": "a1"})
 
 
 def test_its_file_knows_it_and_older_files_do_not(tmp_path: Path) -> None:

@@ -67,13 +67,22 @@ class RestingThenFresh(Resting):
     phases = (Phase("one", rests=True), Phase("two", fresh=True), Phase("three"))
 
 
+def linear(optimizer: torch.optim.Optimizer, epochs: int) -> torch.optim.lr_scheduler.LRScheduler:
+    return torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.5, epochs)
+
+
+def by_function(optimizer: torch.optim.Optimizer, epochs: int) -> torch.optim.lr_scheduler.LRScheduler:
+    """Its function, which knows the length, is in no checkpoint."""
+    return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda epoch: 1 - epoch / (epochs + 1))
+
+
 def engine(
-    epochs: int = 4, *, handlers: Any = (), seed: int = 3, kind: type[Staged] = Staged, **given: Any
+    epochs: int = 4, *, handlers: Any = (), seed: int = 3, kind: type[Staged] = Staged, make: Any = linear, **given: Any
 ) -> AutoAugTrainer:
     torch.manual_seed(1)
     net = network()
     optimizer = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9)
-    schedule = PhaseSchedule(optimizer, lambda o, n: torch.optim.lr_scheduler.LinearLR(o, 1.0, 0.5, n))
+    schedule = PhaseSchedule(optimizer, make)
     made = AutoAugTrainer(
         "cpu", epochs, loader(batch_size=4), net, optimizer, loss(), method=lambda task: kind(task, seed=seed),
         **({"network_builder": network} | given),
@@ -118,24 +127,32 @@ def test_the_schedule_stands_still_while_the_network_rests(kind: type[Staged]) -
     assert rates == pytest.approx([0.1, 0.1, 0.1, 0.0875, 0.075, 0.0625])
 
 
-def test_a_run_resumed_in_any_phase_goes_on_bit_for_bit(tmp_path: Path) -> None:
+class Uneven(Staged):
+    """The last phase is longer than the others together."""
+
+    name: ClassVar[str] = "uneven"
+    phases = (Phase("one", 0.5), Phase("two", 0.5), Phase("three", 3, fresh=True))
+
+
+@pytest.mark.parametrize("make", [linear, by_function])
+def test_a_run_resumed_in_any_phase_goes_on_bit_for_bit(make: Any, tmp_path: Path) -> None:
     def run(epochs: int, file: str, again: bool) -> tuple[list[dict[str, float]], AutoAugTrainer]:
         def saved(net: Any, optimizer: Any, schedule: Any) -> TrainingCheckpoint:
             objects = {"model": net, "optimizer": optimizer, "schedule": schedule}
             return TrainingCheckpoint(tmp_path / file, objects, resume=again)
 
-        made = engine(4, handlers=[saved])
+        made = engine(5, handlers=[saved], make=make, kind=Uneven)
         figures = record(made)
         made.add_event_handler(Events.EPOCH_COMPLETED(once=epochs), lambda e: e.terminate())
         made.run()
         return figures, made
 
-    whole, reference = run(4, "whole.pt", False)
-    length = len(whole) // 4
-    assert [row["phase_number"] for row in whole[::length]] == [0, 1, 2, 2]
+    whole, reference = run(5, "whole.pt", False)
+    length = len(whole) // 5
+    assert [row["phase_number"] for row in whole[::length]] == [0, 1, 2, 2, 2]
     for stop in (1, 2, 3):
         before, _ = run(stop, f"{stop}.pt", False)
-        after, resumed = run(4, f"{stop}.pt", True)
+        after, resumed = run(5, f"{stop}.pt", True)
         assert before + after == whole
         pairs = zip(resumed.plain_network.parameters(), reference.plain_network.parameters(), strict=True)
         assert all(torch.equal(a, b) for a, b in pairs)

@@ -16,8 +16,8 @@ from monai_autoaug.engines import log, train
 from monai_autoaug.transforms import training_cascades
 
 NAMES = {
-    "KIND": "(affine|deformation|appearance)",
-    "PLAYER": "(network|generators?|((class|dissimilarity)_)?discriminator)",
+    "KIND": "(affine|deformation|appearance|parametric)",
+    "PLAYER": "(network|generators?|((class|dissimilarity)_)?discriminator|augmenter)",
     "GAME": "(class|dissimilarity)",
     "CLASS": "(background|foreground)",
     "CASCADE": "(" + "|".join(cascade.name for cascade in training_cascades()) + ")",
@@ -32,7 +32,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def documented(data: Path) -> list[str]:
     """A pattern for each entry of the module's list."""
     names = NAMES | {"STRUCTURE": f"({'|'.join(read_datalist(data).foreground)})"}
-    entries = re.findall(r"^- ``(\w+)``: \S", log.__doc__ or "", re.MULTILINE)
+    lines = re.findall(r"^- (``\w+``(?:, ``\w+``)*): \S", log.__doc__ or "", re.MULTILINE)
+    entries = [entry for line in lines for entry in re.findall(r"\w+", line)]
     assert len(entries) == len(set(entries)) > 20
     return [re.sub("|".join(names), lambda found: names[found[0]], entry) for entry in entries]
 
@@ -47,13 +48,18 @@ def documented(data: Path) -> list[str]:
         ("general_adversarial", {}),
         ("general_adversarial", {"augmentation": "light"}),
         ("general_adversarial", {"separate": 0.5, "weight_adversarial": 0.0}),
+        ("task_driven", {"warm_up": 0, "unlabelled": False, "mixup": True}),
+        ("task_driven", {"warm_up": 0, "unlabelled": False, "fidelity": "paper", "width": 2}),
+        ("bilevel", {"update_every": 1}),
+        ("bilevel", {"augmentation": "predefined"}),
         ("joint_policy", {"warm_up": 0, "update_every": 1, "views": 3}),
     ],
 )
 def test_every_key_of_a_log_is_documented(
     data: Path, tmp_path: Path, method: str, method_options: dict[str, object]
 ) -> None:
-    run = train(options(data, tmp_path / "run", method=method, method_options=method_options, epochs=2))
+    epochs = 3 if method == "task_driven" else 2  # one a phase
+    run = train(options(data, tmp_path / "run", method=method, method_options=method_options, epochs=epochs))
     found = {key for line in run.log.read_text().splitlines() for key in json.loads(line)}
     patterns = documented(data)
     assert {key for key in found if not any(re.fullmatch(p, key) for p in patterns)} == set()
@@ -61,6 +67,8 @@ def test_every_key_of_a_log_is_documented(
         assert {"discriminator_accuracy", "deformation_noise_share"} <= found
     if method == "general_adversarial" and not method_options:
         assert {"generator_adversarial", "dissimilarity_discriminator_accuracy", "affine_noise_share"} <= found
+    if method == "task_driven":
+        assert {"field_size", "loss_discriminator", "deformation_noise_share", "phase"} <= found
     if method == "joint_policy":
         assert {"meta_loss", "views_gain", "entropy_background_gamma", "entropy_views"} <= found
 

@@ -135,7 +135,9 @@ def test_bad_files_are_named(data: Path, images: Path, tmp_path: Path) -> None:
     for case in read_datalist(data).training:  # among them those that validate
         shutil.copy(case.images[0], copy / f"again_{case.name}.nii.gz")
     broken.unlink()
-    with pytest.raises(DataError, match="same image as the validation case") as told:
+    with pytest.raises(
+        DataError, match="is an unlabelled case that holds the same image as the validation case"
+    ) as told:
         train(options(data, tmp_path / "run", method="watching", unlabelled=copy))
     assert "same image as the training case" not in str(told.value)
     with pytest.raises(DataError, match="is not a folder"):

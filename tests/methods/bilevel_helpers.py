@@ -36,13 +36,13 @@ class Still(torch.optim.SGD):
         self.seen.append(torch.cat([p.grad.flatten() for g in self.param_groups for p in g["params"]]))
 
 
-def smooth(dims: int = 3, norm: str = "batch") -> nn.Module:
+def smooth(dims: int = 3, norm: str = "batch", channels: int = 1) -> nn.Module:
     conv = nn.Conv3d if dims == 3 else nn.Conv2d
     kinds: dict[str, Any] = {
         "batch": (nn.BatchNorm3d if dims == 3 else nn.BatchNorm2d),
         "none": lambda _: nn.Identity(),
     }
-    return nn.Sequential(conv(1, 4, 3, padding=1), kinds[norm](4), nn.Tanh(), conv(4, 3, 1))
+    return nn.Sequential(conv(channels, 4, 3, padding=1), kinds[norm](4), nn.Tanh(), conv(4, 3, 1))
 
 
 def build(

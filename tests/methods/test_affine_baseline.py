@@ -78,7 +78,7 @@ def test_leaving_a_part_out_does_not_change_what_the_others_draw() -> None:
 
 
 def test_rotations_are_rotations_in_physical_space() -> None:
-    spacing = torch.tensor([[1.0, 1.0, 4.0]]).expand(50, 3)
+    spacing = torch.tensor([[1.0, 1.0, 2.5]]).expand(50, 3)
     matrix = drawn(("turn",), count=50, spacing=spacing)
     physical = matrix * spacing[:, :, None] / spacing[:, None, :]
     product = physical @ physical.transpose(1, 2)
@@ -86,6 +86,18 @@ def test_rotations_are_rotations_in_physical_space() -> None:
     assert float((matrix @ matrix.transpose(1, 2) - torch.eye(3)).abs().max()) > 1
     quarter = torch.tensor(math.pi / 4)
     assert bool(torch.isclose(matrix[:, 0, 0].abs(), quarter.cos(), atol=1e-5).any())
+
+
+@pytest.mark.parametrize("part", ["rotation", "turn"])
+def test_thick_slices_are_rotated_within_themselves(part: str) -> None:
+    """As in the paper, whose slices are 5 to 10 mm apart; each sample by its own spacing."""
+    spacing = torch.tensor([[1.0, 6.0, 1.5], [1.0, 2.9, 1.0]]).repeat(100, 1)
+    about = drawn((part,), count=200, spacing=spacing)
+    still = (about - torch.eye(3)).abs() < 1e-6
+    stays = still.all(1) & still.all(2)  # axes that nothing happens to
+    assert bool(stays[0::2, 1].all())
+    assert not bool(stays[0::2, 0].all())
+    assert not bool(stays[1::2, 1].all())
 
 
 def test_what_can_t_be_is_refused() -> None:

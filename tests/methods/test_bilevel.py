@@ -54,11 +54,15 @@ def replayed(moments: list[Moment], make: Any, streams: Streams, shift: Tensor, 
             move = augmenter(batch.image, augmenter.sample_noise(len(batch.image), noise), spacing=batch.spacing)
             seen = transform(batch, move)
         optimizer.zero_grad()
-        losses(network(seen.image), seen.label, seen.valid).mean().backward()
+        losses(network(inputs(seen)), seen.label, seen.valid).mean().backward()
         nn.utils.clip_grad_norm_(network.parameters(), clip or torch.inf)
         optimizer.step()
     meta = streams.batches["meta"]
-    return float(losses(network(meta.image), meta.label, meta.valid).mean())
+    return float(losses(network(inputs(meta)), meta.label, meta.valid).mean())
+
+
+def inputs(batch: Batch) -> Tensor:
+    return batch.image if batch.extra is None else torch.cat([batch.image, batch.extra], 1)
 
 
 @pytest.mark.parametrize(
@@ -75,15 +79,27 @@ def test_the_gradient_is_that_of_the_loss_after_the_real_steps(
     unroll: int, every: int, optimiser: str, clip: float | None, derivative: str
 ) -> None:
     """Central differences of a training that is done again; with K > J through augmenters that have moved since."""
+    _check_gradient(unroll, every, optimiser, clip, derivative)
+
+
+@pytest.mark.parametrize(("unroll", "derivative"), [(1, "double_backward"), (1, "jvp"), (2, "double_backward")])
+def test_a_partly_unknown_label_and_further_channels_count_in_the_gradient(unroll: int, derivative: str) -> None:
+    """What is known, and a cascade's channels, move with the patch, and the loss depends on both."""
+    _check_gradient(unroll, unroll, "nesterov", None, derivative, everything=True)
+
+
+def _check_gradient(
+    unroll: int, every: int, optimiser: str, clip: float | None, derivative: str, *, everything: bool = False
+) -> None:
     make = OPTIMISERS[optimiser]
     method = build(
-        smooth().double(), optimizer=make, transformations="affine", start=0.5, unroll=unroll, update_every=every,
-        derivative=derivative, task={"clip": clip},
+        smooth(channels=1 + everything).double(), optimizer=make, transformations="affine", start=0.5, unroll=unroll,
+        update_every=every, derivative=derivative, task={"clip": clip},
     )  # fmt: skip
     assert method.augmenter is not None
     method.augmenter.double()
     optimizer = method.players["augmenter"].optimizer = Still(method.augmenter.parameters())
-    streams, moments = Streams(shape=SHAPE, dtype=torch.float64), []
+    streams, moments = Streams(shape=SHAPE, dtype=torch.float64, everything=everything), []
     for _ in range(6 if every < 4 else 8):
         moments.append(Moment(method))
         method.step(streams)
@@ -248,8 +264,7 @@ def test_half_precision_of_the_training_changes_the_gradient_little() -> None:
     assert float(torch.cosine_similarity(found[0], found[1], dim=0)) > 0.9
 
 
-def test_everything_that_moves_has_a_gradient() -> None:
-    """A partly unknown label and a cascade's channels."""
+def test_everything_that_moves_has_a_gradient_with_a_margin() -> None:
     method = build(nn.Sequential(nn.Conv3d(2, 4, 3, padding=1), nn.Tanh(), nn.Conv3d(4, 3, 1)), still=True)
     method.step(Streams(shape=(8, 8, 8), everything=True, margin=(1, 1, 1)))
     optimizer = method.players["augmenter"].optimizer

@@ -248,7 +248,9 @@ def test_what_it_says_before_and_after() -> None:
     assert build(augmentation="none", steps=100).announcement() == []
     assert build(update_every=10, steps=1000).warnings() == []
     method, _ = run(2)
+    state = method.generator.get_state()
     figures = method.on_epoch(0)
+    assert torch.equal(method.generator.get_state(), state)  # looking changes nothing
     assert figures["augmenter_updates"] == 2
     assert {"loss", "meta_loss", "hypergradient", "parametric_noise_share", "parametric_rotation", "parametric_gamma",
             "parametric_deviation", "parametric_displacement_mean"} <= set(figures)  # fmt: skip

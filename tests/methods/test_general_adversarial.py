@@ -77,8 +77,8 @@ def test_a_step_is_the_four_separate_optimisations_one_after_the_other(everythin
     real = dc(torch.cat([x.image, known], 1)).sigmoid()
     false = dc(torch.cat([made.image, maps], 1)).sigmoid()
     _descend(dc, -real.log().mean() - (1 - false).log().mean())
-    other = pool.image[partners(x, pool, method.generator)]
-    real = dd(torch.cat([x.image, other], 1)).sigmoid()
+    rows, others = partners(x, pool, method.generator)
+    real = dd(torch.cat([x.image[rows], pool.image[others]], 1)).sigmoid()
     false = dd(torch.cat([x.image, made.image], 1)).sigmoid()
     _descend(dd, -real.log().mean() - (1 - false).log().mean())
     whole = concatenate([x, made])
@@ -147,7 +147,7 @@ def test_the_adversarial_term_reaches_the_generator_through_image_and_label() ->
         part = method._transformed(batch, torch.randn(4, 4, generator=torch.Generator().manual_seed(0)))
         if blocked:
             part = replace(part, **{blocked: getattr(part, blocked).detach()})
-        term = method._adversarial_term(part)
+        term = method.judged.adversarial(part)
         found = torch.autograd.grad(term, list(method.generators.parameters()), allow_unused=True)
         gradients.append(torch.cat([g.flatten() for g in found if g is not None]))
     both, image, label = gradients
@@ -164,7 +164,7 @@ def test_terms_are_balanced_by_their_gradients_at_the_patch() -> None:
     norms = []
     for player in method.players.values():
         player.optimizer = torch.optim.SGD(player.module.parameters(), 0.0)
-    taps = type(method)._tap
+    taps = method.judged.tap
     for _ in range(60):
         seen: dict[str, Tensor] = {}
 
@@ -174,9 +174,9 @@ def test_terms_are_balanced_by_their_gradients_at_the_patch() -> None:
 
             x = x.view_as(x)  # the patch is seen by others, too
             x.register_hook(keep)
-            return taps(method, name, x)
+            return taps(name, x)
 
-        method._tap = tap  # type: ignore[method-assign]
+        method.judged.tap = tap  # type: ignore[method-assign]
         method.generator.set_state(state)
         method._train_generator(batch, method._noise(4))
         norms = [float(seen[n].norm()) for n in ("class", "dissimilarity", "adversarial")]
@@ -293,6 +293,17 @@ def test_discriminators_see_all_patches_alike() -> None:
     assert torch.equal(make(discriminator_resamples=False).looks.seen(batch)[0], batch.image)
 
 
+def test_the_first_one_of_a_pair_is_the_same_for_generator_and_discriminator() -> None:
+    """The patch itself, as sharp as it is."""
+    method, batches, seen = moved(make(doubled=True)), Fixed(), list[Tensor]()
+    discriminator = method.discriminators["dissimilarity"]
+    discriminator.register_forward_pre_hook(lambda module, given: seen.append(given[0].detach()))
+    method.step(batches)
+    first = batches.batches["train"].image[:, :, 2:-2, 2:-2, 2:-2]
+    judged, compared = seen
+    assert all(torch.equal(part[:, :1], first) for part in (judged, *compared.chunk(2)))
+
+
 def test_micro_batches_add_up_to_one_update_of_each() -> None:
     method = moved(make(doubled=True))
     method.task.accumulation_steps = 2
@@ -342,8 +353,12 @@ def test_figures_and_what_an_epoch_tells() -> None:
     assert any("collapsed to the identity" in w for w in fresh.warnings())
 
 
-def test_in_separate_training_the_generator_comes_first_and_then_a_fresh_network_with_what_it_has_become() -> None:
-    method = moved(make(separate=0.25, weight_adversarial=0.0))
+@pytest.mark.parametrize("fidelity", ["default", "paper"])
+def test_in_separate_training_the_generator_comes_first_and_then_a_fresh_network_with_what_it_has_become(
+    fidelity: str,
+) -> None:
+    given: dict[str, Any] = {"separate": 0.25, "weight_adversarial": 0.0, "fidelity": fidelity}
+    method = moved(make(**given))
     assert [(p.name, p.share, p.fresh) for p in method.phases] == [("generator", 0.25, False), ("network", 0.75, True)]
     batches = Fixed(shape=SHAPE)
     network, generator = weights(method.task.network), weights(method.generators)
@@ -360,8 +375,8 @@ def test_in_separate_training_the_generator_comes_first_and_then_a_fresh_network
     assert set(figures) == {"loss", "loss_clean", "loss_general"}
     assert batches.asked == ["train"]
     assert changed(network, method.task.network)
-    assert not changed(others, *players)
-    second = make(separate=0.25, weight_adversarial=0.0)
+    assert not changed(others, *players)  # nor the paper's batch norms
+    second = make(**given)
     second.task.network.load_state_dict(method.task.network.state_dict())
     second.load_state_dict(method.state_dict())
     second.task.optimizer.load_state_dict(method.task.optimizer.state_dict())

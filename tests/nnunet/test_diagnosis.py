@@ -19,7 +19,7 @@ from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.nnunet import launcher
 from monai_autoaug.nnunet.cli import nnunet_commands
-from monai_autoaug.nnunet.diagnosis import doctor
+from monai_autoaug.nnunet.diagnosis import _check_options, doctor
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial as Adversarial
 
 
@@ -174,3 +174,24 @@ def test_right_values_pass(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> N
     for text in ("method: none", "method: random", options, "lr: 1e-2"):
         file.write_text(text)
         assert {d.check: d for d in doctor()}["MONAI_AUTOAUG_CONFIG"].severity == "ok"
+
+
+OWN = [
+    ("method_options: {update_every: 5}", "ok", "for methods joint_policy, bilevel"),
+    ("method_options: {unlabelled: false}", "ok", "method task_driven"),
+    ("method: task_driven\nmethod_options: {unlabelled: false}", "ok", "method task_driven"),
+    ("epochs: 2000", "ok", "for methods none, random, adversarial, task_driven"),
+    ("method: bilevel\nmethod_options: {unlabelled: false}", "error", "method 'bilevel' has no option 'unlabelled'"),
+    ("method_options: {updat_every: 5}", "error", "has no option 'updat_every'"),
+    ("epochs: 2\nmethod: task_driven", "error", "3 phases"),
+]
+
+
+@pytest.mark.parametrize(("text", "severity", "told"), OWN)
+def test_a_file_may_leave_the_method_to_the_trainer(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, text: str, severity: str, told: str
+) -> None:
+    (tmp_path / "options.yaml").write_text(text)
+    monkeypatch.setenv("MONAI_AUTOAUG_CONFIG", str(tmp_path / "options.yaml"))
+    found = _check_options()
+    assert (found.severity, told in found.found) == (severity, True), found

@@ -74,9 +74,7 @@ def test_defaults_follow_the_method(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 NOTHING = {"learn_training": False, "test_time": False}
 
 
-def test_where_nothing_learns_no_case_is_set_apart(
-    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_where_nothing_learns_no_case_is_set_apart(tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, learns in (("learn_training", True), ("test_time", True), ("joint", False)):
         options = Options(method="joint_policy", method_options=NOTHING | {name: True})
         assert options.meta_cases == (0.25 if learns else None)

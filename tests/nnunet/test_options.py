@@ -35,6 +35,12 @@ PLANS: dict[str, Any] = {"configurations": {"3d_fullres": {}, "child": {"inherit
         ({"method": "magic"}, "method must be one of adversarial"),
         ({"method": None}, "method must be one of"),
         ({"method_options": {"mod": "affine"}}, "has no option 'mod'"),
+        (
+            {"method": "task_driven", "method_options": {"weight_adversarial": "high"}},
+            "weight_adversarial must be a number",
+        ),
+        ({"method": "task_driven", "method_options": {"augmentation": ["both"]}}, "augmentation must be one of both, "),
+        ({"method": "bilevel", "method_options": {"hold_out": "no"}}, "hold_out must be true or false, got 'no'"),
         ({"method_options": {"seed": 3}}, "take it out of method_options"),
         ({"method_options": {"image_channels": 3}}, "take image_channels out"),
         ({"optimizer": "lion"}, "optimizer must be one of sgd, adamw"),

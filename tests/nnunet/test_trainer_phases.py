@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from nnunetv2.run.run_training import maybe_load_checkpoint
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainer_warmup import nnUNetTrainer_warmup
 from test_resume import final, same, stop_after
@@ -95,6 +96,27 @@ def test_what_cannot_be_is_refused(tiny: Any) -> None:
         tiny.trainer(cls, **{**OPTIONS, "epochs": 1})
     with pytest.raises(ConfigError, match="changes its optimiser in the course of training"):
         tiny.trainer(with_autoaug(nnUNetTrainer_warmup, "adversarial"), **OPTIONS).initialize()
+
+
+def test_pretrained_weights_that_a_fresh_network_would_replace_are_refused(
+    tiny: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By nnU-Net's own function, before anything is trained; where no phase begins anew they are taken."""
+    cls = with_autoaug(nnUNetTrainer, "adversarial")
+    other = tiny.trainer(cls, method="none", seed=3)
+    other.initialize()
+    file = str(tmp_path / "pretrained.pth")
+    other.save_checkpoint(file)
+    trainer = tiny.trainer(cls, **OPTIONS)
+    maybe_load_checkpoint(trainer, False, False, file)
+    with pytest.raises(ConfigError, match=r"fresh network in its phase 'two'.*-pretrained_weights\) don't reach"):
+        trainer.run_training()
+    assert trainer.method.steps == 0
+    monkeypatch.setattr(Staged, "phases", (Phase("one"), Phase("two")))
+    trainer = tiny.trainer(cls, **OPTIONS | {"epochs": 2})
+    maybe_load_checkpoint(trainer, False, False, file)
+    trainer.run_training()
+    assert trainer.method.phase.name == "two"
 
 
 def test_another_number_of_epochs_would_move_the_phases(tiny: Any) -> None:

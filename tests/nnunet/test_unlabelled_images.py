@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import blosc2
+import nibabel as nib
 import numpy as np
 import pytest
 import torch
@@ -21,8 +22,9 @@ from test_resume import final, same, stop_after
 
 from monai_autoaug import methods
 from monai_autoaug.cli import main
-from monai_autoaug.errors import CheckpointError, ConfigError, DataError
+from monai_autoaug.errors import AutoAugWarning, CheckpointError, ConfigError, DataError
 from monai_autoaug.methods import Batches, Method
+from monai_autoaug.nnunet.labelled import LabelledCases
 from monai_autoaug.nnunet.trainers import with_autoaug
 from monai_autoaug.nnunet.unlabelled import preprocess_unlabelled
 
@@ -73,15 +75,17 @@ def test_before_anything_is_preprocessed_the_command_is_told(dataset: Any) -> No
         trainer(dataset).run_training()
 
 
-def test_they_are_preprocessed_as_labelled_images_are(dataset: Any, tmp_path: Path) -> None:
+def test_they_are_preprocessed_as_labelled_images_are(
+    dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """The same image comes out bit for bit, whether it has a label or not."""
     labelled = dataset.raw / dataset.name / "imagesTr" / "case_0_0000.nii.gz"
     folder = tmp_path / "images"
     shutil.copytree(dataset.further, folder)
-    renamed = folder / "again_0000.nii.gz"
-    content = labelled.read_bytes()
-    renamed.write_bytes(content + b"\0" * 16)  # zeros behind a gzip stream are allowed: another file, the same image
-    done = preprocess_unlabelled(str(dataset.number), "3d_fullres", folder)
+    shutil.copy(labelled, folder / "again_0000.nii.gz")
+    with monkeypatch.context() as patch:
+        patch.setattr(LabelledCases, "check", lambda *given: None)  # which refuses it
+        done = preprocess_unlabelled(str(dataset.number), "3d_fullres", folder)
     assert done.parent == dataset.preprocessed / dataset.name
     own = dataset.preprocessed / dataset.name / "nnUNetPlans_3d_fullres" / "case_0.b2nd"
     again = [np.asarray(blosc2.open(str(f))[:]) for f in (own, done / "again.b2nd")]
@@ -111,16 +115,107 @@ def test_what_cannot_be_used_is_named(dataset: Any, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"case_1_0000\.nii\.gz"):
         preprocess_unlabelled(dataset.name, "3d_fullres", folder, **given)
     broken.write_bytes(whole)
-    shutil.copy(dataset.raw / dataset.name / "imagesTr" / "case_2_0000.nii.gz", folder / "copy_0000.nii.gz")
-    with pytest.raises(DataError, match=r"copy_0000\.nii\.gz.*holds with a label.*imagesTr/case_2_0000"):
+    image = nib.load(dataset.further / "case_2_0000.nii.gz")
+    two = np.stack([image.get_fdata(dtype=np.float32)] * 2, axis=-1)
+    nib.save(nib.Nifti1Image(two, image.affine), folder / "two_0000.nii.gz")
+    with pytest.raises(DataError, match=r"two_0000\.nii\.gz: holds several volumes"):
         preprocess_unlabelled(dataset.name, "3d_fullres", folder, **given)
-    (folder / "copy_0000.nii.gz").rename(folder / "copy.nii")
-    with pytest.raises(DataError, match=r"copy\.nii"):
+    (folder / "two_0000.nii.gz").rename(folder / "two.nii")
+    with pytest.raises(DataError, match=r"two\.nii"):
         preprocess_unlabelled(dataset.name, "3d_fullres", folder, **given)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DataError, match="holds no NIfTI file"):
+        preprocess_unlabelled(dataset.name, "3d_fullres", tmp_path / "empty", **given)
     with pytest.raises(ConfigError, match="have no configuration '2e'; they have"):
         preprocess_unlabelled(dataset.name, "2e", folder)
     with pytest.raises(ConfigError, match="plan and preprocess the data set first"):
         preprocess_unlabelled(dataset.name, "3d_fullres", folder, plans="others")
+    with pytest.raises(ConfigError, match="nnUNetPlans_2d holds no preprocessed case: first preprocess the data set"):
+        preprocess_unlabelled(dataset.name, "2d", folder)
+    for name in ("987", "Hippocampus"):
+        with pytest.raises(ConfigError, match=f"there is no data set '{name}'"):
+            preprocess_unlabelled(name, "3d_fullres", folder)
+
+
+@pytest.mark.parametrize("raw", [True, False], ids=["raw data there", "raw data gone"])
+def test_a_labelled_image_is_known_whatever_its_file(
+    dataset: Any, tmp_path: Path, raw: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In some fold it is a validation case. What was there before stays, and nothing half made remains."""
+    done = preprocess_unlabelled(dataset.name, "3d_fullres", dataset.further, overwrite=True)
+    before = {f.name: f.read_bytes() for f in done.iterdir()}
+    folder = tmp_path / "images"
+    shutil.copytree(dataset.further, folder)
+    labelled = nib.load(dataset.raw / dataset.name / "imagesTr" / "case_2_0000.nii.gz")
+    voxels = labelled.get_fdata(dtype=np.float64)  # in another format
+    nib.save(nib.Nifti1Image(voxels, labelled.affine), folder / "copy_0000.nii.gz")
+    if not raw:
+        monkeypatch.setenv("nnUNet_raw", str(tmp_path / "nothing"))
+    with pytest.raises(DataError, match=r"copy_0000\.nii\.gz.*holds with a label.*the image of case case_2"):
+        preprocess_unlabelled(dataset.name, "3d_fullres", folder, overwrite=True)
+    assert {f.name: f.read_bytes() for f in done.iterdir()} == before
+    assert not list(done.parent.glob("*.partial"))
+
+
+def test_an_image_that_is_turned_otherwise_is_refused(dataset: Any, tmp_path: Path) -> None:
+    """nnU-Net takes voxels as they are stored, so the discriminator would see patients upside down."""
+    image = nib.load(dataset.further / "case_0_0000.nii.gz")
+    turned = image.as_reoriented(nib.orientations.axcodes2ornt("LPI"))
+    assert nib.aff2axcodes(turned.affine) != nib.aff2axcodes(image.affine)
+    folder = tmp_path / "images"
+    folder.mkdir()
+    nib.save(turned, folder / "turned_0000.nii.gz")
+    with pytest.raises(DataError, match=r"turned_0000\.nii\.gz.*expected RAS, came \w{3}. To do: reorient it"):
+        preprocess_unlabelled(dataset.name, "3d_fullres", folder, overwrite=True)
+
+
+def test_processes_side_by_side_make_the_same(dataset: Any, tmp_path: Path, forked_pools: Callable[..., Any]) -> None:
+    made = []
+    told: list[tuple[int, int]] = []
+    for count in (1, 2):
+        with forked_pools():
+            done = preprocess_unlabelled(
+                dataset.name, "3d_fullres", dataset.further, overwrite=True, processes=count,
+                progress=lambda *n: told.append(n),
+            )  # fmt: skip
+        made.append([np.asarray(blosc2.open(str(f))[:]) for f in sorted(done.glob("*.b2nd"))])
+    assert told == [(1, 3), (2, 3), (3, 3)] * 2
+    assert len(made[0]) == len(made[1]) == 6  # images and labels
+    assert all(np.array_equal(a, b) for a, b in zip(*made, strict=True))
+    folder = tmp_path / "images"
+    shutil.copytree(dataset.further, folder)
+    labelled = dataset.raw / dataset.name / "imagesTr" / "case_2_0000.nii.gz"
+    shutil.copy(labelled, folder / "a_0000.nii.gz")  # the first one: others wait behind it
+    with forked_pools(), pytest.raises(DataError, match="holds with a label"):
+        preprocess_unlabelled(dataset.name, "3d_fullres", folder, overwrite=True, processes=2)
+    assert not list(done.parent.glob("*.partial"))
+
+
+def test_a_doubt_is_told_once_and_does_not_stop_it(dataset: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "images"
+    shutil.copytree(dataset.further, folder)
+    shutil.copy(folder / "case_0_0000.nii.gz", folder / "twice_0000.nii.gz")
+    told: list[str] = []
+    preprocess_unlabelled(dataset.name, "3d_fullres", folder, overwrite=True, warn=told.append)
+    assert len(told) == 1
+    assert "holds the same image as another case" in told[0]
+    with pytest.warns(AutoAugWarning, match="holds the same image as another case"):
+        preprocess_unlabelled(dataset.name, "3d_fullres", folder, overwrite=True)
+
+
+def test_a_command_that_is_killed_leaves_nothing_that_is_believed(
+    dataset: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Neither cases of which the note is another's, nor a folder that stands in the way of the next command."""
+    done = preprocess_unlabelled(dataset.name, "3d_fullres", dataset.further, overwrite=True)
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "rename", lambda *given: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            preprocess_unlabelled(dataset.name, "3d_fullres", dataset.further, overwrite=True)
+    with pytest.raises(ConfigError, match="first run: monai-autoaug nnunet preprocess-unlabelled"):
+        trainer(dataset).run_training()
+    done.mkdir(exist_ok=True)  # as a kill before the note is written leaves it
+    preprocess_unlabelled(dataset.name, "3d_fullres", dataset.further)
 
 
 def test_a_trainer_streams_them_and_resumes(dataset: Any) -> None:
@@ -143,6 +238,15 @@ def test_a_trainer_streams_them_and_resumes(dataset: Any) -> None:
     second.load_checkpoint(path)
     second.run_training()
     same(final(dataset, second)["network_weights"], wanted["network_weights"])
+
+    others = Path(dataset.further).parent / "others"  # of the same names
+    shutil.copytree(dataset.further, others)
+    (others / "case_0_0000.nii.gz").rename(others / "x.nii.gz")
+    (others / "case_1_0000.nii.gz").rename(others / "case_0_0000.nii.gz")
+    (others / "x.nii.gz").rename(others / "case_1_0000.nii.gz")
+    preprocess_unlabelled(dataset.name, "3d_fullres", others, overwrite=True)
+    with pytest.raises(CheckpointError, match="unlabelled: "):
+        trainer(dataset, fold=1, resume=True).load_checkpoint(path.replace("checkpoint_latest", "checkpoint_final"))
 
     fewer = Path(dataset.further).parent / "fewer"
     fewer.mkdir()

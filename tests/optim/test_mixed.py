@@ -125,6 +125,21 @@ def test_a_layer_that_forward_mode_doesnt_know_is_told() -> None:
                        {"w": torch.ones(1)}, mode="jvp")  # fmt: skip
 
 
+@pytest.mark.parametrize("mode", MODES)
+def test_differences_are_taken_in_full_float32(mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As those of losses; the exact ways run as they always do."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    seen: list[bool] = []
+
+    def loss(parameters: Mapping[str, Tensor], given: Sequence[Tensor]) -> Tensor:
+        seen.append(torch.backends.cudnn.allow_tf32)
+        return parameters["w"] ** 2 * given[0] ** 3
+
+    mixed_gradient(loss, {"w": torch.tensor(3.0)}, [torch.tensor(2.0)], {"w": torch.tensor(1.0)}, mode=mode)
+    assert set(seen) == {mode != "finite_difference"}
+    assert torch.backends.cudnn.allow_tf32
+
+
 def test_unknown_modes_and_strangers_are_refused() -> None:
     w, x = {"w": torch.ones(1)}, [torch.ones(1)]
     with pytest.raises(ConfigError, match="mode must be one of"):
