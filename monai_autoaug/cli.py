@@ -132,7 +132,7 @@ def _fail(error: Exception) -> NoReturn:
         Failure: always.
     """
     if isinstance(error, AutoAugError):
-        raise Failure(str(error)) from error
+        raise Failure(f"{error}{_then(error)}") from error
     if isinstance(error, OSError):
         raise Failure(_told(error)) from error
     kind, reason = type(error).__name__, (str(error).strip().splitlines() or ["without a message"])[0]
@@ -161,13 +161,21 @@ def _told(error: OSError) -> str:
     """Which file, why, and what to do."""
     where = f"{error.filename}: " if error.filename is not None else ""
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-        go_on = how_to_go_on(error)
-        remedy = "free some space" + (f", then go on with: {go_on}" if go_on else "")
+        remedy = "free some space"
     elif error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         remedy = "choose a file or folder that you may use, or change its permissions"
     else:
         remedy = "see that the path is right and can be used; monai-autoaug --debug shows where this comes from"
-    return f"{where}{error.strerror or error}. To do: {remedy}"
+    return f"{where}{error.strerror or error}. To do: {remedy}{_then(error)}"
+
+
+def _then(error: BaseException) -> str:
+    """How to go on with what was begun, at the end of what is to be done before."""
+    go_on = how_to_go_on(error)
+    if not go_on:
+        return ""
+    told = isinstance(error, OSError) or "To do: " in str(error)  # what is to be done before
+    return f"{', then' if told else '. To do: correct that, then'} go on with: {go_on}"
 
 
 @click.command(cls=Commands, context_settings={"help_option_names": ["-h", "--help"]})

@@ -101,11 +101,12 @@ def read_options(file: Path) -> dict[str, Any]:
     import yaml
 
     from monai_autoaug.errors import ConfigError
+    from monai_autoaug.reading import MEBIBYTE, read_text
     from monai_autoaug.yaml_values import parse
 
     try:
-        content: Any = parse(file.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        content: Any = parse(read_text(file, largest=MEBIBYTE)) or {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{file}: can't be read as YAML ({error})") from error
     if not isinstance(content, Mapping):
         raise ConfigError(f"{file}: must hold options by name, got {type(content).__name__}")

@@ -94,8 +94,7 @@ def predict(
         return
     files: list[Path] = []
     failed: dict[str, str] = {}
-    again = [word for word in ctx.meta[WORDS] if word not in ("--resume", "--overwrite")]
-    with resumable(lambda: ["monai-autoaug", "predict", *again, "--resume"]), bars() as listener:
+    with resumable(lambda: _going_on(ctx)), bars() as listener:
         try:
             files = segment(run, images, output, **asked, clean=clean, listener=listener)
         except PredictionError as error:
@@ -106,7 +105,8 @@ def predict(
             table.add_row(escape(case), escape(reason), style="red")
         console.print(table)
     number = f"{len(files)} of {len(files) + len(failed)}" if failed else str(len(files))
-    console.print(f"wrote {number} prediction{'s' * (number != '1')} to {output}", markup=False)
+    predictions = f"{number} prediction{'s' * (number != '1')}"
+    console.print(f"{predictions} in {output}" if resume else f"wrote {predictions} to {output}", markup=False)
     ctx.exit(1 if failed else 0)
 
 
@@ -119,3 +119,14 @@ def _foresee(run: Path, images: Path, output: Path, asked: dict[str, Any]) -> No
     with bars() as listener:
         found = foresee(run, images, output, **asked, listener=listener)
     show_foresight(found)
+
+
+def _going_on(ctx: click.Context) -> list[str] | None:
+    """The words of a command that makes the predictions that this one has not made.
+
+    None where it has made none, or was replacing others: which of them are new can't be told afterwards.
+    """
+    if ctx.params["overwrite"] or not ctx.params["output"].is_dir():
+        return None
+    again = [word for word in ctx.meta[WORDS] if word != "--resume"]
+    return ["monai-autoaug", "predict", *again, "--resume"]

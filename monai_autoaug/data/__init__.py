@@ -14,6 +14,7 @@ from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.data.phantom import write_phantom
 from monai_autoaug.data.pictures import pictures
 from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.data.repair import repair
 from monai_autoaug.data.split_file import SplitFile
 
 __all__ = [
@@ -38,6 +39,7 @@ __all__ = [
     "read_datalist",
     "read_images",
     "refused",
+    "repair",
     "split",
     "write_phantom",
 ]

@@ -15,6 +15,7 @@ from torch import nn
 
 from monai_autoaug import methods, policies
 from monai_autoaug.data import EpochCases, MetaSplit, PatchBatches
+from monai_autoaug.data.loading import worker_faults
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
@@ -34,9 +35,10 @@ from monai_autoaug.memory import peak_memory
 from monai_autoaug.methods import Method
 from monai_autoaug.policies import TrainingPolicy, no_ops
 from monai_autoaug.policies.course import course_interval
-from monai_autoaug.precision import Precision
+from monai_autoaug.precision import Precision, skip_warnings
+from monai_autoaug.reading import MALFORMED
 
-__all__ = ["Fit", "skip_warnings"]
+__all__ = ["Fit"]
 
 
 class Fit:
@@ -128,7 +130,11 @@ class Fit:
                 self.listener(Progress("training", self.trainer.state.iteration, self.steps, note=sentence))
             self.trainer.run()
         else:  # stopped after the last step
-            self.trainer.finish()
+            with worker_faults():
+                try:
+                    self.trainer.finish()
+                finally:
+                    self.trainer.streams.close()
         self._read_clock()
         if self._writer is not None:
             self._writer.close()
@@ -234,12 +240,18 @@ class Fit:
         parts = self._parts()
         if not set(parts) | {"clock", "dice", "warnings"} <= set(checkpoint):
             raise CheckpointError(f"{self.folder.checkpoint}: is incomplete; it holds {sorted(checkpoint)}")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
-        self._warnings = list(checkpoint["warnings"])
-        self.trainer.finished = dict(checkpoint.get("finished", {}))
-        self._best.update(checkpoint.get("best", {}))
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+            self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
+            self._warnings = list(checkpoint["warnings"])
+            self.trainer.finished = dict(checkpoint.get("finished", {}))
+            self._best.update(checkpoint.get("best", {}))
+        except MALFORMED as error:
+            raise CheckpointError(
+                f"{self.folder.checkpoint}: does not fit this run ({type(error).__name__}: {error}). To do: put the"
+                " run's own checkpoint back, or start it anew"
+            ) from error
 
     def _after_iteration(self) -> None:
         state = self.trainer.state
@@ -340,26 +352,3 @@ class Fit:
 def _polynomial(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.PolynomialLR:
     """From the optimiser's learning rate to 0, as nnU-Net."""
     return torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
-
-
-def skip_warnings(skipped: Mapping[str, int], steps: int, dtype: torch.dtype) -> list[str]:
-    """What to say of updates that were skipped because a gradient was not finite.
-
-    In float16 the search for the largest scale skips a few on purpose: there one in a hundred goes without saying.
-
-    Args:
-        skipped: updates by player.
-        steps: updates in all.
-        dtype: that the networks ran in.
-
-    >>> skip_warnings({"network": 2}, 400, torch.float32)
-    ['2 of 400 updates of network were skipped, because its gradient was not finite']
-    >>> skip_warnings({"network": 2}, 400, torch.float16)
-    []
-    """
-    usual = steps / 100 if dtype is torch.float16 else 0
-    return [
-        f"{count} of {steps} updates of {name} were skipped, because its gradient was not finite"
-        for name, count in skipped.items()
-        if count > usual
-    ]

@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 from torch import nn
 
 from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.engines.folder_schema import SCHEMAS
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.networks import expect_spatial_transformer
+from monai_autoaug.reading import MALFORMED, build, read_tensors
+from monai_autoaug.reading import read_json as read_json_file
 from monai_autoaug.writing import write_tensors, write_text
 
 __all__ = ["Run", "read_json", "write_json"]
@@ -34,14 +38,21 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a run.
 
     Raises:
-        ConfigError: it is missing or damaged.
+        ConfigError: it is missing or damaged, or lacks what such a file holds.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_file(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: can't be read ({error}); give the folder of a training run") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: is no JSON object; give the folder of a training run")
+    fault = best_match(Draft202012Validator(SCHEMAS.get(path.name, {})).iter_errors(content))
+    if fault is not None:
+        field = fault.json_path.removeprefix("$").lstrip(".") or "(the whole file)"
+        raise ConfigError(
+            f"{path}: field {field}: is not as it should be; {fault.message[:200]}. To do: copy the run's folder again,"
+            " or undo the last edit"
+        )
     return content
 
 
@@ -179,9 +190,11 @@ class Run:
         content = _load(self.model, "train first, wait until training has ended, or finish a stopped one with --resume")
         if content.get("format") != _FORMAT or content.get("version") != _VERSION:
             raise CheckpointError(f"{self.model}: is no model of this package, or one of another version")
-        network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
-        expect_spatial_transformer(network, content["state"])
-        network.load_state_dict(content["state"])
+        try:
+            network = build(lambda: _network(content), content["state"])
+        except MALFORMED as error:
+            why = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{self.model}: its network can't be built ({why}); copy the file again") from error
         return network.eval()
 
     def load_preprocessing(self) -> Preprocessing:
@@ -189,14 +202,21 @@ class Run:
         return Preprocessing.load(self.preprocessing)
 
 
+def _network(content: Mapping[str, Any]) -> nn.Module:
+    """The untrained network that a model file describes."""
+    network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
+    expect_spatial_transformer(network, content["state"])
+    return network
+
+
 def _load(path: Path, missing: str) -> dict[str, Any]:
     """Read a file of tensors, numbers and strings."""
     if not path.is_file():
         raise CheckpointError(f"{path}: is not there; {missing}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; the user needs the file's name and the reason
-        raise CheckpointError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
+        content = read_tensors(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error}). To do: copy the file again, or train anew") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is no checkpoint of this package")
     return content

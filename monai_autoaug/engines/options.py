@@ -144,8 +144,10 @@ class TrainOptions:
 
     def __post_init__(self) -> None:
         for name in ("data", "output", "meta_list", "split", "unlabelled", "cache"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, Path(getattr(self, name)))
+            _path(self, name)
+        for name in ("method", "network", "device", "precision"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} must be a word, got {getattr(self, name)!r}")
         for name, kind in (("patch_size", int), ("spacing", float)):
             _three(self, name, kind)
         _words(self, "normalisation", NORMALISATIONS)
@@ -252,6 +254,16 @@ class TrainOptions:
         """JSON values, as `from_mapping` takes them."""
         return {name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
                 for name, v in asdict(self).items()}  # fmt: skip
+
+
+def _path(options: TrainOptions, name: str) -> None:
+    """Check and convert a path, or None where there need not be one."""
+    value = getattr(options, name)
+    if value is None and name not in ("data", "output"):
+        return
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise ConfigError(f"{name} must be a path, got {value!r}")
+    object.__setattr__(options, name, Path(value))
 
 
 def _number(options: TrainOptions, name: str, kind: type, good: Callable[[Any], bool], expected: str) -> None:

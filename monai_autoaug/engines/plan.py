@@ -184,7 +184,7 @@ def examine(
     """
     parts, unlabelled = split_cases(options, datalist), unlabelled_cases(options, datalist)
     used = replace(datalist, training=(*parts.train, *parts.meta, *parts.validation), test=(), unlabelled=unlabelled)
-    return parts, unlabelled, sound(used, parts=parts, listener=listener)
+    return parts, unlabelled, sound(used, parts=parts, spacing=options.spacing, listener=listener)
 
 
 def fit_preprocessing(options: TrainOptions, datalist: DataList, parts: Split) -> Preprocessing:

@@ -69,7 +69,8 @@ def predict(
         precision: "auto", "mixed", "float32", "bfloat16" or "float16", see `find_precision`.
         overlap: of neighbouring windows, in [0, 1).
         overwrite: whether predictions that are there already are replaced.
-        resume: whether images whose predictions are there already are left out.
+        resume: whether predictions that are there already are left as they are, and the others made: a prediction is
+            whole or not there, however the command that made it has ended.
         z: how many views of each image are predicted and averaged; None: as many as the run's policy says (usually 8);
             0: the image alone.
         average: "logits" or "probabilities" of the views; None: as the policy says.
@@ -77,7 +78,7 @@ def predict(
         listener: hears of each case.
 
     Returns:
-        The files written, one a case, each on the voxel grid of its (first) image file.
+        The files, one a case, each on the voxel grid of its (first) image file.
 
     Raises:
         CheckpointError: the run has no model.
@@ -90,10 +91,12 @@ def predict(
         z=z, average=average,
     )  # fmt: skip
     check_writable("output", job.folder)
-    preprocessing, files, cases = job.preprocessing, job.files, job.cases
+    preprocessing, files, cases, there = job.preprocessing, job.files, job.cases, len(job.there)
+    total = there + len(cases)
+    note = f"{there} of {total} predictions are there already and stay" if there else None
     failed = refused(cases, preprocessing, listener)
-    network, written = job.network.to(job.precision.device), []
-    listener(Progress("predicting", len(failed), len(cases)))
+    network, written = job.network.to(job.precision.device), list(job.there)
+    listener(Progress("predicting", there + len(failed), total, note=note))
     for case in cases:
         if case.name in failed:
             continue
@@ -104,7 +107,7 @@ def predict(
             )  # fmt: skip
         except DataError as error:
             failed[case.name] = str(error)
-        listener(Progress("predicting", len(written) + len(failed), len(cases)))
+        listener(Progress("predicting", len(written) + len(failed), total))
     if failed:
         raise PredictionError(failed, written)
     return written

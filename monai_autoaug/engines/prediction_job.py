@@ -44,7 +44,7 @@ class Job:
         views: see `learned_views`.
         precision: where and how the network runs.
         files: case -> its prediction.
-        there: how many predictions are there already and stay.
+        there: predictions that are there already and stay.
         folder: of the predictions.
     """
 
@@ -54,7 +54,7 @@ class Job:
     views: Around | None
     precision: Precision
     files: dict[Case, Path]
-    there: int
+    there: list[Path]
     folder: Path
 
     @property
@@ -90,9 +90,10 @@ class Job:
         chosen = Precision(where, find_precision(precision, where))
         cases = read_images(images, channels=len(preprocessing.channels))
         files = dict(zip(cases, _outputs(cases, output, keep=overwrite or resume), strict=True))
-        left = {case: file for case, file in files.items() if not (resume and file.exists())}
+        there = [file for file in files.values() if resume and file.exists()]
+        left = {case: file for case, file in files.items() if file not in there}
         place = output.parent if len(files) == 1 and next(iter(files.values())) == output else output
-        return cls(preprocessing, network, patch_size, views, chosen, left, len(files) - len(left), place)
+        return cls(preprocessing, network, patch_size, views, chosen, left, there, place)
 
 
 def _trained(run: Run) -> tuple[Preprocessing, nn.Module, list[int]]:

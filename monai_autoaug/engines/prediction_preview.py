@@ -114,6 +114,6 @@ def foresee(
         seconds = len(left) * (2 * preparing + count * job.passes * window)
     memory = peak_memory(where)
     return Foresight(
-        len(left), job.there, failed, shape, tuple(job.patch_size), count, job.passes, where.type,
+        len(left), len(job.there), failed, shape, tuple(job.patch_size), count, job.passes, where.type,
         str(job.precision.dtype).removeprefix("torch."), seconds, memory["host_mib"], memory["device_mib"], job.folder,
     )  # fmt: skip

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_autoaug.errors import DataError
+from monai_autoaug.reading import read_json
 from monai_autoaug.writing import write_text
 
 __all__ = ["LEAST_CASES", "Evaluation", "Interval", "class_mean"]
@@ -153,7 +154,7 @@ class Evaluation:
             DataError: the file is no evaluation of this version.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["version"] != VERSION:
                 raise DataError("is of another version", file=path, expected=VERSION, came=content["version"])
             cases, classes = tuple(content["cases"]), tuple(content["classes"])

@@ -206,7 +206,7 @@ class Bilevel(Method):
         output = task.forward(seen.image, seen.extra)
         task.notify("forward", {"batch": seen, "output": output})
         loss = task.losses(output, seen.label, seen.valid).mean()
-        task.notify("loss", {"loss": loss})
+        self.tell_loss(loss)
         figures = {"loss": loss}
         if share:
             self._shared_backward(whole_loss(task, output, seen), seen)

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -28,7 +29,7 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
     ['{"epoch": 0, "loss": 1.5}']
     """
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps({name: _plain(value) for name, value in line.items()}, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -81,6 +82,11 @@ def memory(device: torch.device) -> str:
     told = [f"{peaks['host_mib']:.0f} MiB"] if peaks["host_mib"] is not None else []
     told += [f"{peaks['device_mib']:.0f} MiB on the GPU"] if peaks["device_mib"] is not None else []
     return f"(memory at most {', '.join(told) or 'unknown'})"
+
+
+def _plain(value: Any) -> Any:
+    """None, as JSON has it, for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _epoch(line: str, otherwise: int) -> int:

@@ -167,6 +167,7 @@ def predict(arguments: Sequence[str]) -> None:
     """
     from nnunetv2.inference import predict_from_raw_data as host
 
+    from monai_autoaug.nnunet.exporting import whole_exports
     from monai_autoaug.nnunet.volume_views import VolumePredictor
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -179,6 +180,7 @@ def predict(arguments: Sequence[str]) -> None:
             recursive_find_trainer_class_by_name=find_trainer,
             nnUNetPredictor=VolumePredictor if volume else host.nnUNetPredictor,
         ),
+        whole_exports(host),
         _as_command("predict", arguments),
     ):
         host.predict_entry_point()

@@ -19,6 +19,7 @@ from monai_autoaug import augmenters
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import checkpoint, journal, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
+from monai_autoaug.nnunet.exporting import whole_json
 from monai_autoaug.nnunet.finishing import finish
 from monai_autoaug.nnunet.given_policy import find_policy
 from monai_autoaug.nnunet.keeping import KeepingMixin
@@ -31,6 +32,7 @@ from monai_autoaug.nnunet.serving import ServingMixin
 from monai_autoaug.nnunet.showing import ShowingMixin
 from monai_autoaug.nnunet.task import TrainerBatches
 from monai_autoaug.nnunet.test_time import attaching
+from monai_autoaug.precision import skip_warnings
 
 __all__ = ["AutoAugMixin"]
 
@@ -137,7 +139,8 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Show
         if self.was_initialized and self._resumed is None:
             self._check_weights()
         self._continues = False  # what is loaded from now on (--val_best) is validated only
-        super().on_train_start()
+        with whole_json():
+            super().on_train_start()
         self.batches = TrainerBatches(self.layout, self.device, self._streams)
         if self._resumed is not None:
             checkpoint.restore_random_states(self._resumed)
@@ -161,7 +164,8 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Show
         figures = self.method.on_epoch(self.current_epoch)
         figures |= {f"skipped_{name}": float(count) for name, count in self.task.precision.skipped.items()}
         figures = ranks.mean_over_ranks(figures)
-        warnings = self.method.warnings()
+        precision = self.task.precision
+        warnings = [*self.method.warnings(), *skip_warnings(precision.skipped, self.method.steps, precision.dtype)]
         if self.local_rank != 0:
             return
         train_loss = float(self.logger.get_value("train_losses", step=-1))

@@ -145,7 +145,10 @@ class ServingMixin(_Host):
     ) -> Stream | StockStream:
         start, pinned = self._positions.get(name, 0), self.device.type == "cuda"
         if self.autoaug.loader == "stock":
-            return StockStream(loader, workers=workers, cached=max(6, workers // 2), start=start, pin_memory=pinned)
+            cached = max(6, workers // 2)
+            return StockStream(
+                loader, workers=workers, cached=cached, start=start, pin_memory=pinned, stream=name
+            )
         steady_blur(loader.loader.transforms.transforms)
         return Stream(
             loader, seed=self.run_seed, rank=rank(), stream=name, workers=workers, start=start, pin_memory=pinned,

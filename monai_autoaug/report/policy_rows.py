@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from monai_autoaug.policies import Policies
+from monai_autoaug.policies.evidence import COLLAPSED
 
 __all__ = ["COLLAPSED", "PolicyRow", "policy_rows", "verdict"]
 
 _ROUNDED = 1e-4  # what files and logits in float32 may lose
-COLLAPSED = 0.9  # the probability from which on a cascade is as good as certain
 
 
 @dataclass(frozen=True)

@@ -53,17 +53,19 @@ def test_predictions_that_are_there_stay(
     assert "make only those that are missing (--resume)" in " ".join(refused.output.split())
     result = call(*words, "--resume")
     assert result.exit_code == 0, result.output
-    assert "wrote 3 predictions" in result.output
+    assert "2 of 5 predictions are there already and stay" in result.output
+    assert "5 predictions in" in result.output
     after = {f.name: f.stat().st_mtime_ns for f in (tmp_path / "out").iterdir()}
     assert len(after) == 5
     assert after.items() > before.items()
     nothing = call(*words, "--resume")
     assert nothing.exit_code == 0
-    assert "wrote 0 predictions" in nothing.output
+    assert "5 of 5 predictions are there already and stay" in nothing.output
     assert "give one" in call(*words, "--resume", "--overwrite").output
     single = call("predict", run[0], sorted((data / "imagesTr").iterdir())[0], tmp_path / "one.nii.gz", "--resume")
     assert single.exit_code == 0, single.output
-    assert "wrote 1 prediction" in single.output
+    assert "1 prediction in" in single.output
+    assert "already" not in single.output
 
 
 @pytest.mark.usefixtures("short")
