@@ -11,6 +11,7 @@ from pathlib import Path
 
 from monai_autoaug.data.datalist import Case
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.reading import read_json
 from monai_autoaug.writing import write_text
 
 __all__ = ["SplitFile"]
@@ -60,7 +61,7 @@ class SplitFile:
             ConfigError: it can't be read, or is no such split.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
         except (OSError, ValueError) as error:
             raise ConfigError(f"split {path}: can't be read ({error})") from error
         lists = isinstance(content, dict) and all(

@@ -18,6 +18,7 @@ from torch import Tensor
 
 from monai_autoaug.data.batch import centre_crop
 from monai_autoaug.errors import CheckpointError
+from monai_autoaug.reading import MALFORMED, read_tensors
 from monai_autoaug.writing import write_tensors
 
 __all__ = ["STRUCTURES", "Kept", "Patch", "Shot", "planes", "read_samples", "write_samples"]
@@ -143,13 +144,13 @@ def read_samples(path: str | Path) -> Kept:
         CheckpointError: the file is missing, damaged or of another version.
     """
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
+        content = read_tensors(path, finite=False)  # a picture of what has gone wrong is one, too
         if content["format"] != _FORMAT or content["version"] != _VERSION:
             raise CheckpointError(f"{path}: holds no samples, or those of another version")
         return _built(content)
     except CheckpointError:
         raise
-    except Exception as error:  # torch raises many kinds; the user needs the file's name and the reason
+    except (OSError, *MALFORMED) as error:
         raise CheckpointError(f"{path}: can't be read as samples ({type(error).__name__}: {error})") from error
 
 

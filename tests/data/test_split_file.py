@@ -49,7 +49,7 @@ def test_what_is_no_split(tmp_path: Path, content: object, told: str) -> None:
 
 
 def test_what_cannot_be_read(tmp_path: Path) -> None:
-    for name, text in (("none.json", None), ("broken.json", "{")):
+    for name, text in (("none.json", None), ("broken.json", "{"), ("twice.json", '{"train": ["a"], "train": ["b"]}')):
         if text is not None:
             (tmp_path / name).write_text(text)
         with pytest.raises(ConfigError, match=f"{name}: can't be read"):
