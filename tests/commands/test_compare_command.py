@@ -15,13 +15,14 @@ from cli_helpers import call
 
 from monai_autoaug.commands.compare import _seeds, _words
 from monai_autoaug.data import read_datalist, write_phantom
-from monai_autoaug.engines.folder import Run, read_json
+from monai_autoaug.engines.folder import Run
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.evaluation import Evaluation
 from monai_autoaug.evaluation.comparison import scheduling
 from monai_autoaug.evaluation.comparison.cells import Cell, CellFolder
 from monai_autoaug.evaluation.comparison.working import Place, work
 from monai_autoaug.evaluation.metrics import decided
+from monai_autoaug.reading import read_json
 
 SMALL = ["--epochs", "2", "--iterations", "2", "--option", "network_options={channels: [4, 8, 8]}", "--device", "cpu",
          "--test-cases", "6", "--validation-cases", "1"]  # fmt: skip

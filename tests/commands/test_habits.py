@@ -67,10 +67,14 @@ def example(parameter: click.Parameter) -> Any:
     kind: Any = parameter.type
     if getattr(parameter, "is_flag", False):
         return True
+    if parameter.name == "fill":
+        return "0.75"  # a number or a word, which no type says
     if isinstance(kind, click.Choice):
         return kind.choices[-1]
     value = {"integer range": 99, "integer": 99, "float": 0.75, "path": "some/path"}.get(kind.name, "a=1")
-    return [value, value] if getattr(parameter, "multiple", False) else value
+    if getattr(parameter, "multiple", False):
+        return [value, value]
+    return [value] * parameter.nargs if parameter.nargs > 1 else value
 
 
 @pytest.mark.parametrize("name", [name for name in OWN if name != "train"])  # train reads a file by itself
@@ -88,8 +92,9 @@ def test_every_option_may_come_from_a_file_and_the_command_line_wins(
         if getattr(option, "is_flag", False):
             typed.append(option.opts[-1])
         elif not isinstance(option, click.Argument):
-            for word in value if isinstance(value, list) else [value]:
-                typed += [option.opts[0], str(word)]
+            words = value if isinstance(value, list) else [value]
+            for place in range(0, len(words), option.nargs):
+                typed += [option.opts[0], *map(str, words[place : place + option.nargs])]
     file = tmp_path / "options.yaml"
     file.write_text(json.dumps(told))  # JSON is YAML
     for words in (typed, ["--config", file], [*arguments, "--config", file]):

@@ -17,6 +17,7 @@ from monai_autoaug.errors import DataError
 from monai_autoaug.evaluation.comparison.arms import Arm
 from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same
 from monai_autoaug.evaluation.result import Evaluation
+from monai_autoaug.reading import read_json
 from monai_autoaug.writing import write_text
 
 __all__ = ["Cell", "CellFolder"]
@@ -173,7 +174,7 @@ class CellFolder:
         """
         evaluation = Evaluation.load(self.evaluation)
         try:
-            result = json.loads(self.result.read_text(encoding="utf-8"))
+            result = read_json(self.result)
             for key in ("training", "inference", "peak_memory"):
                 result[key].keys()
         except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:

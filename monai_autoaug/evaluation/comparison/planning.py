@@ -21,8 +21,9 @@ from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.evaluation.comparison.arms import Arm
 from monai_autoaug.evaluation.comparison.cells import Cell, CellFolder
-from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same, fingerprint
+from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same, fingerprint, read_kept
 from monai_autoaug.methods.policy_schedule import PolicySchedule
+from monai_autoaug.reading import read_json
 from monai_autoaug.writing import write_text
 
 __all__ = ["Plan", "asked_of", "plan"]
@@ -148,7 +149,7 @@ class Plan:
             if decided is None:
                 return None
             write_once(file, json.dumps(decided, indent=1) + "\n")
-        changes: dict[str, Any] = json.loads(file.read_text(encoding="utf-8"))["changes"]
+        changes: dict[str, Any] = read_kept(file)["changes"]
         return changes
 
     def _equal_time(self, arm: Arm, count: int) -> dict[str, Any] | None:
@@ -188,7 +189,7 @@ def asked_of(folder: Path) -> dict[str, Any]:
         ConfigError: none has begun there.
     """
     try:
-        content: dict[str, Any] = json.loads((folder / ASKED).read_text(encoding="utf-8"))
+        content: dict[str, Any] = read_json(folder / ASKED)
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{folder}: no comparison to go on with ({error}); give the folder of one (--output), or its options as"

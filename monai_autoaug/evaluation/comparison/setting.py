@@ -17,8 +17,9 @@ from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.evaluation.comparison.arms import HOSTS
 from monai_autoaug.evaluation.metrics import decided
+from monai_autoaug.reading import read_json
 
-__all__ = ["Parts", "Setting", "fingerprint"]
+__all__ = ["Parts", "Setting", "check_same", "fingerprint", "read_kept"]
 
 TEST_TIMES = ("own", "none")
 # of the hosts' options: what the comparison says itself
@@ -204,6 +205,26 @@ def fingerprint(datalist: DataList) -> str:
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
 
 
+def read_kept(path: Path) -> dict[str, Any]:
+    """A JSON object of a comparison's folder.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ConfigError: it is missing or damaged.
+    """
+    try:
+        kept = read_json(path)
+        if not isinstance(kept, dict):
+            raise ValueError("no JSON object")
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"{path}: can't be read ({error}); remove it, or choose another folder with --output"
+        ) from error
+    return kept
+
+
 def check_same(path: Path, wanted: Mapping[str, Any]) -> None:
     """See that a file holds what is wanted.
 
@@ -214,14 +235,7 @@ def check_same(path: Path, wanted: Mapping[str, Any]) -> None:
     Raises:
         ConfigError: it holds something else; the message names what differs.
     """
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(kept, dict):
-            raise ValueError("no JSON object")
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{path}: can't be read ({error}); remove it, or choose another folder with --output"
-        ) from error
+    kept = read_kept(path)
     named = [*wanted, *(name for name in kept if name not in wanted)]
     changed = [
         f"{name}: {_short(kept.get(name))} there, {_short(wanted.get(name))} here"

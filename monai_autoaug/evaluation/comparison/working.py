@@ -27,6 +27,7 @@ from monai_autoaug.engines.progress import Listener, Progress
 from monai_autoaug.engines.run import resume, train
 from monai_autoaug.errors import ConfigError, DataError
 from monai_autoaug.evaluation.comparison.cells import VERSION, CellFolder
+from monai_autoaug.evaluation.comparison.setting import read_kept
 from monai_autoaug.evaluation.evaluator import evaluate
 from monai_autoaug.evaluation.metrics import decided
 from monai_autoaug.memory import peak_memory
@@ -112,7 +113,7 @@ def work(folder: CellFolder, place: Place, listener: Listener) -> None:
         ConfigError: an option can't work.
         DataError: the data set can't be used.
     """
-    config = read_json(folder.config)
+    config = read_kept(folder.config)
     datalist = read_datalist(place.data)
     by_name = {case.name: case for case in datalist.training}
     test = [by_name[name] for name in config["test"]]
