@@ -32,7 +32,6 @@ from monai_autoaug.nnunet.serving import ServingMixin
 from monai_autoaug.nnunet.showing import ShowingMixin
 from monai_autoaug.nnunet.task import TrainerBatches
 from monai_autoaug.nnunet.test_time import attaching
-from monai_autoaug.precision import skip_warnings
 
 __all__ = ["AutoAugMixin"]
 
@@ -164,8 +163,7 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Show
         figures = self.method.on_epoch(self.current_epoch)
         figures |= {f"skipped_{name}": float(count) for name, count in self.task.precision.skipped.items()}
         figures = ranks.mean_over_ranks(figures)
-        precision = self.task.precision
-        warnings = [*self.method.warnings(), *skip_warnings(precision.skipped, self.method.steps, precision.dtype)]
+        warnings = self._doubts()
         if self.local_rank != 0:
             return
         train_loss = float(self.logger.get_value("train_losses", step=-1))

@@ -24,6 +24,7 @@ from monai_autoaug.nnunet.options import Options
 from monai_autoaug.nnunet.orientation import orientation_of_case
 from monai_autoaug.nnunet.patches import PatchLayout, label_names
 from monai_autoaug.policies.course import course_interval, course_line, course_scalars
+from monai_autoaug.precision import skip_warnings
 from monai_autoaug.writing import write_text
 
 if TYPE_CHECKING:
@@ -132,11 +133,16 @@ class ShowingMixin(_Host):
         if made and self._samples is not None:
             show(self._board, number, self._samples.patch, made)
 
+    def _doubts(self) -> list[str]:
+        """What the method warns of, and updates that were skipped."""
+        precision = self.task.precision
+        return [*self.method.warnings(), *skip_warnings(precision.skipped, self.method.steps, precision.dtype)]
+
     def _end_showing(self) -> None:
         """The time that the training took, its warnings and its peak memory."""
         begun, ended = (self.logger.get_value(f"epoch_{name}_timestamps", step=None) for name in ("start", "end"))
         seconds = sum(b - a for a, b in zip(begun, ended, strict=False))
         memory = torch.cuda.max_memory_allocated(self.device) if self.device.type == "cuda" else None
-        self._write_facts(seconds=round(float(seconds), 1), warnings=self.method.warnings(), gpu_memory_bytes=memory)
+        self._write_facts(seconds=round(float(seconds), 1), warnings=self._doubts(), gpu_memory_bytes=memory)
         if self._board is not None:
             self._board.close()

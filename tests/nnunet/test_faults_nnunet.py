@@ -219,9 +219,10 @@ def test_what_is_not_finite_is_skipped_counted_and_kept_out(
     lines = [json.loads(line) for line in (Path(trainer.output_folder) / "autoaug.jsonl").read_text().splitlines()]
     assert [line["skipped_network"] for line in lines] == [2.0, 3.0]
     assert lines[0]["train_loss"] is None  # a mean with something that is no number; JSON has none
-    assert "WARNING: 3 of 6 updates of network were skipped, because its loss or gradient was not finite" in (
-        capsys.readouterr().out
-    )
+    told = "3 of 6 updates of network were skipped, because its loss or gradient was not finite"
+    assert f"WARNING: {told}" in capsys.readouterr().out
+    facts = json.loads((Path(trainer.output_folder) / "autoaug.json").read_text())
+    assert told in facts["warnings"]  # which a report tells
 
 
 def test_training_stops_with_an_explanation_and_the_last_good_checkpoint(tiny: Any) -> None:
