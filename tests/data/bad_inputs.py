@@ -161,7 +161,7 @@ ROWS: tuple[Row, ...] = (
     Row("12-close", "label", "note", "rounded_label", on(set_voxel((3, 3, 3), 1.0001)), "rounded", "0, 1, 2",
         "off by up to 0.0001"),
     Row("12-far", "label", "refuse", "fractional_label", on(set_voxel((3, 3, 3), 1.01)), "values that are no labels",
-        "whole numbers", "[1.0099", "nearest neighbour"),
+        "whole numbers", "[1.01]", "nearest neighbour"),
     Row("13", "label", "refuse", "fractional_label", on(set_voxel((3, 3, 3), 0.5)), "values that are no labels",
         "whole numbers", "1 voxels with values such as [0.5]", "nearest neighbour"),
     Row("14-undeclared", "label", "refuse", "undeclared_label", on(set_voxel((3, 3, 3), 7, np.uint8)),
