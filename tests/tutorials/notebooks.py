@@ -55,13 +55,18 @@ def _variables(source: str, given: Mapping[str, str]) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """These commands, nothing of the user's set-up, and threads that wait without keeping a core busy."""
+    """These commands, nothing of the user's set-up, and threads that wait without keeping a core busy.
+
+    A cell of commands ends at the first one that fails, not only if the last one does.
+    """
+    (folder / "strict").write_text("set -eo pipefail\n", encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}
     scripts = sysconfig.get_path("scripts")
     return environment | {
-        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]), "IPYTHONDIR": str(folder / "ipython"),
-        "JUPYTER_PLATFORM_DIRS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "PYTHONWARNINGS": "ignore",
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]), "BASH_ENV": str(folder / "strict"),
+        "IPYTHONDIR": str(folder / "ipython"), "JUPYTER_PLATFORM_DIRS": "1", "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
+        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
     }  # fmt: skip
 
 
