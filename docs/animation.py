@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from matplotlib.colors import to_rgb
 from matplotlib.lines import Line2D
 from PIL import Image
 from torch import Tensor
@@ -39,7 +40,10 @@ from monai_autoaug.report.slices import (
     tint,
 )
 from monai_autoaug.report.style import (
+    BACKGROUND,
+    BRIGHTER,
     COLOURS,
+    DARKER,
     FAINT,
     GAP,
     LARGE,
@@ -49,6 +53,7 @@ from monai_autoaug.report.style import (
     UNMOVED,
     figure,
     key,
+    key_height,
     place,
     structure_keys,
     write,
@@ -57,10 +62,12 @@ from monai_autoaug.transforms.geometry import identity_grid
 
 SHOWN = ("axial", "sagittal")
 SEEDS = (0, 3, 5)  # a draw each
-STEPS = (0.0, 0.15, 0.4, 0.7, 0.9, 1.0, 0.8, 0.4)  # strength, frame by frame
+STEPS = (0.0, 0.2, 0.5, 0.8, 1.0, 0.75, 0.35)  # strength, frame by frame
 HOLD = {0.0: 700, 1.0: 1300}  # milliseconds; all others 90
-COLUMN, LEFT, TOP, BOTTOM = 1.75, 0.3, 0.66, 0.34  # inches
-PALETTE = 72
+COLUMN, LEFT, TOP = 1.5, 0.3, 0.66  # inches
+STRONGEST = 0.6  # standard deviations: the change of intensity in the strongest colour
+GREYS = 36
+CASE = 0  # number of the training case
 
 
 def drawn(learned: dict[str, Augmenter], image: Tensor, label: Tensor, seed: int) -> list[list[Panel]]:
@@ -100,7 +107,9 @@ def frame(panels: list[Panel], names: list[str], spacing: tuple[float, ...], ori
     widths, heights = sizes(tuple(first.image.shape[1:]), spacing, cuts)
     ups = [COLUMN * up / across for across, up in zip(widths, heights, strict=True)]
     width = LEFT + len(panels) * (COLUMN + GAP)
-    made = figure(width, TOP + sum(ups) + GAP * len(ups) + BOTTOM)
+    tints = [Line2D([], [], color=c, linewidth=5, label=t) for c, t in ((BRIGHTER, "brighter"), (DARKER, "darker"))]
+    keys = [*structure_keys(names), Line2D([], [], label="before", **UNMOVED), *tints]
+    made = figure(width, TOP + sum(ups) + GAP * len(ups) + key_height(keys, width) + 0.05)
     window, middle = grey_window(array(first.image)[0]), slices(array(first.label)[1:])
     for column, panel in enumerate(panels):
         start, above = LEFT + column * (COLUMN + GAP), TOP
@@ -114,17 +123,34 @@ def frame(panels: list[Panel], names: list[str], spacing: tuple[float, ...], ori
                 still = array(first.label)[1:]
                 contours(axes, still, axis, middle[axis], spacing, colours=["#ffffff"], style="dashed", width=0.9)
             elif panel is not first:
-                tint(axes, array(panel.image - first.image)[0], axis, middle[axis], spacing, 1.0)
+                tint(axes, array(panel.image - first.image)[0], axis, middle[axis], spacing, STRONGEST)
             contours(axes, array(panel.label)[1:], axis, middle[axis], spacing, colours=COLOURS)
             if panel is first:
                 sides(axes, axis, orientation)
                 scale_bar(axes)
                 write(made, 0.08, above + up / 2, name, color=FAINT, fontsize=MEDIUM, rotation=90, va="center")
             above += up + GAP
-    key(made, [*structure_keys(names), Line2D([], [], label="before", **UNMOVED)])
+    key(made, keys)
     stored = io.BytesIO()
     made.savefig(stored, format="png", facecolor=made.get_facecolor())
     return Image.open(stored).convert("RGB")
+
+
+def _palette(structures: int) -> Image.Image:
+    """Greys, the colours of lines, and tinted greys; of a palette taken from the pixels greys would take all."""
+    marks = [np.array(to_rgb(c)) for c in (*COLOURS[:structures], BRIGHTER, DARKER, TEXT, FAINT, BACKGROUND)]
+    greys = [np.full(3, level) for level in np.linspace(0, 1, GREYS)]
+    dimmed = [share * mark for mark in marks[:structures] for share in (0.35, 0.65)]  # edges of lines
+    tinted = [
+        share * np.array(to_rgb(colour)) + (1 - share) * level
+        for colour in (BRIGHTER, DARKER)
+        for level in (0.05, 0.25, 0.4, 0.55, 0.7)
+        for share in (0.12, 0.3, 0.5)
+    ]
+    colours = np.rint(255 * np.array([*marks, *greys, *dimmed, *tinted])).astype(np.uint8)
+    made = Image.new("P", (1, 1))
+    made.putpalette(colours.tobytes())
+    return made
 
 
 @torch.no_grad()
@@ -132,15 +158,14 @@ def main(demo: Path, output: Path) -> None:
     """Write the animation as GIF, with one palette for all frames, so that what stands still takes no room."""
     run, data = Run(demo / "run"), read_datalist(demo / "data")
     learned, preprocessing = dict(augmenters.load(run.augmenters)), run.load_preprocessing()
-    image, label = subject(run, data)
+    image, label = subject(run, data, number=CASE)
     names = label_names(data)[1:]
     pictures = [
         frame(panels, names, preprocessing.spacing, preprocessing.orientation)
         for seed in SEEDS
         for panels in drawn(learned, image, label, seed)
     ]
-    every = Image.fromarray(np.concatenate([np.asarray(p) for p in pictures[:: len(STEPS) // 2]]))
-    palette = every.quantize(PALETTE, Image.Quantize.MEDIANCUT)
+    palette = _palette(len(names))
     frames = [p.quantize(palette=palette, dither=Image.Dither.NONE) for p in pictures]
     lasting = [HOLD.get(at, 90) for _ in SEEDS for at in STEPS]
     frames[0].save(output, save_all=True, append_images=frames[1:], duration=lasting, loop=0, optimize=True)

@@ -81,18 +81,19 @@ def _around(label: Tensor, size: tuple[int, ...]) -> tuple[slice, ...]:
     return (slice(None), *(slice(a, a + s) for a, s in zip(starts, size, strict=True)))
 
 
-def subject(run: Run, datalist: DataList) -> tuple[Tensor, Tensor]:
-    """The first training case of a run about its structures, as large as the run's patches at least.
+def subject(run: Run, datalist: DataList, *, number: int = 0) -> tuple[Tensor, Tensor]:
+    """A training case of a run about its structures, as large as the run's patches at least.
 
     Args:
         run: its training has begun.
         datalist: its data set.
+        number: of the case, in the order of the run's split.
 
     Returns:
         The normalised image (C, D, H, W), and the one-hot label (K, D, H, W), background first.
     """
     config, preprocessing = read_json(run.config), run.load_preprocessing()
-    case = _case(datalist, config["split"]["train"][0])
+    case = _case(datalist, config["split"]["train"][number])
     item = volumes(datalist, [case], preprocessing)[0]
     # at least what the augmenters saw in training, and enough for a person to see where it is
     patch = (n + 2 * m for n, m in zip(config["patch_size"], config["margin"], strict=True))
