@@ -144,8 +144,8 @@ def _palette(structures: int) -> Image.Image:
     tinted = [
         share * np.array(to_rgb(colour)) + (1 - share) * level
         for colour in (BRIGHTER, DARKER)
-        for level in (0.05, 0.25, 0.4, 0.55, 0.7)
-        for share in (0.12, 0.3, 0.5)
+        for level in (0.03, 0.15, 0.25, 0.35, 0.45, 0.55, 0.65, 0.8)
+        for share in (0.08, 0.16, 0.25, 0.35, 0.45, 0.55)
     ]
     colours = np.rint(255 * np.array([*marks, *greys, *dimmed, *tinted])).astype(np.uint8)
     made = Image.new("P", (1, 1))
