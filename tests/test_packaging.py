@@ -143,6 +143,20 @@ def distribution() -> metadata.Distribution:
         pytest.skip("the package is not installed")
 
 
+def test_how_to_cite_is_what_the_readme_says() -> None:
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(told)
+    assert told["version"] == monai_autoaug.__version__
+    assert f"version = {{{monai_autoaug.__version__}}}" in README
+    assert told["license"] == "Apache-2.0"
+    cited = " ".join(README.split("## Citation")[1].split())
+    assert len(told["references"]) == len(re.findall(r"\[\d\] ", cited)) == 5
+    for reference in told["references"]:
+        assert reference["title"] in cited
+        assert str(reference["year"]) in cited
+        assert all(author["family-names"] in cited for author in reference["authors"])
+
+
 def test_metadata_says_what_setup_cfg_says() -> None:
     installed = distribution().metadata
     config = configparser.ConfigParser()

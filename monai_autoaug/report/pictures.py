@@ -26,7 +26,7 @@ from monai_autoaug.report.predictions import PredictionRow, prediction_figure
 
 __all__ = [
     "augmentation_picture", "canonical", "chosen_cases", "label_names", "picture_files", "policy_picture",
-    "prediction_picture", "run_pictures",
+    "prediction_picture", "run_pictures", "subject",
 ]  # fmt: skip
 
 TRAINING, PREDICTIONS, AUGMENTATIONS, POLICY = "training.png", "predictions.png", "augmentations.png", "policy.png"
@@ -81,6 +81,27 @@ def _around(label: Tensor, size: tuple[int, ...]) -> tuple[slice, ...]:
     return (slice(None), *(slice(a, a + s) for a, s in zip(starts, size, strict=True)))
 
 
+def subject(run: Run, datalist: DataList, *, number: int = 0) -> tuple[Tensor, Tensor]:
+    """A training case of a run about its structures, as large as the run's patches at least.
+
+    Args:
+        run: its training has begun.
+        datalist: its data set.
+        number: of the case, in the order of the run's split.
+
+    Returns:
+        The normalised image (C, D, H, W), and the one-hot label (K, D, H, W), background first.
+    """
+    config, preprocessing = read_json(run.config), run.load_preprocessing()
+    case = _case(datalist, config["split"]["train"][number])
+    item = volumes(datalist, [case], preprocessing)[0]
+    # at least what the augmenters saw in training, and enough for a person to see where it is
+    patch = (n + 2 * m for n, m in zip(config["patch_size"], config["margin"], strict=True))
+    window = _around(item["label"], tuple(max(n, _LEAST) for n in patch))
+    classes = torch.arange(preprocessing.num_classes).view(-1, 1, 1, 1)
+    return item["image"][window], (item["label"][window] == classes).float()
+
+
 def augmentation_picture(run: Run, datalist: DataList, path: str | Path, *, seed: int = 0) -> Path:
     """Draw the first training case of a run before and after each of its augmenters.
 
@@ -93,15 +114,8 @@ def augmentation_picture(run: Run, datalist: DataList, path: str | Path, *, seed
     Returns:
         ``path``.
     """
-    config, preprocessing = read_json(run.config), run.load_preprocessing()
-    case = _case(datalist, config["split"]["train"][0])
-    item = volumes(datalist, [case], preprocessing)[0]
-    # at least what the augmenters saw in training, and enough for a person to see where it is
-    patch = (n + 2 * m for n, m in zip(config["patch_size"], config["margin"], strict=True))
-    window = _around(item["label"], tuple(max(n, _LEAST) for n in patch))
-    image, label = item["image"][window], item["label"][window]
-    classes = torch.arange(preprocessing.num_classes).view(-1, 1, 1, 1)
-    one_hot = (label == classes).float()
+    preprocessing = run.load_preprocessing()
+    image, one_hot = subject(run, datalist)
     panels = augmentation_panels(augmenters.load(run.augmenters), image, one_hot, seed=seed)
     return augmentation_figure(
         panels, path, spacing=preprocessing.spacing, classes=label_names(datalist)[1:],

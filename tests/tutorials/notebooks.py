@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import os
 import re
@@ -19,11 +20,12 @@ import nbformat
 from nbclient import NotebookClient
 from PIL import Image
 
-__all__ = ["FOLDER", "OUTSIDE", "execute", "notebooks", "texts"]
+__all__ = ["FOLDER", "OUTSIDE", "RAN", "code", "execute", "notebooks", "texts"]
 
 FOLDER = Path(__file__).parents[2] / "tutorials"
 LOOKS = ((900, 256), (900, 128), (760, 128), (640, 128), (640, 64), (540, 64))  # of a stored picture: width, colours
 LARGEST = 64_000  # its bytes
+RAN = "code_that_ran"  # in a notebook's metadata: which code its outputs are of
 # a path of the machine that made the outputs: from a root folder, or from a drive of Windows
 OUTSIDE = re.compile(
     r"(?<![\w.:/~)\]>-])(/(?:root|home|tmp|usr|opt|var|work|mnt|Users|private|data)\b[\w./-]*|[A-Z]:\\\w[^\s]*)"
@@ -37,6 +39,12 @@ def notebooks() -> list[Path]:
     return sorted(FOLDER.glob("[0-9][0-9]_*.ipynb"))
 
 
+def code(notebook: nbformat.NotebookNode) -> str:
+    """A number that tells one notebook's code from another's: a change of text leaves it as it is."""
+    sources = [cell.source for cell in notebook.cells if cell.cell_type == "code"]
+    return hashlib.sha256("\n\0".join(sources).encode()).hexdigest()
+
+
 def _variables(source: str, given: Mapping[str, str]) -> str:
     """The cell of parameters with other values."""
     for name, value in given.items():
@@ -47,13 +55,18 @@ def _variables(source: str, given: Mapping[str, str]) -> str:
 
 
 def _environment(folder: Path) -> dict[str, str]:
-    """These commands, nothing of the user's set-up, and threads that wait without keeping a core busy."""
+    """These commands, nothing of the user's set-up, and threads that wait without keeping a core busy.
+
+    A cell of commands ends at the first one that fails, not only if the last one does.
+    """
+    (folder / "strict").write_text("set -eo pipefail\n", encoding="utf-8")
     environment = {name: value for name, value in os.environ.items() if not name.startswith(_OWN)}
     scripts = sysconfig.get_path("scripts")
     return environment | {
-        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]), "IPYTHONDIR": str(folder / "ipython"),
-        "JUPYTER_PLATFORM_DIRS": "1", "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
-        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1", "PYTHONWARNINGS": "ignore",
+        "PATH": os.pathsep.join([scripts, os.environ.get("PATH", "")]), "BASH_ENV": str(folder / "strict"),
+        "IPYTHONDIR": str(folder / "ipython"), "JUPYTER_PLATFORM_DIRS": "1", "PYTHONWARNINGS": "ignore",
+        "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OMP_WAIT_POLICY": "passive",
+        "ITK_GLOBAL_DEFAULT_NUMBER_OF_THREADS": "1",
     }  # fmt: skip
 
 
@@ -87,6 +100,7 @@ def _tidy(notebook: nbformat.NotebookNode, replaced: Mapping[str, str]) -> None:
     notebook.metadata = {
         "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
         "language_info": {"name": "python"},
+        RAN: code(notebook),
     }
     package = Path(sysconfig.get_path("purelib"))
     replaced = {**replaced, str(package): "site-packages", str(FOLDER.parent): "site-packages", sys.prefix: "venv"}
