@@ -61,7 +61,7 @@ def _train(number: int, folder: str, name: str) -> None:
     adversarial = name == "adversarial"
     network = built() if adversarial else UNet(3, 1, 3, (4, 8), (2,), num_res_units=1)
     optimizer = torch.optim.SGD(network.parameters(), 1e-2)
-    task = Task(network, optimizer, losses, Precision("cpu"), build=built)
+    task = Task(network, optimizer, losses, Precision("cpu"), steps=20, build=built)
     method = methods.build(name, task, seed=3, **OPTIONS[name])
     batches, history = OwnBatches(number), []
     learned: dict[str, nn.Module] = {n: p.module for n, p in method.players.items()} | dict(method.policies())
