@@ -21,7 +21,7 @@ from monai_autoaug.errors import AutoAugError, ConfigError
 
 __all__ = [
     "DTYPES", "Precision", "average_gradients", "average_over_ranks", "broadcast", "float32_region",
-    "gather_over_ranks", "rank", "skip_warnings", "without_tf32", "world_size",
+    "gather_over_ranks", "rank", "skip_warnings", "sum_over_ranks", "without_tf32", "world_size",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,6 +55,18 @@ def average_over_ranks(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(x)
         x /= world_size()
+    return x
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of ``x`` over all ranks, detached.
+
+    >>> sum_over_ranks(torch.tensor(2.0))
+    tensor(2.)
+    """
+    x = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(x)
     return x
 
 

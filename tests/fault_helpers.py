@@ -27,6 +27,7 @@ import numpy as np
 import pytest
 import torch
 
+PATIENCE = 3600  # seconds that a test waits at most: other work may have nearly all of the machine
 needs_kill = pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs SIGKILL and /proc")
 
 
@@ -81,7 +82,7 @@ def killed(process: BaseProcess, after: float, moments: random.Random) -> bool:
         moments: draws what is finer than the system counts.
     """
     assert process.pid is not None
-    deadline = time.monotonic() + 600
+    deadline = time.monotonic() + PATIENCE
     while process.exitcode is None and used(process.pid) < after:
         assert time.monotonic() < deadline, "the process does nothing any more"
         time.sleep(0.002)
@@ -95,7 +96,7 @@ def killed(process: BaseProcess, after: float, moments: random.Random) -> bool:
 def ended(process: BaseProcess) -> float:
     """Wait until a process has ended well; the seconds of processor time that it took."""
     assert process.pid is not None
-    seconds, deadline = 0.0, time.monotonic() + 600
+    seconds, deadline = 0.0, time.monotonic() + PATIENCE
     while process.exitcode is None:
         assert time.monotonic() < deadline
         now = used(process.pid)
@@ -185,7 +186,7 @@ def of_session(session: int) -> list[int]:
     return found
 
 
-def gone(session: int, seconds: float = 30) -> bool:
+def gone(session: int, seconds: float = 60) -> bool:
     """Whether all processes of a session end by themselves."""
     deadline = time.monotonic() + seconds
     while of_session(session) and time.monotonic() < deadline:

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 import torch
-from fault_helpers import children, complete, gone, needs_kill, run_command, said, server, temporary
+from fault_helpers import PATIENCE, children, complete, gone, needs_kill, run_command, said, server, temporary
 from run_helpers import options, rows, stop_at, weights
 
 from monai_autoaug.data import write_phantom
@@ -133,7 +133,7 @@ def test_a_folder_that_becomes_read_only(data: Path, tmp_path: Path, processes: 
     finally:
         folder.chmod(0o700)
     process = run_command(processes, output, "train", "--resume", "--output", folder, restricted=True)
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while Run(folder).load_checkpoint()["trainer"]["iteration"] <= before:
         assert process.exitcode is None
         assert time.monotonic() < deadline
@@ -281,7 +281,7 @@ def test_a_worker_that_dies_is_told_and_the_run_goes_on(method: str, data: Path,
 
 
 def wait_for(file: Path, process: Any) -> None:
-    deadline = time.monotonic() + 120
+    deadline = time.monotonic() + PATIENCE
     while not file.exists():
         assert process.exitcode is None
         assert time.monotonic() < deadline
@@ -300,7 +300,7 @@ def test_an_interrupted_run_leaves_no_process(
     wait_for(Run(folder).checkpoint, process)
     assert process.pid is not None
     (os.killpg if everybody else os.kill)(process.pid, signal.SIGINT)
-    process.join(timeout=60)
+    process.join(timeout=PATIENCE)
     assert process.exitcode == 130
     assert f"stopped; go on with: monai-autoaug train --resume --output {folder}" in said(output)
     assert "Traceback" not in said(output)
@@ -319,7 +319,7 @@ def test_a_worker_that_dies_is_told_on_the_command_line(
     wait_for(Run(folder).checkpoint, process)
     assert process.pid is not None
     os.kill(children(process.pid)[0], signal.SIGKILL)
-    process.join(timeout=60)
+    process.join(timeout=PATIENCE)
     assert process.exitcode == 2
     assert "error: a process that makes patches has died" in said(output)
     assert f"then go on with: monai-autoaug train --resume --output {folder}" in said(output)

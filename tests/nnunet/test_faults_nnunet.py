@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from fault_helpers import (
+    PATIENCE,
     begin,
     children,
     complete,
@@ -62,7 +63,7 @@ class Training:
 
     def begun(self) -> Path:
         """Wait for the first checkpoint."""
-        deadline = time.monotonic() + 300
+        deadline = time.monotonic() + PATIENCE
         while True:
             found = list(self.folder.rglob("checkpoint_latest.pth"))
             if found:
@@ -73,7 +74,7 @@ class Training:
 
     def ends(self, code: int) -> str:
         """What is said at the end; no process is left, and all files are whole."""
-        self.process.join(timeout=120)
+        self.process.join(timeout=PATIENCE)
         assert self.process.exitcode == code, said(self.output)
         assert self.process.pid is not None
         assert gone(self.process.pid, seconds=1)
