@@ -44,9 +44,9 @@ def rehearse(
         ConfigError: an option of the method has a value that it can't be built with.
 
     >>> rehearse(Options(method="adversarial", method_options={"mode": "affine"}))
-    >>> rehearse(Options(method="adversarial", method_options={"balance": "no"}))
+    >>> rehearse(Options(method="adversarial", method_options={"weight_magnitude": -1.0}))
     Traceback (most recent call last):
-    monai_autoaug.errors.ConfigError: method 'adversarial' can't be built: ...balance must be true or false ...
+    monai_autoaug.errors.ConfigError: method 'adversarial' can't be built: weight_magnitude must be at least 0, ...
     """
     convolution = nn.Conv3d if spatial_dims == 3 else nn.Conv2d
     norm = nn.InstanceNorm3d if spatial_dims == 3 else nn.InstanceNorm2d

@@ -70,7 +70,7 @@ def test_train_resume_evaluate_and_segment(bundle: Path, data: Path) -> None:
 
 @pytest.mark.long
 def test_one_labelled_volume_and_the_papers_form(bundle: Path, data: Path) -> None:
-    options = '{"fidelity": "paper", "width": 4, "mixup": true, "weighted_loss": true}'
+    options = "{'fidelity': 'paper', 'width': 4, 'mixup': True, 'weighted_loss': True}"
     log = run(bundle, data, "train", epochs=3, val_interval=1, repeats=4, labelled_cases=1, method_options=options)
     assert "loss_mixup" in log
 
