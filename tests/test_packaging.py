@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What is installed, and that README, .ci/run and command line say the same."""
+"""What is installed, and that README, the pages of docs/, .ci/run and command line say the same."""
 
 from __future__ import annotations
 
@@ -24,11 +24,17 @@ from monai_autoaug.nnunet.options import Options
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str | None = None) -> list[str]:
+    """Of one page, or of all."""
+    texts = PAGES.values() if page is None else [PAGES[page]]
+    return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
 
 
 def marked(name: str) -> str:
@@ -50,11 +56,11 @@ def test_the_two_commands_of_the_first_screen_are_what_ci_runs() -> None:
 def commands() -> list[str]:
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     parts = [part.strip() for line in lines for part in re.split(r"&&|\||\$\(|\)", line.split(" #")[0])]
-    return [p for p in parts if p.startswith("monai-autoaug ")]
+    return list(dict.fromkeys(p for p in parts if p.startswith("monai-autoaug ")))
 
 
 @pytest.mark.parametrize("line", commands())
-def test_every_command_in_the_readme_can_be_given(line: str) -> None:
+def test_every_command_in_the_documentation_can_be_given(line: str) -> None:
     words = shlex.split(line)[1:]
     command: click.Command = main
     context = click.Context(main, info_name="monai-autoaug")
@@ -65,8 +71,8 @@ def test_every_command_in_the_readme_can_be_given(line: str) -> None:
     command.make_context(command.name, words, parent=context, resilient_parsing=True)  # refuses what it doesn't know
 
 
-def test_the_readme_leads_from_a_decathlon_folder_to_a_trainer_of_nnunet() -> None:
-    said = "\n".join(blocks("bash"))
+def test_a_page_leads_from_a_decathlon_folder_to_a_trainer_of_nnunet() -> None:
+    said = "\n".join(blocks("bash", "docs/nnunet.md"))
     steps = ["export nnUNet_raw=", "nnUNetv2_convert_MSD_dataset -i Task04_Hippocampus",
              "nnUNetv2_plan_and_preprocess -d 4", "export nnUNet_extTrainer=", "nnunet doctor",
              "nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerAutoAug ", "nnUNetv2_predict -i"]  # fmt: skip
@@ -113,25 +119,42 @@ def test_ci_installs_a_browser_and_fails_without_one(root: bool, installs: bool,
         assert "there is no chromium" in done.stderr
 
 
-def test_the_options_for_nnunet_in_the_readme_are_options() -> None:
+def test_the_options_for_nnunet_in_the_documentation_are_options() -> None:
     for block in blocks("yaml"):
         options = Options.from_mapping(yaml.safe_load(block))
         assert (options.iterations_per_epoch is None) == (options.val_iterations_per_epoch is None)
 
 
-def test_the_readme_has_commands_and_pictures_that_exist() -> None:
+def test_the_documentation_has_every_command_and_a_picture() -> None:
     assert {line.split()[1] for line in commands()} == set(COMMANDS)
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert pictures
     assert all((ROOT / p).stat().st_size > 10_000 for p in pictures)
 
 
+@pytest.mark.parametrize("page", [*PAGES, "tutorials/README.md", "tutorials/own_method.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", link):
+            continue
+        file, _, place = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if place else []
+        assert not place or place in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}, link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    assert all(f"]({page})" in README for page in PAGES if page != "README.md")
+
+
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_the_python_of_the_readme_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_documentation_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_phantom("data", cases=6, size=20)
     code = blocks("python")[number].replace("epochs=40", "epochs=1, iterations=2")
-    exec(compile(code, f"README.md, block {number}", "exec"), {})  # noqa: S102  # our own README
+    exec(compile(code, f"documentation, block {number}", "exec"), {})  # noqa: S102  # our own pages
 
 
 def distribution() -> metadata.Distribution:

@@ -4,10 +4,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from monai_autoaug.evaluation.comparison.rows import COLUMNS, PRIMARY, Row, Summary
+from monai_autoaug.evaluation.comparison.rows import COLUMNS, PLAIN, PRIMARY, Row, Summary
 from monai_autoaug.evaluation.comparison.tables import TITLES, groups
 from monai_autoaug.evaluation.metrics import METRICS
 from monai_autoaug.report.html import render
@@ -56,15 +57,21 @@ def _headline(content: Summary) -> str:
     if not better:
         return f"No gain over {content.reference} shown"
     better.sort(key=lambda row: -(row.versus[PRIMARY].mean or 0.0) if row.versus else 0.0)
-    names = list(dict.fromkeys(row.arm for row in better))
+    found = Counter(row.arm for row in better)
+    plain = found.pop(PLAIN, 0)
+    if not found:
+        return f"Training without augmentation ({PLAIN}) is better than {content.reference}; no other arm is"
+    tables = len({(row.cases, row.equal) for row in compared})
+    names = [arm + (f" (in {n} of {tables} tables)" if n < tables else "") for arm, n in found.items()]
     more = f" and {len(names) - _BEST} more" if len(names) > _BEST else ""
-    return f"Better than {content.reference}: {', '.join(names[:_BEST])}{more}"
+    also = f"; but so is training without augmentation ({PLAIN})" if plain else ""
+    return f"Better than {content.reference}: {', '.join(names[:_BEST])}{more}{also}"
 
 
 def _outcome(rows: Sequence[Row]) -> str:
     """The class of the box around the headline."""
     kinds = {row.kind for row in rows} - {"reference"}
-    if "better" in kinds:
+    if any(row.kind == "better" and row.arm != PLAIN for row in rows):
         return "gain"
     return "unknown" if kinds <= {"unknown"} else "none"
 

@@ -208,10 +208,10 @@ def test_debug_shows_a_traceback_on_the_terminal(tmp_path: Path) -> None:
         assert done.returncode == (1 if shown else 2)
 
 
-def test_exit_codes_are_told_and_are_those_of_the_readme() -> None:
+def test_exit_codes_are_told_and_are_those_of_the_documentation() -> None:
     told = call("--help").output.split("Exit codes:")[1]
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    line = next(line for line in readme.splitlines() if line.startswith("Exit codes:"))
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text(encoding="utf-8")
+    line = next(line for line in page.splitlines() if line.startswith("Exit codes:"))
     for code in EXIT_CODES:
         assert re.search(rf"^ +{code} ", told, re.MULTILINE)
         assert f"{code} " in line
@@ -340,9 +340,9 @@ def test_completion_of_commands_options_and_values(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
-def test_completion_can_be_had_as_the_readme_says(shell: str, tmp_path: Path) -> None:
-    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
-    assert 'eval "$(_MONAI_AUTOAUG_COMPLETE=bash_source monai-autoaug)"' in readme
+def test_completion_can_be_had_as_documented(shell: str, tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "train.md").read_text(encoding="utf-8")
+    assert 'eval "$(_MONAI_AUTOAUG_COMPLETE=bash_source monai-autoaug)"' in page
     done = subprocess.run(
         [sys.executable, "-c", "from monai_autoaug.cli import main; main(prog_name='monai-autoaug')"], check=True,
         capture_output=True, text=True, cwd=tmp_path, env=os.environ | {COMPLETE: f"{shell}_source"},

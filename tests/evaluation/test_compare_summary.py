@@ -211,6 +211,14 @@ def test_notes_tell_what_cannot_be_shown(tmp_path: Path) -> None:
     assert {row.kind for row in summarise(own).rows} == {"reference", "none"}
 
 
+def test_notes_begin_with_a_reference_that_loses_to_no_augmentation(tmp_path: Path) -> None:
+    caution = "Training without augmentation (none) is better than nnunet"
+    own = done(tmp_path / "loses", {"none": 0.04, "adversarial": 0.05})
+    assert summarise(own).notes[0].startswith(caution)
+    assert "--resume --reference none" in markdown(summarise(own))
+    assert caution not in told(done(tmp_path / "wins"))
+
+
 def test_notes_tell_who_looks_at_validation_cases_and_who_ran_where(tmp_path: Path) -> None:
     own = done(tmp_path, arms=("none", "affine", "mixup"))
     assert "on which affine, mixup choose their epoch; no other arm looks at them" in told(own)

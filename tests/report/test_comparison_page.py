@@ -116,6 +116,20 @@ def test_the_headline_is_plain() -> None:
     assert "0 of 6 trainings are done; what is missing is left out." in text
 
 
+def test_a_reference_that_is_worse_than_no_augmentation_is_said_to_be() -> None:
+    rows = [row("nnunet", None), row("none", 0.03), row("adversarial", 0.05)]
+    both = "Better than nnunet: adversarial; but so is training without augmentation (none)"
+    assert both in words(page(summary(*rows)))
+    text = page(summary(*rows[:2], row("adversarial", 0.001)))
+    assert "Training without augmentation (none) is better than nnunet; no other arm is" in words(text)
+    assert 'class="verdict none"' in text
+
+
+def test_the_headline_tells_how_many_tables_an_arm_wins() -> None:
+    rows = [row("nnunet", None, n) for n in (10, 20)] + [row("adversarial", 0.03, 10), row("adversarial", 0.001, 20)]
+    assert "Better than nnunet: adversarial (in 1 of 2 tables)" in words(page(summary(*rows)))
+
+
 def test_several_numbers_of_cases_and_equal_time() -> None:
     rows = [row("nnunet", None, n) for n in (10, 20)] + [row("adversarial", 0.03, n) for n in (10, 20)]
     text = page(summary(*rows, row("adversarial", 0.02, 20, "time"), overall={"nnunet": 2.0, "adversarial": 1.0}))

@@ -8,22 +8,27 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from monai_autoaug.evaluation.comparison.planning import Plan
+from monai_autoaug.evaluation.comparison.rows import PLAIN, Row
 from monai_autoaug.evaluation.comparison.statistics import smallest_p
 from monai_autoaug.evaluation.result import LEAST_CASES
 
-__all__ = ["counted", "notes", "power_note"]
+__all__ = ["counted", "notes", "plain_note", "power_note"]
 
 _FEW_SEEDS = 5
 
 
-def notes(plan: Plan, results: Sequence[Mapping[str, Any]], tests: int) -> Iterator[str]:
+def notes(plan: Plan, results: Sequence[Mapping[str, Any]], rows: Sequence[Row], tests: int) -> Iterator[str]:
     """The sentences.
 
     Args:
         plan: of the comparison.
         results: of the cells that are done.
+        rows: what is said of the arms.
         tests: comparisons with the reference.
     """
+    caution = plain_note(rows, plan.reference)
+    if caution:
+        yield caution
     yield from _cases(plan)
     seeds = len(plan.seeds)
     over = "test cases and seeds" if seeds > 1 else "test cases alone"
@@ -89,6 +94,20 @@ def power_note(cases: int, tests: int) -> str:
     return (
         f"With {counted(cases, 'test case')} and {counted(tests, 'comparison')} no p can be below 0.05 (the"
         f" smallest is {smallest:.2g}), so nothing can be shown."
+    )
+
+
+def plain_note(rows: Sequence[Row], reference: str) -> str:
+    """That the reference itself does worse than no augmentation, where that is so; else empty.
+
+    >>> plain_note([], "nnunet")
+    ''
+    """
+    if not any(row.arm == PLAIN and row.kind == "better" for row in rows):
+        return ""
+    return (
+        f"Training without augmentation ({PLAIN}) is better than {reference}, so to be better than {reference} doesn't"
+        f" show that an augmentation helps: compare with {PLAIN} (--resume --reference {PLAIN}; trains nothing)."
     )
 
 

@@ -10,12 +10,15 @@ from typing import Any, Literal
 from monai_autoaug.evaluation.metrics import METRICS
 from monai_autoaug.evaluation.result import LEAST_CASES
 
-__all__ = ["COLUMNS", "LEVEL", "PRIMARY", "RANKED", "ComparedMetric", "Kind", "Row", "Summary", "Versus", "verdict"]
+__all__ = [
+    "COLUMNS", "LEVEL", "PLAIN", "PRIMARY", "RANKED", "ComparedMetric", "Kind", "Row", "Summary", "Versus", "verdict",
+]  # fmt: skip
 
 PRIMARY = "dice"  # which the verdict is of
 RANKED = ("dice", "sensitivity", "precision", "hd95")  # those of paper 002's average rank
 COLUMNS = tuple(METRICS)
 LEVEL = 0.05
+PLAIN = "none"  # the arm without augmentation, which says whether a reference was worth beating
 Kind = Literal["reference", "better", "worse", "none", "unknown"]
 
 

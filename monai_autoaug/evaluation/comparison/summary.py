@@ -82,7 +82,7 @@ def summarise(plan: Plan) -> Summary:
     return Summary(
         host=plan.setting.host, reference=plan.reference, structures=tuple(structures),
         test_cases=len(plan.parts.test), rows=rows, overall=_overall(rows, plan.arms),
-        notes=tuple(notes(plan, results, len(differences))), provenance=_provenance(plan, results),
+        notes=tuple(notes(plan, results, rows, len(differences))), provenance=_provenance(plan, results),
         done=sum(plan.place(cell).done for cell in cells), total=len(cells),
     )  # fmt: skip
 
