@@ -280,7 +280,7 @@ def observed(given: Path, output: Path, epochs: int) -> None:
 
 @needs_kill
 @pytest.mark.parametrize(("epochs", "iterations", "memory"), [
-    (9, 5, 12.0), pytest.param(50, 40, 24.0, marks=pytest.mark.long)
+    (9, 5, 24.0), pytest.param(50, 40, 24.0, marks=pytest.mark.long)  # 4 MiB for each of six processes
 ])  # fmt: skip
 def test_nothing_grows_over_many_steps(
     epochs: int, iterations: int, memory: float, tiny: Any, tmp_path: Path, processes: ForkServerContext
