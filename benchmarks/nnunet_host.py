@@ -14,7 +14,6 @@ import os
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
-from copy import deepcopy
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,6 +24,7 @@ from commands import ROOT, Cost, code_version, run
 
 from monai_autoaug.data import read_datalist, split
 from monai_autoaug.data.datalist import DataList
+from monai_autoaug.nnunet.experiment import small_configuration, write_images, write_raw
 from monai_autoaug.nnunet.launcher import ext_path
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE
 from monai_autoaug.nnunet.test_time import STATE, VARIABLE
@@ -109,8 +109,6 @@ class Host:
     def __init__(self, data: Path, work: Path, setting: Setting, workers: int) -> None:
         self.work, self.setting, self.workers = work.resolve(), setting, workers
         self.data: DataList = read_datalist(data)
-        if any(len(c.images) != len(self.data.channels) for c in self.data.training):
-            raise ValueError(f"{data}: nnU-Net wants a file for each channel")
         self.name = f"Dataset{DATASET:03d}_{data.resolve().name.split('_')[-1]}"
         held = split(self.data.training, seed=0, validation=setting.test_cases)
         self.test, self.pool = held.validation, held.train
@@ -166,34 +164,16 @@ class Host:
     def _write_raw(self) -> None:
         """Links to the images in nnU-Net's layout."""
         folder = self.work / "raw" / self.name
-        shutil.rmtree(folder, ignore_errors=True)
-        for name in ("imagesTr", "labelsTr", "imagesTs"):
-            (folder / name).mkdir(parents=True)
-        for images, cases in (("imagesTr", self.pool), ("imagesTs", self.test)):
-            for case in cases:
-                for channel, image in enumerate(case.images):
-                    (folder / images / f"{case.name}_{channel:04d}.nii.gz").symlink_to(image.resolve())
-                if images == "imagesTr" and case.label is not None:
-                    (folder / "labelsTr" / f"{case.name}.nii.gz").symlink_to(case.label.resolve())
-        content = {
-            "channel_names": {str(i): name for i, name in enumerate(self.data.channels)}, "labels": self.data.labels,
-            "numTraining": len(self.pool), "file_ending": ".nii.gz",
-        }  # fmt: skip
-        write_text(folder / "dataset.json", json.dumps(content, indent=1) + "\n")
+        write_raw(folder, self.data, self.pool)
+        for case in self.test:
+            write_images(folder / "imagesTs", case, len(self.data.channels))
 
     def _configuration(self, planned: Mapping[str, Any]) -> dict[str, Any]:
         """nnU-Net's network with fewer stages and channels, on smaller patches of the same preprocessed data."""
-        stages = len(self.setting.features)
-        architecture = deepcopy(planned["architecture"])
-        architecture["arch_kwargs"] |= {
-            "n_stages": stages, "features_per_stage": list(self.setting.features), "kernel_sizes": [[3, 3, 3]] * stages,
-            "strides": [[1, 1, 1], *[[2, 2, 2]] * (stages - 1)], "n_conv_per_stage": [2] * stages,
-            "n_conv_per_stage_decoder": [2] * (stages - 1),
-        }  # fmt: skip
-        return {
-            "inherits_from": "3d_fullres", "architecture": architecture,
-            "patch_size": list(self.setting.patch), "batch_size": self.setting.batch_size,
-        }  # fmt: skip
+        setting = self.setting
+        return small_configuration(
+            planned, features=setting.features, patch_size=setting.patch, batch_size=setting.batch_size
+        )
 
     def results(self, model: Model) -> Path:
         """nnU-Net's results folder of an arm."""

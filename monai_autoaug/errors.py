@@ -16,18 +16,28 @@ __all__ = [
     "ConfigError",
     "DataError",
     "PolicyError",
+    "WorkerError",
     "did_you_mean",
     "how_to_go_on",
+    "printable",
     "resumable",
 ]
 
 
 class AutoAugError(Exception):
-    """Base of every error that this package raises on purpose; the command line prints it without a traceback.
+    r"""Base of every error that this package raises on purpose; the command line prints it without a traceback.
 
-    >>> issubclass(DataError, AutoAugError)
-    True
+    What a terminal would obey and not show, such as a name that someone put into a file, is written out (`printable`).
+
+    Args:
+        message: what was expected, what came, what to do; it may have several lines.
+
+    >>> print(AutoAugError("there is no case " + chr(27) + "[2J"))
+    there is no case \x1b[2J
     """
+
+    def __init__(self, message: object = "") -> None:
+        super().__init__("\n".join(printable(line) for line in str(message).split("\n")))
 
 
 class AutoAugWarning(UserWarning):
@@ -56,14 +66,14 @@ class DataError(AutoAugError):
     def __init__(
         self, message: str, *, file: object = None, expected: object = None, came: object = None, remedy: str = ""
     ) -> None:
-        text = message if file is None else f"{file}: {message}"
+        text = message if file is None else f"{printable(file)}: {message}"
         if expected is not None or came is not None:
-            text += f"; expected {expected}, came {came}"
+            text += f"; expected {expected}, came {printable(came)}"
         if remedy:
             # after a list, on a line of its own
             text += f"To do: {remedy}" if text.endswith("\n") else f". To do: {remedy}"
         super().__init__(text)
-        self.file, self.expected, self.came, self.remedy = file, expected, came, remedy
+        self.message, self.file, self.expected, self.came, self.remedy = message, file, expected, came, remedy
 
 
 class ConfigError(AutoAugError):
@@ -91,6 +101,29 @@ class CheckpointError(AutoAugError):
     """
 
 
+class WorkerError(AutoAugError):
+    """A process that makes patches has died or failed; what was trained until the last checkpoint is in it.
+
+    >>> issubclass(WorkerError, AutoAugError)
+    True
+    """
+
+
+def printable(value: object) -> str:
+    r"""A value as text that can be shown: what a terminal would obey, and not show, is written out.
+
+    Args:
+        value: a file's name, for example, which may hold any character.
+
+    >>> printable("a" + chr(27) + "[2J.nii")
+    'a\\x1b[2J.nii'
+    """
+    text = str(value)
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
 def did_you_mean(name: object, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the known one that is most like it, if any is.
 
@@ -107,7 +140,7 @@ def did_you_mean(name: object, known: Iterable[str]) -> str:
 
 @contextmanager
 def resumable(command: Callable[[], Sequence[str] | None]) -> Iterator[None]:
-    """Within the block, Ctrl-C and a disk that fails carry the command that goes on with what was begun.
+    """Within the block, Ctrl-C and what comes from outside carry the command that goes on.
 
     Args:
         command: gives its words, or None where nothing has begun; called only then.
@@ -121,7 +154,7 @@ def resumable(command: Callable[[], Sequence[str] | None]) -> Iterator[None]:
     """
     try:
         yield
-    except (KeyboardInterrupt, OSError) as error:
+    except (KeyboardInterrupt, OSError, DataError, WorkerError) as error:
         words = command()
         if words is not None:
             error.__dict__["go_on"] = shlex.join(words)

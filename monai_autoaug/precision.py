@@ -3,14 +3,14 @@
 """Mixed precision and ranks: autocast, the one scaler of the one backward, and an update that every player survives.
 
 The rules: one backward has one scaler; every optimiser is averaged over ranks, unscaled, checked for non-finite values,
-clipped and skipped on its own; a float32 region stays float32 whatever surrounds it.
+clipped and skipped on its own, and counted; a float32 region stays float32 whatever surrounds it.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from monai_autoaug.errors import AutoAugError, ConfigError
 
 __all__ = [
     "DTYPES", "Precision", "average_gradients", "average_over_ranks", "broadcast", "float32_region",
-    "gather_over_ranks", "rank", "without_tf32", "world_size",
+    "gather_over_ranks", "rank", "skip_warnings", "sum_over_ranks", "without_tf32", "world_size",
 ]  # fmt: skip
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -55,6 +55,18 @@ def average_over_ranks(x: Tensor) -> Tensor:
     if world_size() > 1:
         dist.all_reduce(x)
         x /= world_size()
+    return x
+
+
+def sum_over_ranks(x: Tensor) -> Tensor:
+    """Sum of ``x`` over all ranks, detached.
+
+    >>> sum_over_ranks(torch.tensor(2.0))
+    tensor(2.)
+    """
+    x = x.detach().clone()
+    if world_size() > 1:
+        dist.all_reduce(x)
     return x
 
 
@@ -211,19 +223,22 @@ class Precision:
         """One backward for all players."""
         (loss if self.scaler is None else self.scaler.scale(loss)).backward()
 
-    def step(self, name: str, optimizer: torch.optim.Optimizer, *, clip: float | None = None) -> bool:
-        """Average over ranks, unscale, check, clip, update; a non-finite gradient skips this player only.
+    def step(
+        self, name: str, optimizer: torch.optim.Optimizer, *, clip: float | None = None, loss: Tensor | None = None
+    ) -> bool:
+        """Average over ranks, unscale, check, clip, update; a non-finite loss or gradient skips this player only.
 
         Args:
             name: the player, as counted in ``skipped``.
             optimizer: its optimiser.
             clip: largest gradient norm, or None.
+            loss: this player's own, a scalar, where it is known apart from the others'.
 
         Returns:
-            False if a non-finite gradient was skipped.
+            False if the update was skipped.
 
         Raises:
-            AutoAugError: this player's gradient was non-finite ``max_skipped`` times in a row.
+            AutoAugError: this player was skipped more than ``max_skipped`` times in a row.
         """
         parameters = [p for g in optimizer.param_groups for p in g["params"]]
         average_gradients(parameters)
@@ -233,6 +248,8 @@ class Precision:
         if self.scaler is not None:
             self.scaler.unscale_(optimizer)
         norm = torch.nn.utils.clip_grad_norm_(given, float("inf") if clip is None else clip)
+        if loss is not None:  # 0 if it is finite; all ranks have to see the same
+            norm = norm + average_over_ranks(loss).to(norm) * 0
         if not bool(torch.isfinite(norm)):
             self._skip(name, optimizer)
             return False
@@ -243,6 +260,30 @@ class Precision:
             self.scaler.step(optimizer)
         return True
 
+    def descend(self, name: str, optimizer: torch.optim.Optimizer, parameter: Tensor, gradient: Tensor) -> bool:
+        """One update by a gradient that no backward has found, the same on all ranks; skipped if it isn't finite.
+
+        Args:
+            name: the player, as counted in ``skipped``.
+            optimizer: its optimiser.
+            parameter: its only one.
+            gradient: of this parameter, unscaled.
+
+        Returns:
+            False if the update was skipped.
+
+        Raises:
+            AutoAugError: see `step`.
+        """
+        if not bool(torch.isfinite(gradient).all()):
+            self._skip(name, optimizer)
+            return False
+        self._in_a_row[name] = 0
+        parameter.grad = gradient.to(parameter)
+        optimizer.step()
+        parameter.grad = None
+        return True
+
     def _skip(self, name: str, optimizer: torch.optim.Optimizer) -> None:
         """Drop a non-finite gradient and count it; a growing run of them is not float16's scale search any more."""
         optimizer.zero_grad(set_to_none=True)
@@ -250,8 +291,8 @@ class Precision:
         self._in_a_row[name] += 1
         if self._in_a_row[name] > self.max_skipped:
             raise AutoAugError(
-                f"the gradient of {name} was not finite in {self._in_a_row[name]} updates in a row; the last good state"
-                " is in the checkpoint. Lower the learning rate, clip the gradient or train in float32"
+                f"the loss or gradient of {name} was not finite in {self._in_a_row[name]} updates in a row; the last"
+                " good state is in the checkpoint. Lower the learning rate, clip the gradient or train in float32"
             )
 
     def update(self) -> None:
@@ -273,3 +314,26 @@ class Precision:
             self.scaler.load_state_dict(state["scaler"])
         self.skipped = Counter(state["skipped"])
         self._in_a_row = Counter(state["in_a_row"])
+
+
+def skip_warnings(skipped: Mapping[str, int], steps: int, dtype: torch.dtype) -> list[str]:
+    """What to say of updates that were skipped because a loss or gradient was not finite.
+
+    In float16 the search for the largest scale skips a few on purpose: there one in a hundred goes without saying.
+
+    Args:
+        skipped: updates by player.
+        steps: updates in all.
+        dtype: that the networks ran in.
+
+    >>> skip_warnings({"network": 2}, 400, torch.float32)
+    ['2 of 400 updates of network were skipped, because its loss or gradient was not finite']
+    >>> skip_warnings({"network": 2}, 400, torch.float16)
+    []
+    """
+    usual = steps / 100 if dtype is torch.float16 else 0
+    return [
+        f"{count} of {steps} updates of {name} were skipped, because its loss or gradient was not finite"
+        for name, count in skipped.items()
+        if count > usual
+    ]

@@ -8,11 +8,12 @@ import contextlib
 import os
 import platform
 import re
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["dump_tensors", "write_tensors", "write_text", "write_whole"]
+__all__ = ["dump_tensors", "write_tensors", "write_text", "write_together", "write_whole"]
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
@@ -35,13 +36,10 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
     'whole'
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_leftovers(path.parent)
-    temporary = path.with_name(f".{path.name}{_here()}{os.getpid()}.part")
+    temporary = _temporary(path)
     try:
         write(temporary)
-        with temporary.open("rb+") as file:  # its name may reach the disk before its content otherwise
-            os.fsync(file.fileno())
+        _to_disk(temporary)
         temporary.replace(path)
     except OSError as error:
         if error.errno is not None and error.filename in (None, str(temporary)):
@@ -50,6 +48,40 @@ def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -
     finally:
         temporary.unlink(missing_ok=True)
     return path
+
+
+def write_together(folder: str | os.PathLike[str], write: Callable[[Path], object], *, last: str = "") -> list[Path]:
+    """Let ``write`` make files in a folder of their own, see them onto the disk, and put each in place in one step.
+
+    For writers of others, which are given a folder and name their files themselves.
+
+    Args:
+        folder: where the files belong; it is made if need be.
+        write: makes files, and no folders, in the folder that it is given.
+        last: the end of the name of that file whose presence says that all of them are there.
+
+    Returns:
+        The files, in the order in which they were put in place.
+
+    Raises:
+        OSError: disk full, no permission.
+
+    >>> import tempfile
+    >>> made = write_together(tempfile.mkdtemp(), lambda own: (own / "a.txt").write_text("whole"))
+    >>> [file.name for file in made], made[0].read_text()
+    (['a.txt'], 'whole')
+    """
+    folder = Path(folder)
+    own = _temporary(folder / "files")
+    try:
+        own.mkdir()
+        write(own)
+        made = sorted(own.iterdir(), key=lambda file: (bool(last) and file.name.endswith(last), file.name))
+        for file in made:
+            _to_disk(file)
+        return [file.replace(folder / file.name) for file in made]
+    finally:
+        shutil.rmtree(own, ignore_errors=True)
 
 
 def write_text(path: str | os.PathLike[str], text: str) -> Path:
@@ -110,6 +142,19 @@ def dump_tensors(file: Path, content: Any, save: Callable[..., object] | None = 
 _cleaned: set[Path] = set()
 
 
+def _temporary(path: Path) -> Path:
+    """A name beside ``path`` that says who writes there; what others have left is removed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path.parent)
+    return path.with_name(f".{path.name}{_here()}{os.getpid()}.part")
+
+
+def _to_disk(path: Path) -> None:
+    """Its name may reach the disk before its content otherwise."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
 def _here() -> str:
     return f"@{platform.node()}@"
 
@@ -125,7 +170,7 @@ def _remove_leftovers(folder: Path) -> None:
         found = leftover.search(file.name)
         if found and not _lives(int(found[1])):
             with contextlib.suppress(OSError):  # another user's, in a folder whose files only their owners may remove
-                file.unlink(missing_ok=True)
+                shutil.rmtree(file) if file.is_dir() else file.unlink(missing_ok=True)
 
 
 def _lives(process: int) -> bool:

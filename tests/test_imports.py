@@ -18,7 +18,7 @@ PACKAGE = "monai_autoaug"
 # a part may import from parts on lower lines only (and from itself); parts on one line don't know each other unless
 # WITHIN says so
 ORDER = [
-    {"errors", "plugins", "precision", "writing", "yaml_values"},
+    {"errors", "memory", "plugins", "precision", "reading", "writing", "yaml_values"},
     {"data", "transforms"},
     {"augmenters", "networks", "policies"},
     {"optim"},
@@ -40,8 +40,9 @@ WITHIN = {
 CONFINED = {
     "matplotlib": ("report/",),
     "nnunetv2": ("nnunet/",),
-    "batchgenerators": ("transforms/adapters.py", "policies/export.py", "nnunet/"),
-    "batchgeneratorsv2": ("transforms/adapters.py", "policies/export.py", "nnunet/"),
+    "batchgenerators": ("transforms/adapters.py", "policies/export/", "nnunet/"),
+    "batchgeneratorsv2": ("transforms/adapters.py", "policies/export/", "nnunet/"),
+    "torchio": ("policies/export/",),
     "dynamic_network_architectures": ("nnunet/",),
     "jinja2": ("report/",),
     "click": ("cli.py", "commands/", "nnunet/cli.py"),

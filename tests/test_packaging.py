@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What is installed, and that README, .ci/run and command line say the same."""
+"""What is installed, and that README, the pages of docs/, .ci/run and command line say the same."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ import configparser
 import os
 import re
 import shlex
+import shutil
+import subprocess
 from importlib import metadata
 from pathlib import Path
 
@@ -16,17 +18,23 @@ import pytest
 import yaml
 
 import monai_autoaug
-from monai_autoaug.cli import main
+from monai_autoaug.cli import COMMANDS, main
 from monai_autoaug.data import write_phantom
 from monai_autoaug.nnunet.options import Options
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
+PAGES = {
+    str(file.relative_to(ROOT)): file.read_text(encoding="utf-8")
+    for file in (ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")))
+}
 CI = (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-def blocks(language: str) -> list[str]:
-    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+def blocks(language: str, page: str | None = None) -> list[str]:
+    """Of one page, or of all."""
+    texts = PAGES.values() if page is None else [PAGES[page]]
+    return [block for text in texts for block in re.findall(rf"```{language}\n(.*?)```", text, re.DOTALL)]
 
 
 def marked(name: str) -> str:
@@ -48,11 +56,11 @@ def test_the_two_commands_of_the_first_screen_are_what_ci_runs() -> None:
 def commands() -> list[str]:
     lines = [line for block in blocks("bash") for line in block.replace("\\\n", " ").splitlines()]
     parts = [part.strip() for line in lines for part in re.split(r"&&|\||\$\(|\)", line.split(" #")[0])]
-    return [p for p in parts if p.startswith("monai-autoaug ")]
+    return list(dict.fromkeys(p for p in parts if p.startswith("monai-autoaug ")))
 
 
 @pytest.mark.parametrize("line", commands())
-def test_every_command_in_the_readme_can_be_given(line: str) -> None:
+def test_every_command_in_the_documentation_can_be_given(line: str) -> None:
     words = shlex.split(line)[1:]
     command: click.Command = main
     context = click.Context(main, info_name="monai-autoaug")
@@ -63,8 +71,8 @@ def test_every_command_in_the_readme_can_be_given(line: str) -> None:
     command.make_context(command.name, words, parent=context, resilient_parsing=True)  # refuses what it doesn't know
 
 
-def test_the_readme_leads_from_a_decathlon_folder_to_a_trainer_of_nnunet() -> None:
-    said = "\n".join(blocks("bash"))
+def test_a_page_leads_from_a_decathlon_folder_to_a_trainer_of_nnunet() -> None:
+    said = "\n".join(blocks("bash", "docs/nnunet.md"))
     steps = ["export nnUNet_raw=", "nnUNetv2_convert_MSD_dataset -i Task04_Hippocampus",
              "nnUNetv2_plan_and_preprocess -d 4", "export nnUNet_extTrainer=", "nnunet doctor",
              "nnUNetv2_train 4 3d_fullres 0 -tr nnUNetTrainerAutoAug ", "nnUNetv2_predict -i"]  # fmt: skip
@@ -75,25 +83,78 @@ def test_the_readme_leads_from_a_decathlon_folder_to_a_trainer_of_nnunet() -> No
     assert set(re.findall(r"nnUNetv2_\w+", said)) <= installed
 
 
-def test_the_options_for_nnunet_in_the_readme_are_options() -> None:
+BROWSER = re.findall(r"^(install_browser\(\) \{.*?^browser=\$!$)", CI, re.MULTILINE | re.DOTALL)
+WAIT = re.findall(r'^(wait "\$browser" .*?^tail .*?)$', CI, re.MULTILINE | re.DOTALL)
+
+
+@pytest.mark.parametrize("root", [True, False])
+@pytest.mark.parametrize("installs", [True, False])
+def test_ci_installs_a_browser_and_fails_without_one(root: bool, installs: bool, tmp_path: Path) -> None:
+    """The lines of .ci/run, on a system that is made up of a few commands."""
+    system = tmp_path / "bin"
+    system.mkdir()
+    chromium = "printf '#!/bin/bash\\necho Chromium 1.2\\n' > $0.new; chmod +x $0.new; mv $0.new ${0%/*}/chromium"
+    for name, code in {
+        "id": f"echo {0 if root else 1000}", "apt-get": f'echo "$@" >> {tmp_path}/asked; [ $1 = install ] || exit 0;'
+        + (chromium if installs else " echo no such package; exit 100"),
+    }.items():  # fmt: skip
+        (system / name).write_text(f"#!/bin/bash\n{code}\n")
+        (system / name).chmod(0o755)
+    for name in ("bash", "cat", "tail", "chmod", "mv"):
+        (system / name).symlink_to(str(shutil.which(name)))
+    script = "\n".join(["set -euo pipefail", *BROWSER, "echo meanwhile", *WAIT, "echo tests"])
+    done = subprocess.run(
+        ["bash", "-c", script], check=False, capture_output=True, text=True,
+        env={"PATH": str(system), "work": str(tmp_path)},
+    )  # fmt: skip
+    asked = (tmp_path / "asked").read_text() if (tmp_path / "asked").exists() else ""
+    assert ("install --quiet --yes --no-install-recommends chromium" in asked) == root
+    assert done.stdout.startswith("meanwhile\n")
+    if root and installs:
+        assert done.returncode == 0, done.stderr
+        assert done.stdout == "meanwhile\nChromium 1.2\ntests\n"
+    else:
+        assert done.returncode == 1
+        assert "tests" not in done.stdout
+        assert "there is no chromium" in done.stderr
+
+
+def test_the_options_for_nnunet_in_the_documentation_are_options() -> None:
     for block in blocks("yaml"):
         options = Options.from_mapping(yaml.safe_load(block))
         assert (options.iterations_per_epoch is None) == (options.val_iterations_per_epoch is None)
 
 
-def test_the_readme_has_commands_and_pictures_that_exist() -> None:
-    assert {line.split()[1] for line in commands()} >= {"demo", "check", "train", "predict", "evaluate", "nnunet"}
+def test_the_documentation_has_every_command_and_a_picture() -> None:
+    assert {line.split()[1] for line in commands()} == set(COMMANDS)
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", README)
     assert pictures
     assert all((ROOT / p).stat().st_size > 10_000 for p in pictures)
 
 
+@pytest.mark.parametrize("page", [*PAGES, "tutorials/README.md", "tutorials/own_method.md", "benchmarks/README.md"])
+def test_links_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        if re.match(r"https?:", link):
+            continue
+        file, _, place = link.partition("#")
+        target = (ROOT / page).parent / file if file else ROOT / page
+        assert target.exists(), link
+        titles = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8"), re.MULTILINE) if place else []
+        assert not place or place in {re.sub(r"[^\w -]", "", t).lower().replace(" ", "-") for t in titles}, link
+
+
+def test_every_page_is_linked_from_the_readme() -> None:
+    assert all(f"]({page})" in README for page in PAGES if page != "README.md")
+
+
 @pytest.mark.parametrize("number", range(len(blocks("python"))))
-def test_the_python_of_the_readme_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_of_the_documentation_runs(number: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     write_phantom("data", cases=6, size=20)
     code = blocks("python")[number].replace("epochs=40", "epochs=1, iterations=2")
-    exec(compile(code, f"README.md, block {number}", "exec"), {})  # noqa: S102  # our own README
+    exec(compile(code, f"documentation, block {number}", "exec"), {})  # noqa: S102  # our own pages
 
 
 def distribution() -> metadata.Distribution:
@@ -103,6 +164,20 @@ def distribution() -> metadata.Distribution:
         if os.environ.get("CI", "").lower() in ("1", "true"):
             raise
         pytest.skip("the package is not installed")
+
+
+def test_how_to_cite_is_what_the_readme_says() -> None:
+    told = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    assert {"cff-version", "message", "title", "authors"} <= set(told)
+    assert told["version"] == monai_autoaug.__version__
+    assert f"version = {{{monai_autoaug.__version__}}}" in README
+    assert told["license"] == "Apache-2.0"
+    cited = " ".join(README.split("## Citation")[1].split())
+    assert len(told["references"]) == len(re.findall(r"\[\d\] ", cited)) == 5
+    for reference in told["references"]:
+        assert reference["title"] in cited
+        assert str(reference["year"]) in cited
+        assert all(author["family-names"] in cited for author in reference["authors"])
 
 
 def test_metadata_says_what_setup_cfg_says() -> None:

@@ -178,3 +178,29 @@ def test_tf32_where_only_the_newer_switches_are_set() -> None:
         assert (matmul.fp32_precision, convolution.fp32_precision) == ("tf32", "tf32")
     finally:
         matmul.fp32_precision, convolution.fp32_precision = before
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_a_non_finite_loss_skips_like_a_gradient(bad: float) -> None:
+    precision, (network, optimizer) = Precision("cpu"), linear()
+    loss = network(torch.ones(1, 1)).sum()
+    precision.backward(loss)
+    assert not precision.step("network", optimizer, loss=loss.detach() + bad)
+    assert float(network.weight) == 1.0
+    assert dict(precision.skipped) == {"network": 1}
+    precision.backward(network(torch.ones(1, 1)).sum())
+    assert precision.step("network", optimizer, loss=loss.detach())
+    assert float(network.weight) == 0.0
+
+
+def test_a_gradient_that_no_backward_found_is_checked_too() -> None:
+    precision, (network, optimizer) = Precision("cpu", max_skipped=1), linear()
+    parameter = next(network.parameters())
+    assert not precision.descend("policy", optimizer, parameter, torch.full((1, 1), torch.nan))
+    assert dict(precision.skipped) == {"policy": 1}
+    assert precision.descend("policy", optimizer, parameter, torch.ones(1, 1))
+    assert float(parameter) == 0.0
+    assert parameter.grad is None
+    assert not precision.descend("policy", optimizer, parameter, torch.full((1, 1), torch.inf))
+    with pytest.raises(AutoAugError, match="gradient of policy was not finite in 2 updates in a row"):
+        precision.descend("policy", optimizer, parameter, torch.full((1, 1), torch.inf))

@@ -16,6 +16,7 @@ import monai_autoaug
 from monai_autoaug.augmenters.base import Augmenter
 from monai_autoaug.augmenters.kinds import find
 from monai_autoaug.errors import ConfigError, PolicyError
+from monai_autoaug.reading import MALFORMED, build, read_tensors
 from monai_autoaug.writing import write_tensors
 
 __all__ = ["load", "save"]
@@ -77,22 +78,32 @@ def load(path: str | os.PathLike[str], *, device: torch.device | str = "cpu") ->
     'affine'
     """
     try:
-        content = torch.load(path, map_location=device, weights_only=True)
-    except Exception as error:  # torch raises many kinds; the user needs the file's name and the reason
-        raise PolicyError(f"{path}: can't be read as augmenters ({type(error).__name__}: {error})") from error
+        content = read_tensors(path, device=device)
+    except (OSError, ValueError) as error:
+        raise PolicyError(f"{path}: can't be read as augmenters ({error}). To do: copy the file again") from error
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise PolicyError(f"{path}: is not a file of augmenters; expected one that monai_autoaug wrote")
-    if content["version"] > _VERSION:
+    version, entries = content.get("version"), content.get("augmenters")
+    if not isinstance(version, int) or version > _VERSION:
         raise PolicyError(
-            f"{path}: was written in format {content['version']}, this version reads {_VERSION}; update monai_autoaug"
+            f"{path}: was written in format {version}, this version reads {_VERSION}; update monai_autoaug"
         )
-    result: dict[str, Augmenter] = {}
-    for name, entry in content["augmenters"].items():
-        try:
-            kind = find(entry["kind"])
-        except ConfigError as error:
-            raise PolicyError(f"{path}: augmenter {name!r} is of unknown kind {entry['kind']!r} ({error})") from error
-        augmenter = kind(**entry["options"])
-        augmenter.load_state_dict(entry["state"])
-        result[name] = augmenter.to(device).eval().requires_grad_(False)
-    return result
+    if not isinstance(entries, dict):
+        raise PolicyError(f"{path}: holds no table of augmenters. To do: copy the file again")
+    return {str(name): _made(path, str(name), entry).to(device) for name, entry in entries.items()}
+
+
+def _made(path: str | os.PathLike[str], name: str, entry: Any) -> Augmenter:
+    """One augmenter, frozen and in evaluation mode."""
+    try:
+        kind = find(entry["kind"])
+    except (ConfigError, *MALFORMED) as error:
+        came = repr(entry.get("kind") if isinstance(entry, dict) else entry)[:80]
+        raise PolicyError(f"{path}: augmenter {name!r} is of unknown kind {came} ({error})") from error
+    try:
+        augmenter = build(lambda: kind(**entry["options"]), entry["state"])
+    except (ConfigError, *MALFORMED) as error:
+        raise PolicyError(
+            f"{path}: augmenter {name!r} can't be built ({type(error).__name__}: {error}). To do: copy the file again"
+        ) from error
+    return augmenter.eval().requires_grad_(False)

@@ -256,11 +256,12 @@ def _affine_figures(matrix: Tensor) -> dict[str, Tensor]:
     matrix = matrix.float()
     d = matrix.shape[1]
     linear = matrix[:, :, :d]
-    u, _, vh = torch.linalg.svd(linear)
+    known = torch.isfinite(linear).all(2).all(1)  # others have no decomposition, and torch raises
+    u, _, vh = torch.linalg.svd(torch.where(known[:, None, None], linear, torch.eye(d).to(linear)))
     trace = (u @ vh).diagonal(dim1=1, dim2=2).sum(1)
     cosine = (trace / 2 if d == 2 else (trace - 1) / 2).clamp(-1, 1)
     return {
-        "rotation": cosine.acos() * 180 / math.pi,
+        "rotation": torch.where(known, cosine.acos() * 180 / math.pi, torch.nan),
         "translation": matrix[:, :, d].norm(dim=1),
         "log_volume": torch.linalg.det(linear).clamp(min=1e-12).log(),
     }

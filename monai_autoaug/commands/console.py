@@ -4,9 +4,10 @@
 
 from __future__ import annotations
 
+import os
 import sys
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -34,11 +35,22 @@ if TYPE_CHECKING:
     from monai_autoaug.engines.progress import Listener, Progress
     from monai_autoaug.evaluation import Evaluation
 
-__all__ = ["bars", "check_file", "console", "counter", "dice_table"]
+__all__ = ["bars", "check_file", "console", "counter", "dice_table", "epoch_line", "make_console", "size"]
 
-console = Console(highlight=False)
-if not console.is_terminal:
-    console = Console(highlight=False, width=120)  # a file or a pipe has no width of its own
+
+
+def make_console() -> Console:
+    """The terminal's, or one for text that is kept: in a file, a pipe or the cell of a notebook.
+
+    Jupyter sets FORCE_COLOR and gives commands a terminal, but its cells show each frame of a bar below the last one;
+    and what is kept has no width of its own.
+    """
+    if sys.stdout.isatty() and "JPY_PARENT_PID" not in os.environ:
+        return Console(highlight=False)
+    return Console(highlight=False, width=120, force_terminal=False, force_jupyter=False)
+
+
+console = make_console()
 
 
 class _State(ProgressColumn):
@@ -66,6 +78,8 @@ def bars() -> Iterator[Listener]:
                 tasks[progress.stage] = drawn.add_task(progress.stage, total=progress.total)
             if progress.note is not None:
                 console.print(escape(progress.note))
+            if progress.ended is not None and progress.ended.dice:
+                console.print(epoch_line(progress), markup=False, soft_wrap=True)
             task = tasks[progress.stage]
             drawn.update(task, completed=progress.done, total=progress.total, state=_state(progress))  # type: ignore[arg-type]  # rich's TaskID is an int
 
@@ -122,6 +136,44 @@ def _state(progress: Progress) -> str:
     if progress.dice is not None:
         words.append(f"Dice {progress.dice:.3f}")
     return " ".join(words)
+
+
+def epoch_line(progress: Progress) -> str:
+    """What is known of a validated epoch that has ended, in a line.
+
+    Args:
+        progress: with ``ended``.
+
+    >>> from monai_autoaug.engines.progress import Ended, Progress
+    >>> ended = Ended(12.34, 2080.0, None, 0.4213, {"head": 0.81, "body": 0.79}, {"foreground": 0.97})
+    >>> epoch_line(Progress("training", 10, 20, 5, 10, dice=0.8, ended=ended))
+    'epoch 5/10: Dice 0.800 (head 0.810, body 0.790), loss 0.421, policy entropy foreground 0.97, 12.3 s, 2.0 GiB'
+    """
+    ended = progress.ended
+    assert ended is not None  # noqa: S101  # for the type checker: the caller has looked
+
+    def each(values: Mapping[str, float], digits: int) -> str:
+        return ", ".join(f"{name} {'-' if v != v else f'{v:.{digits}f}'}" for name, v in values.items())
+
+    words = [f"Dice {_figure(progress.dice)} ({each(ended.dice, 3)})", f"loss {_figure(ended.loss)}"]
+    words += [f"policy entropy {each(ended.entropy, 2)}"] if ended.entropy else []
+    words += [f"{ended.seconds:.1f} s"]
+    words += [] if ended.memory is None else [size(ended.memory)]
+    words += [] if ended.device_memory is None else [f"{size(ended.device_memory)} on the GPU"]
+    return f"epoch {progress.epoch}/{progress.epochs}: {', '.join(words)}"
+
+
+def _figure(value: float | None) -> str:
+    return "-" if value is None or value != value else f"{value:.3f}"
+
+
+def size(mib: float) -> str:
+    """Memory, for people.
+
+    >>> size(812.4), size(20480.0)
+    ('812 MiB', '20.0 GiB')
+    """
+    return f"{mib:.0f} MiB" if mib < 1000 else f"{mib / 1024:.1f} GiB"
 
 
 def dice_table(evaluation: Evaluation, title: str, metric: str = "dice") -> Table:

@@ -8,10 +8,19 @@ from pathlib import Path
 
 import click
 
+from monai_autoaug.commands.habits import Command
+
 __all__ = ["evaluate"]
 
 
-@click.command()
+_EXAMPLES = (
+    "monai-autoaug evaluate PREDICTIONS DATA",
+    "monai-autoaug evaluate PREDICTIONS DATA --cases --hd95 --json dice.json",
+    "monai-autoaug evaluate PREDICTIONS LABELS --components largest",
+)
+
+
+@click.command(cls=Command, examples=_EXAMPLES)
 @click.argument("predictions", type=click.Path(path_type=Path))
 @click.argument("reference", type=click.Path(path_type=Path))
 @click.option("--json", "json_file", type=click.Path(path_type=Path), help="Write the values of every case here.")

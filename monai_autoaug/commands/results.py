@@ -80,6 +80,8 @@ def finish(run: Run, *, listener: Listener | None = None) -> Evaluation:
     judged = replace(datalist, training=tuple(c for c in datalist.training if c.name in held_out))
     evaluation = evaluate(run.validation, judged, progress=counter(listener, "evaluating"))
     evaluation.save(run.evaluation)
+    if run.plain_validation.is_dir():
+        evaluate(run.plain_validation, judged).save(run.plain_evaluation)
     run_pictures(run, datalist, evaluation, progress=counter(listener, "drawing"))
     return evaluation
 
@@ -98,7 +100,8 @@ def missing(run: Run) -> list[Path]:
     """
     from monai_autoaug.report import picture_files
 
-    return [file for file in (run.evaluation, *picture_files(run)) if not file.exists()]
+    plain = [run.plain_evaluation] if run.plain_validation.is_dir() else []
+    return [file for file in (run.evaluation, *plain, *picture_files(run)) if not file.exists()]
 
 
 def show(run: Run, evaluation: Evaluation, console: Console) -> None:

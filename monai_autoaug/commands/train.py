@@ -10,36 +10,24 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from monai_autoaug.commands.habits import (
+    DEVICES,
+    METHODS,
+    NETWORKS,
+    PRECISIONS,
+    Command,
+    amp_option,
+    chosen_precision,
+    key_values,
+    offering,
+    read_options,
+)
+
 if TYPE_CHECKING:
     from monai_autoaug.engines.folder import Run
     from monai_autoaug.engines.progress import Listener
 
-__all__ = ["key_values", "train"]
-
-
-def key_values(texts: Sequence[str]) -> dict[str, Any]:
-    """``key=value`` pairs; values are read as YAML, so that numbers are numbers and ``[8, 16]`` is a list.
-
-    Raises:
-        ValueError: a text is no such pair.
-
-    >>> key_values(["mode=affine", "width=8"])
-    {'mode': 'affine', 'width': 8}
-    """
-    import yaml
-
-    from monai_autoaug.yaml_values import parse
-
-    found = {}
-    for text in texts:
-        key, equals, value = text.partition("=")
-        try:
-            found[key.strip()] = parse(value)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{text!r} is no key=value ({error})") from error
-        if not equals or not key.strip():
-            raise ValueError(f"{text!r} is no key=value")
-    return found
+__all__ = ["train"]
 
 
 def _assignments(ctx: click.Context, parameter: click.Parameter, values: Sequence[str]) -> dict[str, Any]:
@@ -63,7 +51,7 @@ def _share(ctx: click.Context, parameter: click.Parameter, value: str | None) ->
 _PATH = click.Path(path_type=Path)
 _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--output", "-o", type=_PATH, help="Folder of the run.  [default: runs/METHOD]"),
-    click.option("--method",
+    click.option("--method", shell_complete=offering(METHODS),
                  help="none, random, adversarial, task_driven, general_adversarial, joint_policy, bilevel, or one that"
                  " another package adds."
                  "  [default: adversarial]"),
@@ -75,7 +63,7 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--patch-size", type=int, nargs=3, help="Voxels D H W.  [default: from the data]"),
     click.option("--lr", "learning_rate", type=float, help="Learning rate of AdamW.  [default: 0.002]"),
     click.option("--weight-decay", type=float, help="Weight decay of AdamW.  [default: 0.0001]"),
-    click.option("--network", help="unet, segresnet or dynunet.  [default: unet]"),
+    click.option("--network", shell_complete=offering(NETWORKS), help="unet, segresnet or dynunet.  [default: unet]"),
     click.option("--network-option", "network_options", multiple=True, callback=_assignments, metavar="KEY=VALUE",
                  help="An option of the network, such as channels=[8,16,32]; may be repeated."),
     click.option("--train-cases", type=int, help="Cases to learn from.  [default: all others]"),
@@ -88,6 +76,8 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
                  "  [default: resampled with bilevel, else fixed]"),
     click.option("--meta-list", type=_PATH, metavar="FILE",
                  help="The meta-validation cases: a JSON or text list of names, or another data set's folder."),
+    click.option("--split", type=_PATH, metavar="FILE",
+                 help="JSON lists of names, train and validation, in place of --train-cases and --validation-cases."),
     click.option("--unlabelled", type=_PATH, metavar="DIR",
                  help="Images without labels, for a method that learns from these, too (task_driven)."),
     click.option("--validation-interval", type=int, help="Epochs between validations.  [default: 5]"),
@@ -98,10 +88,15 @@ _OPTIONS: tuple[Callable[[Any], Any], ...] = (
     click.option("--bias-correction", is_flag=True, default=None, help="N4 bias correction of MR images."),
     click.option("--seed", type=int, help="Seed of everything but the split.  [default: 0]"),
     click.option("--split-seed", type=int, help="Seed of the split.  [default: 0]"),
-    click.option("--device", help="auto, cpu, cuda or cuda:1.  [default: auto]"),
-    click.option("--precision", help="auto, float32, bfloat16 or float16.  [default: auto]"),
+    click.option("--device", shell_complete=offering(DEVICES),
+                 help="auto (a GPU if there is one), cpu, cuda or cuda:1.  [default: auto]"),
+    amp_option,
+    click.option("--precision", shell_complete=offering(PRECISIONS),
+                 help="In place of --amp: auto, mixed, float32, bfloat16 or float16.  [default: auto]"),
     click.option("--workers", type=int, help="Processes that cut patches.  [default: 0]"),
     click.option("--cache", type=_PATH, help="Keep preprocessed volumes here instead of in memory."),
+    click.option("--tensorboard", is_flag=True, default=None,
+                 help="Write scalars and pictures of samples for TensorBoard into the run's folder."),
 )  # fmt: skip
 
 
@@ -111,13 +106,23 @@ def _with_options(command: Callable[..., Any]) -> Callable[..., Any]:
     return command
 
 
-@click.command()
+_EXAMPLES = (
+    "monai-autoaug train DATA --output runs/learned --epochs 40",
+    "monai-autoaug train DATA --method joint_policy --dry-run",
+    "monai-autoaug train DATA --method bilevel --method-option update_every=5 --amp",
+    "monai-autoaug train --config training.yaml --seed 1 --output runs/seed1",
+    "monai-autoaug train --resume --output runs/learned",
+)
+
+
+@click.command(cls=Command, examples=_EXAMPLES, config=False)
 @click.argument("data", type=_PATH, required=False)
 @_with_options
 @click.option("--config", type=click.Path(path_type=Path, exists=True, dir_okay=False),
               help="YAML file of options by their names here or in TrainOptions (lr or learning_rate).")  # fmt: skip
 @click.option("--resume", is_flag=True, help="Finish the run in --output, wherever it was stopped.")
-def train(config: Path | None, resume: bool, **given: Any) -> None:
+@click.option("--dry-run", is_flag=True, help="Show the plan, with time and memory by a few real steps; write nothing.")
+def train(config: Path | None, resume: bool, dry_run: bool, **given: Any) -> None:
     """Train a segmentation network on the data set in the folder DATA.
 
     The data set is audited first. The run's folder gets the trained network, the learned augmenters or policies
@@ -145,6 +150,9 @@ def train(config: Path | None, resume: bool, **given: Any) -> None:
     chosen = {name: value for name, value in given.items() if value not in (None, {}, ())}
     options = _resumed(chosen, config) if resume else _options(chosen, config)
     run = Run(Path(options["folder" if resume else "output"]))
+    if dry_run:
+        _foresee(run, options, resume)
+        return
     with resumable(lambda: resume_command(run)), bars() as listener:
         if resume:
             _go_on(run, options, listener)
@@ -158,7 +166,12 @@ def _options(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
     """Options of the file, then those of the command line."""
     from monai_autoaug.errors import ConfigError
 
-    content = ({} if config is None else _from_file(config)) | chosen
+    content = {} if config is None else _from_file(config)
+    if {"amp", "precision"} & set(chosen):  # which win over the file's
+        content = {name: value for name, value in content.items() if name not in ("amp", "precision")}
+    content |= chosen
+    precision = chosen_precision(content.get("precision"), content.pop("amp", None))
+    content |= {} if precision is None else {"precision": precision}
     if "data" not in content:
         raise ConfigError("which data? Give the folder: monai-autoaug train DATA")
     content.setdefault("output", Path("runs") / str(content.get("method", "adversarial")))
@@ -167,26 +180,17 @@ def _options(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
 
 def _from_file(config: Path) -> dict[str, Any]:
     """The options of a YAML file, by the names of `TrainOptions`; each may be spelt as on the command line too."""
-    import yaml
-
     from monai_autoaug.errors import ConfigError
-    from monai_autoaug.yaml_values import parse
 
-    try:
-        content: Any = parse(config.read_text(encoding="utf-8")) or {}
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ConfigError(f"{config}: can't be read as YAML ({error})") from error
-    if not isinstance(content, dict):
-        raise ConfigError(f"{config}: must hold options by name, got {type(content).__name__}")
     names = _spellings()
     found: dict[str, Any] = {}
     spelt: dict[str, str] = {}
-    for key, value in content.items():
-        name = names.get(str(key).replace("-", "_"), str(key))
+    for key, value in read_options(config).items():
+        name = names.get(key.replace("-", "_"), key)
         if name in spelt:
             raise ConfigError(f"{config}: {spelt[name]} and {key} are one option; give one of them")
-        spelt[name] = str(key)
-        found[name] = _pairs(config, str(key), value) if name in ("method_options", "network_options") else value
+        spelt[name] = key
+        found[name] = _pairs(config, key, value) if name in ("method_options", "network_options") else value
     return found
 
 
@@ -226,6 +230,19 @@ def _resumed(chosen: dict[str, Any], config: Path | None) -> dict[str, Any]:
             " (only --device and --workers may change)"
         )
     return {"folder": chosen.pop("output"), **chosen}
+
+
+def _foresee(run: Run, options: dict[str, Any], resume: bool) -> None:
+    """Show what would be done."""
+    from monai_autoaug.commands.console import bars
+    from monai_autoaug.commands.foresight import left_of, show_preview
+    from monai_autoaug.engines.options import TrainOptions
+    from monai_autoaug.engines.preview import preview
+
+    chosen, done = left_of(run, options) if resume else (TrainOptions.from_mapping(options), 0)
+    with bars() as listener:
+        found = preview(chosen, done=done, listener=listener)
+    show_preview(found, done)
 
 
 def _go_on(run: Run, options: dict[str, Any], listener: Listener) -> None:

@@ -14,6 +14,8 @@ from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.data.phantom import write_phantom
 from monai_autoaug.data.pictures import pictures
 from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.data.repair import repair
+from monai_autoaug.data.split_file import SplitFile
 
 __all__ = [
     "Batch",
@@ -25,6 +27,7 @@ __all__ = [
     "PatchBatches",
     "Preprocessing",
     "Split",
+    "SplitFile",
     "audit",
     "cases_of_another_set",
     "centre_crop",
@@ -36,6 +39,7 @@ __all__ = [
     "read_datalist",
     "read_images",
     "refused",
+    "repair",
     "split",
     "write_phantom",
 ]

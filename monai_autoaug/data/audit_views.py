@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""What a check looks at: a file, a case, or the data set. Each file is read once; a worker holds one case."""
+"""What a check looks at: a file, a case, or the data set. A worker holds the voxels of one file at a time."""
 
 from __future__ import annotations
 
@@ -15,15 +15,14 @@ import nibabel as nib
 import numpy as np
 from numpy.typing import NDArray
 
+from monai_autoaug.data.audit_facts import Intensities, LabelCounts, intensities, label_counts, numeric
 from monai_autoaug.data.datalist import Case, DataList, Split
 from monai_autoaug.data.findings import Severity
+from monai_autoaug.data.names import leaves_folder
 from monai_autoaug.data.nifti import Nifti, read_nifti
 from monai_autoaug.errors import DataError
 
-__all__ = ["CaseSummary", "CaseView", "Check", "DataSetView", "Fault", "LabelCounts", "Volume"]
-
-_LARGEST_LABEL = 1e9
-_CHUNK = 1 << 20  # voxels that are converted at once
+__all__ = ["CaseSummary", "CaseView", "Check", "DataSetView", "Fault", "Target", "Volume"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +35,7 @@ class Fault:
         came: what came.
         remedy: what to do.
         case: for checks of the data set: which case, "" for all.
-        path: for checks of a case: which file.
+        path: for checks of a case or of the data set: which file.
     """
 
     message: str
@@ -67,23 +66,19 @@ class Check:
 
 
 @dataclass(frozen=True)
-class LabelCounts:
-    """The values of a label file.
+class Target:
+    """The grid that volumes are resampled to before a network sees them.
 
     Args:
-        whole: value -> voxels, for values within 1e-3 of a whole number.
-        fractional: up to five other values, or values beyond 1e9.
-        num_fractional: how many voxels hold such a value.
-        rounding: the largest distance of ``whole`` values to whole numbers.
+        spacing: mm a voxel, in the order of the orientation's axes.
+        orientation: the direction of the axes.
     """
 
-    whole: dict[int, int]
-    fractional: list[float]
-    num_fractional: int
-    rounding: float
+    spacing: tuple[float, float, float]
+    orientation: str = "RAS"
 
 
-@dataclass
+@dataclass(eq=False)
 class Volume:
     """One file of a case.
 
@@ -92,89 +87,87 @@ class Volume:
         role: image or label.
         datalist: what the data set declares.
         channels: the volumes that the file has to hold.
-        nifti: its content, or None if it could not be read.
-        error: why not.
+        target: what it will be resampled to, if that is known.
+        nifti: its content; None if it could not be read, or was let go.
+        error: why it could not be read.
+        leaves: the file is a link that leaves the data set's folder, and was not opened.
     """
 
     path: Path
     role: Literal["image", "label"]
     datalist: DataList
     channels: int
+    target: Target | None = None
     nifti: Nifti | None = None
     error: DataError | None = None
+    leaves: bool = False
 
     @classmethod
-    def read(cls, path: Path, role: Literal["image", "label"], datalist: DataList, channels: int = 1) -> Volume:
+    def read(
+        cls,
+        path: Path,
+        role: Literal["image", "label"],
+        datalist: DataList,
+        channels: int = 1,
+        target: Target | None = None,
+    ) -> Volume:
         """Read a file, keeping the error if it can't be read."""
+        found = cls(path, role, datalist, channels, target)
+        if leaves_folder(path, datalist.folder):
+            found.leaves = True
+            return found
         try:
-            return cls(path, role, datalist, channels, nifti=read_nifti(path))
+            nifti = found.nifti = read_nifti(path)
+            found._header, found._affine = nifti.header, np.asarray(nifti.image.affine, np.float64)
         except DataError as error:
-            return cls(path, role, datalist, channels, error=error)
+            found.error = error
+        return found
+
+    def release(self) -> None:
+        """Let the voxels go; header, affine and what was found out of the voxels remain."""
+        self.__dict__.setdefault("intensities", None)
+        self.__dict__.setdefault("label_counts", None)
+        self.nifti = None
 
     @property
-    def content(self) -> Nifti:
-        """What was read; only for checks that are not called for unreadable files."""
-        if self.nifti is None:
-            raise DataError("was not read", file=self.path)
-        return self.nifti
+    def usable(self) -> bool:
+        """Whether the file could be read."""
+        return self.error is None and not self.leaves
 
     @property
     def header(self) -> nib.Nifti1Header:
-        """The header as on disk."""
-        return self.content.header
+        """As on disk."""
+        return self._header
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The declared shape, all axes."""
-        return tuple(int(n) for n in self.header.get_data_shape())
+        return tuple(int(n) for n in self._header.get_data_shape())
 
     @property
     def affine(self) -> NDArray[np.float64]:
         """Voxel to mm, as nibabel reads it."""
-        return np.asarray(self.content.image.affine, np.float64)
+        return self._affine
 
     @property
     def spacing(self) -> NDArray[np.float64]:
         """The length of a voxel's edges in mm, by the affine."""
-        return np.linalg.norm(self.affine[:3, :3], axis=0)
+        return np.linalg.norm(self._affine[:3, :3], axis=0)
 
     @cached_property
-    def voxels(self) -> NDArray[Any] | None:
-        """The scaled voxels, or None where they are no real numbers."""
-        if self.header.get_data_dtype().kind not in "iuf":
-            return None
-        voxels = np.asanyarray(self.content.image.dataobj)
-        return voxels if voxels.size else None
+    def intensities(self) -> Intensities | None:
+        """Of an image; None where the voxels are no real numbers."""
+        good = self.role == "image" and self.nifti is not None and numeric(self.nifti)
+        return intensities(self.nifti) if good and self.nifti is not None else None
 
     @cached_property
     def label_counts(self) -> LabelCounts | None:
-        """The label values and how many voxels hold them; None where the voxels are no finite numbers."""
-        voxels = self.voxels
-        if voxels is None:
-            return None
-        if voxels.dtype.kind == "f":
-            voxels = voxels[np.isfinite(voxels)]
-            whole = np.rint(voxels)
-            distance = np.abs(voxels - whole)
-            off = (distance > 1e-3) | (np.abs(voxels) > _LARGEST_LABEL)
-            wrong, rounding = voxels[off], float(distance[~off].max(initial=0))
-            values = whole[~off].astype(np.int64)
-        else:
-            values, wrong, rounding = voxels.reshape(-1), voxels[:0].reshape(-1), 0.0
-        fractional = [float(v) for v in np.unique(wrong)[:5]]
-        return LabelCounts(_count(values), fractional, int(wrong.size), rounding)
+        """Of a label; None where the voxels are no real numbers."""
+        good = self.role == "label" and self.nifti is not None and numeric(self.nifti)
+        return label_counts(self.nifti) if good and self.nifti is not None else None
 
-
-def _count(values: NDArray[Any]) -> dict[int, int]:
-    """Value -> how often, without sorting where the values span little."""
-    if not values.size:
-        return {}
-    low, high = int(values.min()), int(values.max())
-    if high - low < 1 << 20:
-        counts = np.bincount(values.reshape(-1).astype(np.int64) - low)
-        return {int(i) + low: int(counts[i]) for i in np.flatnonzero(counts)}
-    found, counts = np.unique(values, return_counts=True)
-    return {int(v): int(n) for v, n in zip(found, counts, strict=True)}
+    _header: nib.Nifti1Header = field(init=False, repr=False)
+    _affine: NDArray[np.float64] = field(init=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -188,6 +181,9 @@ class CaseSummary:
         spacing: mm, sorted; None if the image was not read.
         digest: of the image's voxels; equal for equal images; "" if the image was not read, or is
             constant: blank images are equal without one being a copy of the other.
+        extreme: the largest intensity, whatever its sign.
+        extreme_file: the file that holds it.
+        file: the first image.
     """
 
     name: str
@@ -195,11 +191,14 @@ class CaseSummary:
     counts: dict[int, int] | None
     spacing: tuple[float, ...] | None
     digest: str
+    extreme: float = 0.0
+    extreme_file: Path | None = None
+    file: Path | None = None
 
 
 @dataclass
 class CaseView:
-    """One case with all its files read.
+    """One case with all its files looked at; their voxels are gone.
 
     Args:
         name: the case.
@@ -212,11 +211,27 @@ class CaseView:
     label: Volume | None
 
     @classmethod
-    def read(cls, case: Case, datalist: DataList) -> CaseView:
-        """Read the files of a case."""
+    def read(
+        cls, case: Case, datalist: DataList, look: Callable[[Volume], None], target: Target | None = None
+    ) -> CaseView:
+        """Read the files of a case, one at a time.
+
+        Args:
+            case: its files.
+            datalist: what is declared.
+            look: called with each file while its voxels are there.
+            target: see `Volume`.
+        """
         single = len(datalist.channels) if len(case.images) == 1 else 1
-        images = [Volume.read(f, "image", datalist, single) for f in case.images]
-        return cls(case.name, images, Volume.read(case.label, "label", datalist) if case.label else None)
+
+        def looked(path: Path, role: Literal["image", "label"], channels: int = 1) -> Volume:
+            volume = Volume.read(path, role, datalist, channels, target)
+            look(volume)
+            volume.release()
+            return volume
+
+        images = [looked(file, "image", single) for file in case.images]
+        return cls(case.name, images, looked(case.label, "label") if case.label else None)
 
     @property
     def volumes(self) -> list[Volume]:
@@ -226,26 +241,23 @@ class CaseView:
     @property
     def pairs(self) -> list[tuple[Volume, Volume]]:
         """The first image with each other file that has to lie on the same voxels, as far as they can be compared."""
-        good = [v for v in self.volumes if v.nifti is not None and len(v.shape) >= 3 and np.isfinite(v.affine).all()]
-        return [(good[0], other) for other in good[1:]] if good[:1] == self.images[:1] else []
+        good = [v for v in self.volumes if v.usable and len(v.shape) >= 3 and np.isfinite(v.affine).all()]
+        return [(good[0], other) for other in good[1:]] if good and good[0] is self.images[0] else []
 
     def summary(self) -> CaseSummary:
         """What the checks of the whole data set need."""
-        counts = self.label.label_counts if self.label is not None and self.label.nifti is not None else None
+        counts = self.label.label_counts if self.label is not None else None
+        known = [(v, v.intensities) for v in self.images if v.intensities is not None]
         digest, spacing = "", None
-        if all(v.voxels is not None if v.nifti is not None else False for v in self.images):
-            content, constant = hashlib.blake2b(digest_size=16), True
-            for volume in self.images:
-                content.update(repr(volume.shape).encode())
-                voxels = np.asarray(volume.voxels).reshape(-1, order="F")  # as in the file: no copy
-                constant = constant and bool(voxels.min() == voxels.max())
-                for start in range(0, voxels.size, _CHUNK):
-                    # numbers, not bytes: the same image may be stored as int16 and as float32, and 0 as -0
-                    with np.errstate(over="ignore"):  # told by the check "overflow"
-                        content.update(np.add(voxels[start : start + _CHUNK], 0, dtype=np.float32).data)
-            digest = "" if constant else content.hexdigest()
+        if self.images and len(known) == len(self.images):
+            if any(i.digest for _, i in known):
+                parts = "".join(i.digest or repr(i.constant) for _, i in known)
+                digest = hashlib.blake2b(parts.encode(), digest_size=16).hexdigest()
             spacing = tuple(sorted(float(s) for s in self.images[0].spacing))
-        return CaseSummary(self.name, self.label is not None, counts.whole if counts else None, spacing, digest)
+        extremes = [(max(-i.low, i.high), v.path) for v, i in known]
+        extreme, file = max(extremes, key=lambda e: e[0], default=(0.0, None))
+        whole, first = counts.whole if counts else None, self.images[0].path if self.images else None
+        return CaseSummary(self.name, self.label is not None, whole, spacing, digest, extreme, file, first)
 
 
 @dataclass

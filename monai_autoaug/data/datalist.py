@@ -12,10 +12,11 @@ from typing import Literal, NamedTuple
 
 from monai_autoaug.errors import ConfigError, DataError
 
-__all__ = ["Case", "DataList", "LabelValue", "Layout", "Split", "split"]
+__all__ = ["LARGEST_LABEL", "Case", "DataList", "LabelValue", "Layout", "Split", "split"]
 
 Layout = Literal["decathlon", "nnunet", "folders"]
 LabelValue = int | tuple[int, ...]
+LARGEST_LABEL = 65535  # predictions are written in 16 bits at most
 
 
 @dataclass(frozen=True)

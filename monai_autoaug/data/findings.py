@@ -14,13 +14,14 @@ from typing import Literal
 from rich.console import Console
 from rich.table import Table
 
-from monai_autoaug.errors import DataError
+from monai_autoaug.errors import DataError, printable
 
 __all__ = ["Finding", "Severity", "findings_to_json", "print_findings", "refusal", "refused", "sentence"]
 
 Severity = Literal["refuse", "warn", "note"]
 _ORDER: tuple[Severity, ...] = ("refuse", "warn", "note")
 _SHOWN = 5  # refusals in an error message
+_ALIKE = 3  # warnings or notes that say the same and are told one by one
 _STYLE = {"refuse": "bold red", "warn": "yellow", "note": "dim"}
 
 
@@ -91,7 +92,7 @@ def sentence(finding: Finding) -> str:
     """
     measured = f" (expected {finding.expected}, came {finding.came})" if finding.expected else ""
     remedy = f": {finding.remedy}" if finding.remedy else ""
-    return f"{finding.file or finding.case}: {finding.message}{measured}{remedy}"
+    return printable(f"{finding.file or finding.case}: {finding.message}{measured}{remedy}")
 
 
 def findings_to_json(findings: Sequence[Finding]) -> str:
@@ -108,9 +109,18 @@ def findings_to_json(findings: Sequence[Finding]) -> str:
 def print_findings(findings: Sequence[Finding], console: Console | None = None) -> None:
     """Print a table, the worst first, and a line that sums it up.
 
+    Every refusal has a line of its own. Warnings and notes that say the same of many files are told once, with the
+    number of files; `findings_to_json` lists all of them.
+
     Args:
         findings: what `audit` returned.
         console: where to; a new one on standard output if None.
+
+    >>> note = Finding("a", "wide_label", "note", "stores labels in 64 bits", file="a.nii")
+    >>> print_findings([note] * 40, Console(width=90))  # doctest: +ELLIPSIS
+    ┏━...
+    ...a.nii and 39 more files...
+    0 refused, 0 warnings, 40 notes
     """
     console = console or Console()
     counts = Counter(f.severity for f in findings)
@@ -118,13 +128,28 @@ def print_findings(findings: Sequence[Finding], console: Console | None = None) 
         table = Table(show_lines=False)
         for name in ("severity", "case", "what", "expected", "came", "to do"):
             table.add_column(name, overflow="fold")
-        for finding in sorted(findings, key=lambda f: _ORDER.index(f.severity)):
+        for finding, more in sorted(_groups(findings), key=lambda group: _ORDER.index(group[0].severity)):
             where = finding.file or finding.case or "data set"
+            where += f" and {_count(more, 'more file')}" if more else ""
             cells = (finding.severity, where, finding.message, finding.expected, finding.came, finding.remedy)
-            # file names may hold square brackets, which rich would read as markup
-            table.add_row(*(cell.replace("[", r"\[") for cell in cells), style=_STYLE[finding.severity])
+            # file names may hold square brackets, which rich would read as markup, and what a terminal would obey
+            table.add_row(*(printable(cell).replace("[", r"\[") for cell in cells), style=_STYLE[finding.severity])
         console.print(table)
     console.print(f"{counts['refuse']} refused, {_count(counts['warn'], 'warning')}, {_count(counts['note'], 'note')}")
+
+
+def _groups(findings: Sequence[Finding]) -> list[tuple[Finding, int]]:
+    """Findings to be shown, each with the number of others of which it is the first."""
+    same: dict[tuple[str, ...], list[Finding]] = {}
+    for place, finding in enumerate(findings):
+        own = str(place) if finding.severity == "refuse" else ""
+        key = (own, finding.check, finding.message, finding.expected, finding.remedy)
+        same.setdefault(key, []).append(finding)
+    return [
+        shown
+        for group in same.values()
+        for shown in ([(f, 0) for f in group] if len(group) <= _ALIKE else [(group[0], len(group) - 1)])
+    ]
 
 
 def _count(number: int, what: str) -> str:

@@ -10,9 +10,9 @@ from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
-from monai_autoaug.data.datalist import Case, DataList, LabelValue
+from monai_autoaug.data.audit_facts import label_counts, numeric
+from monai_autoaug.data.datalist import LARGEST_LABEL, Case, DataList, LabelValue
+from monai_autoaug.data.names import leaves_folder
 from monai_autoaug.data.nifti import is_nifti, nifti_stem, read_nifti
 from monai_autoaug.errors import DataError
 
@@ -137,7 +137,7 @@ def read_pair_of_folders(folder: Path) -> DataList:
         unlabelled = read_unlabelled(_one_folder(folder, UNLABELLED_FOLDERS, "unlabelled images"), count)
     channels = tuple(f"channel_{i}" for i in range(count)) if count > 1 else ("image",)
     labels: dict[str, LabelValue] = {"background": 0}
-    labels.update({f"label_{v}": v for v in _values(training) if v})
+    labels.update({f"label_{v}": v for v in _values(training, folder) if v})
     return DataList(folder, "folders", channels, labels, training=training, test=test, unlabelled=unlabelled)
 
 
@@ -212,22 +212,18 @@ def _no_match(cases: Sequence[Case], labels: Sequence[Path], folder: Path) -> Da
     )
 
 
-def _values(cases: Sequence[Case]) -> list[int]:
+def _values(cases: Sequence[Case], folder: Path) -> list[int]:
     """All whole, non-negative values of the label files; the audit reports the files and voxels that hold others."""
+    labels = [c.label for c in cases if c.label is not None and not leaves_folder(c.label, folder)]
     with ThreadPoolExecutor(min(os.cpu_count() or 1, 8)) as pool:
-        found = pool.map(_values_of, [c.label for c in cases if c.label is not None])
+        found = pool.map(_values_of, labels)
     return sorted(set().union(*found))
 
 
 def _values_of(path: Path) -> set[int]:
     """The label values of one file."""
     try:
-        data = np.asanyarray(read_nifti(path).image.dataobj)
+        nifti = read_nifti(path)
     except DataError:  # named by the audit, which reports every broken file and not only the first
         return set()
-    if data.dtype.kind not in "biuf":
-        return set()
-    values = np.unique(data)
-    values = values[np.isfinite(values)]
-    whole = np.rint(values)
-    return {int(v) for v in whole[(np.abs(values - whole) <= 1e-3) & (whole >= 0)]}
+    return {v for v in label_counts(nifti).whole if 0 <= v <= LARGEST_LABEL} if numeric(nifti) else set()

@@ -4,14 +4,27 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from monai_autoaug.data.datalist import Case, DataList, LabelValue
-from monai_autoaug.data.folders import as_unlabelled, group_channels, list_nifti, read_pair_of_folders
-from monai_autoaug.data.nifti import SUFFIXES, is_nifti, nifti_stem
+from monai_autoaug.data.folders import group_channels, list_nifti, read_pair_of_folders
+from monai_autoaug.data.layout_fields import (
+    channel_files,
+    channel_names,
+    check_cases,
+    check_labels,
+    find,
+    label_value,
+    read_object,
+    rows,
+    table,
+    text,
+)
+from monai_autoaug.data.layout_nnunet import read_nnunet, unlabelled_images
+from monai_autoaug.data.nifti import is_nifti, nifti_stem
+from monai_autoaug.data.nifti_header import is_archive
 from monai_autoaug.errors import DataError
 
 __all__ = ["read_datalist", "read_images"]
@@ -38,6 +51,7 @@ def read_datalist(folder: str | Path) -> DataList:
     folder = Path(folder)
     if folder.name == "dataset.json":
         folder = folder.parent
+    _refuse_archive(folder)
     if not folder.is_dir():
         raise DataError(
             "is not a folder", file=folder, expected="a folder that holds a data set", came=_what(folder),
@@ -51,16 +65,16 @@ def read_datalist(folder: str | Path) -> DataList:
                 remedy="give the folder above it, which holds dataset.json, or images/ and labels/",
             )
         return read_pair_of_folders(folder)
-    content = _read_json(path)
+    content = read_object(path)
     if "channel_names" in content:
-        return _read_nnunet(folder, content)
+        return read_nnunet(folder, content)
     if isinstance(content.get("training"), list):
         return _read_decathlon(folder, content)
     raise DataError(
         "is neither a Decathlon nor an nnU-Net dataset.json",
         file=path,
         expected='a list "training" (Decathlon) or "channel_names" (nnU-Net)',
-        came=f"the keys {sorted(content)}",
+        came=f"the keys {sorted(content)[:20]}",
         remedy="complete dataset.json, or remove it so that images/ and labels/ are matched by name",
     )
 
@@ -78,6 +92,7 @@ def read_images(path: str | Path, *, channels: int | None = None) -> tuple[Case,
         DataError: nothing is found, or channels are missing.
     """
     path = Path(path)
+    _refuse_archive(path)
     if is_nifti(path) and not path.is_dir():
         if not path.exists() and not path.is_symlink():
             raise DataError("does not exist", file=path, remedy="check the path")
@@ -102,223 +117,46 @@ def _what(path: Path) -> str:
     return "a file" if path.is_file() else "nothing (it does not exist)"
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"can't be read as JSON ({error})", file=path, remedy="repair the file") from error
-    if not isinstance(content, dict):
-        raise DataError("is not a JSON object", file=path, expected="an object", came=type(content).__name__)
-    return content
-
-
-def _names(table: object, file: Path, key: str) -> tuple[str, ...]:
-    """The names of ``{"0": "T1", "1": "T2"}`` in the order of the numbers."""
-    if isinstance(table, list):
-        table = dict(enumerate(table))
-    if not isinstance(table, Mapping) or not table:
-        raise DataError(f'has no usable "{key}"', file=file, expected='such as {"0": "MRI"}', came=table)
-    try:
-        numbers = sorted(int(k) for k in table)
-    except (TypeError, ValueError) as error:
-        message = f'numbers its "{key}" wrongly'
-        raise DataError(message, file=file, expected="keys 0, 1, ...", came=list(table)) from error
-    if numbers != list(range(len(numbers))):
-        raise DataError(f'numbers its "{key}" wrongly', file=file, expected="0, 1, ... without gaps", came=numbers)
-    by_number = {int(k): str(v) for k, v in table.items()}
-    return tuple(by_number[n] for n in numbers)
-
-
-def _integer(value: object, file: Path, name: str) -> int:
-    """A non-negative whole label value."""
-    try:
-        number = int(str(value))
-    except ValueError:
-        number = -1
-    if number < 0 or isinstance(value, bool):
-        raise DataError(f'gives the label "{name}" an unusable value', file=file, expected="0, 1, 2 ...", came=value)
-    return number
-
-
-def _check_labels(labels: Mapping[str, LabelValue], file: Path, ignore: int | None) -> None:
-    """Refuse label tables that can't be meant: no background, a value twice, a misplaced ignore label."""
-    single = [v for v in labels.values() if isinstance(v, int)]
-    if 0 not in single:
+def _refuse_archive(path: Path) -> None:
+    """Refuse a file that would have to be unpacked."""
+    if is_archive(path) and path.is_file():
         raise DataError(
-            "declares no background", file=file, expected="a label with the value 0", came=dict(labels),
-            remedy='add "background": 0 to its labels',
-        )
-    if len(set(single)) != len(single):
-        raise DataError("gives two labels the same value", file=file, expected="distinct values", came=dict(labels))
-    highest = max(max(v) if isinstance(v, tuple) else v for v in labels.values())
-    if ignore is not None and ignore != highest + 1:
-        raise DataError(
-            "has an ignore label that is not the highest value plus one", file=file, expected=highest + 1, came=ignore,
-            remedy="renumber the ignore label, in the files too",
-        )
-
-
-def _find(folder: Path, name: object, file: Path) -> Path:
-    """A path that a dataset.json names, relative to its folder."""
-    if not isinstance(name, str) or not name:
-        raise DataError("names a file wrongly", file=file, expected="a path", came=name)
-    return folder / name
+            "is an archive, which this package never unpacks", file=path, expected="a folder", came=path.name,
+            remedy="unpack it with a program that you trust, look at what comes out, and give that folder",
+        )  # fmt: skip
 
 
 def _read_decathlon(folder: Path, content: dict[str, Any]) -> DataList:
     """The Medical Segmentation Decathlon's dataset.json (also in nnU-Net's first form, with ``_0000`` in the names)."""
     file = folder / "dataset.json"
-    channels = _names(content.get("modality", {"0": "image"}), file, "modality")
-    table = content.get("labels")
-    if not isinstance(table, Mapping):
-        raise DataError('has no "labels"', file=file, expected='such as {"0": "background"}', came=table)
-    labels: dict[str, LabelValue] = {str(name): _integer(value, file, str(name)) for value, name in table.items()}
-    if len(labels) != len(table):
-        raise DataError("gives two labels the same name", file=file, came=list(table.values()))
-    _check_labels(labels, file, None)
+    channels = channel_names(content.get("modality", {"0": "image"}), file, "modality")
+    declared = table(content.get("labels"), file, "labels", '{"0": "background"}')
+    labels: dict[str, LabelValue] = {}
+    for value, name in declared.items():
+        labels[text(name, file, "name of a label")] = label_value(value, file, str(name))
+    if len(labels) != len(declared):
+        raise DataError(
+            "gives two labels the same name", file=file, expected="distinct names", came=list(declared.values())
+        )
+    check_labels(labels, file, None)
     training = []
-    for row in content["training"]:
+    for row in rows(content["training"], file, "training"):
         if not isinstance(row, Mapping) or not {"image", "label"} <= set(row):
-            raise DataError('has an entry of "training" without image and label', file=file, came=row)
-        image = _find(folder, row["image"], file)
-        files = _channel_files(image, len(channels))
-        training.append(Case(nifti_stem(image), files, _find(folder, row["label"], file)))
+            raise DataError(
+                'has an entry of "training" without image and label', file=file,
+                expected='{"image": path, "label": path}', came=str(row)[:120],
+            )  # fmt: skip
+        image = find(folder, row["image"], file)
+        label = find(folder, row["label"], file)
+        training.append(Case(nifti_stem(image), channel_files(image, len(channels)), label))
     test = []
-    for row in content.get("test") or ():
-        image = _find(folder, row["image"] if isinstance(row, Mapping) else row, file)
-        test.append(Case(nifti_stem(image), _channel_files(image, len(channels))))
-    _check_cases(training, file)
+    for row in rows(content.get("test"), file, "test"):
+        image = find(folder, row.get("image") if isinstance(row, Mapping) else row, file)
+        test.append(Case(nifti_stem(image), channel_files(image, len(channels))))
+    check_cases(training, file)
+    if test:
+        check_cases(test, file)
     return DataList(
         folder, "decathlon", channels, labels, training=tuple(training), test=tuple(test),
-        unlabelled=_unlabelled(folder, content, len(channels), file),
+        unlabelled=unlabelled_images(folder, content, len(channels), file),
     )  # fmt: skip
-
-
-def _unlabelled(folder: Path, content: dict[str, Any], channels: int, file: Path) -> tuple[Case, ...]:
-    """The images that a dataset.json lists as unlabelled: paths, or entries with the key image."""
-    listed = content.get("unlabelled") or []
-    if not isinstance(listed, list):
-        raise DataError('has no usable "unlabelled"', file=file, expected="a list of image files", came=listed)
-    images = [_find(folder, row.get("image") if isinstance(row, Mapping) else row, file) for row in listed]
-    cases = [Case(nifti_stem(image), _channel_files(image, channels)) for image in images]
-    if cases:
-        _check_cases(cases, file)
-    return as_unlabelled(cases)
-
-
-def _channel_files(image: Path, count: int) -> tuple[Path, ...]:
-    """The file itself, or its ``_0000``, ``_0001`` ... where only those are there."""
-    if image.exists() or image.is_symlink():
-        return (image,)
-    suffix = image.name[len(nifti_stem(image)) :]
-    parts = tuple(image.with_name(f"{nifti_stem(image)}_{i:04d}{suffix}") for i in range(count))
-    return parts if parts[0].exists() else (image,)
-
-
-def _read_nnunet(folder: Path, content: dict[str, Any]) -> DataList:
-    """nnU-Net's raw data set: channels in files of their own, regions, ignore label."""
-    file = folder / "dataset.json"
-    channels = _names(content["channel_names"], file, "channel_names")
-    ending = str(content.get("file_ending", ".nii.gz"))
-    if ending not in SUFFIXES:
-        raise DataError(
-            "declares files that are not NIfTI", file=file, expected=" or ".join(SUFFIXES), came=ending,
-            remedy="convert the images and labels to NIfTI",
-        )
-    labels, order, ignore = _nnunet_labels(content, file)
-    listed = content.get("dataset")
-    if isinstance(listed, Mapping):
-        training = [_listed_case(folder, str(name), row, file) for name, row in listed.items()]
-    else:
-        training = _training_files(folder, ending, channels)
-    _check_cases(training, file)
-    for case in training:
-        if len(case.images) != len(channels):
-            raise DataError(
-                "has another number of image files than there are channels", file=case.name,
-                expected=f"{len(channels)} ({', '.join(channels)})", came=[f.name for f in case.images],
-            )
-    test_folder = folder / "imagesTs"
-    test = _grouped(test_folder, ending, len(channels)) if test_folder.is_dir() else {}
-    return DataList(
-        folder, "nnunet", channels, labels, order, ignore, tuple(training),
-        tuple(Case(name, files) for name, files in test.items()), _unlabelled(folder, content, len(channels), file),
-    )  # fmt: skip
-
-
-def _nnunet_labels(
-    content: dict[str, Any], file: Path
-) -> tuple[dict[str, LabelValue], tuple[int, ...] | None, int | None]:
-    """Labels, the order in which regions are written, and the ignore label, as nnU-Net means them."""
-    table = content.get("labels")
-    if not isinstance(table, Mapping):
-        raise DataError('has no "labels"', file=file, expected='such as {"background": 0}', came=table)
-    labels: dict[str, LabelValue] = {}
-    for name, value in table.items():
-        if isinstance(value, list):
-            numbers = tuple(_integer(v, file, str(name)) for v in value)
-            labels[str(name)] = numbers if len(numbers) > 1 else numbers[0]
-        else:
-            labels[str(name)] = _integer(value, file, str(name))
-    ignored = labels.pop("ignore", None)
-    if isinstance(ignored, tuple):
-        raise DataError("has an ignore label of several values", file=file, expected="one value", came=ignored)
-    _check_labels(labels, file, ignored)
-    if not any(isinstance(v, tuple) for v in labels.values()):
-        return labels, None, ignored
-    regions = sum(v != 0 for v in labels.values())
-    order = content.get("regions_class_order")
-    if not isinstance(order, list) or len(order) != regions:
-        raise DataError(
-            "has regions but no usable regions_class_order", file=file, expected=f"a list of {regions} label values",
-            came=order, remedy="say which value each region writes, from the outermost to the innermost",
-        )
-    return labels, tuple(_integer(v, file, "regions_class_order") for v in order), ignored
-
-
-def _listed_case(folder: Path, name: str, row: object, file: Path) -> Case:
-    """A case of nnU-Net's explicit table ``dataset``."""
-    if not isinstance(row, Mapping) or not isinstance(row.get("images"), list):
-        raise DataError("lists a case wrongly", file=file, expected='{"images": [...], "label": ...}', came=row)
-    images = tuple(_find(folder, f, file) for f in row["images"])
-    return Case(name, images, _find(folder, row.get("label"), file))
-
-
-def _grouped(folder: Path, ending: str, channels: int) -> dict[str, tuple[Path, ...]]:
-    """Case name -> the files of its channels, whether or not each exists (the audit names those that don't)."""
-    names = sorted({nifti_stem(f)[:-5] for f in list_nifti(folder) if _is_channel(nifti_stem(f))})
-    return {n: tuple(folder / f"{n}_{i:04d}{ending}" for i in range(channels)) for n in names}
-
-
-def _is_channel(stem: str) -> bool:
-    """Whether a name ends in a channel number such as ``_0000``."""
-    return len(stem) > 5 and stem[-5] == "_" and stem[-4:].isdigit()
-
-
-def _training_files(folder: Path, ending: str, channels: tuple[str, ...]) -> list[Case]:
-    """The cases of imagesTr and labelsTr, which have to be the same."""
-    for name in ("imagesTr", "labelsTr"):
-        if not (folder / name).is_dir():
-            raise DataError(f"has no folder {name}", file=folder, expected="imagesTr and labelsTr", came="not there")
-    images = _grouped(folder / "imagesTr", ending, len(channels))
-    labels = {nifti_stem(f): f for f in list_nifti(folder / "labelsTr")}
-    alone = sorted(set(images) ^ set(labels))
-    if alone:
-        raise DataError(
-            "has images without a label, or labels without an image", file=folder,
-            expected="imagesTr/CASE_0000 and labelsTr/CASE for every case",
-            came=f"{len(alone)} alone: {', '.join(alone[:5])}", remedy="complete or remove them",
-        )
-    return [Case(name, files, labels[name]) for name, files in images.items()]
-
-
-def _check_cases(cases: Iterable[Case], file: Path) -> None:
-    """Refuse an empty list and a name that two cases share."""
-    seen: set[str] = set()
-    for case in cases:
-        if case.name in seen:
-            raise DataError("lists a case twice", file=file, expected="unique file names", came=case.name)
-        seen.add(case.name)
-    if not seen:
-        raise DataError("lists no training case", file=file, expected="at least one image with its label", came="none")

@@ -4,8 +4,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
+import re
+import traceback
 import zlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -14,9 +18,11 @@ from torch.utils.data import DataLoader
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.data.patches import PatchBatches
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import AutoAugError, ConfigError, WorkerError
 
-__all__ = ["loader"]
+__all__ = ["loader", "stop_workers", "worker_faults"]
+
+_DEAD = re.compile(r"DataLoader worker \(pid")  # what torch says of one that was killed, or has ended by itself
 
 
 class _SeedWorker:
@@ -70,3 +76,55 @@ def loader(
         generator=torch.Generator().manual_seed(batches.seed),
         **options,
     )
+
+
+@contextlib.contextmanager
+def worker_faults() -> Iterator[None]:
+    """Within the block a dead worker is a `WorkerError`, and an error in a worker says what one in this process would.
+
+    torch tells of a dead worker wherever this process happens to be, or the connection to it breaks; of an error it
+    tells by a traceback within the message.
+
+    >>> with worker_faults():
+    ...     raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed.")
+    Traceback (most recent call last):
+    monai_autoaug.errors.WorkerError: a process that makes patches has died ...
+    """
+    try:
+        yield
+    except (RuntimeError, OSError, EOFError) as error:
+        if not (_DEAD.search(str(error)) or (not isinstance(error, RuntimeError) and _between_processes(error))):
+            raise
+        why = str(error).strip() or type(error).__name__
+        raise WorkerError(
+            f"a process that makes patches has died ({why}). The system kills processes when memory runs out. To do:"
+            " use fewer workers, smaller patches or batches, or see the system's log"
+        ) from error
+    except AutoAugError as error:
+        _, mark, text = str(error).rpartition(f"{type(error).__module__}.{type(error).__qualname__}: ")
+        if not mark:
+            raise
+        raise type(error)(text.strip()) from error
+
+
+def _between_processes(error: BaseException) -> bool:
+    """Whether it was raised where processes talk to each other, and not where files are read."""
+    modules = (frame.f_globals.get("__name__", "") for frame, _ in traceback.walk_tb(error.__traceback__))
+    return any(name.split(".")[0] == "multiprocessing" for name in modules)
+
+
+def stop_workers(batches: Iterator[Any] | None) -> None:
+    """End the processes behind an iterator of a DataLoader at once, also where a traceback still refers to it.
+
+    Args:
+        batches: any iterator; one without processes, or whose processes are to persist, is left alone.
+    """
+    # torch has no public way; where there is none any more, they end with the iterator
+    stop = getattr(batches, "_shutdown_workers", None)
+    if stop is None or getattr(batches, "_persistent_workers", False):
+        return
+    try:
+        stop()
+    except RuntimeError as error:  # that one is dead already, which may be why the others are to end
+        if not _DEAD.search(str(error)):
+            raise

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import json
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,6 +13,7 @@ import numpy as np
 
 from monai_autoaug.data.datalist import Case, DataList
 from monai_autoaug.errors import ConfigError, DataError
+from monai_autoaug.reading import MEBIBYTE, read_json, read_text
 
 __all__ = ["EpochCases", "MetaSplit", "cases_of_another_set", "read_case_names"]
 
@@ -128,8 +128,8 @@ def read_case_names(path: Path) -> tuple[str, ...]:
     ('liver_3', 'liver_7')
     """
     try:
-        text = path.read_text(encoding="utf-8")
-        listed = json.loads(text) if path.suffix.lower() == ".json" or text.lstrip().startswith("[") else None
+        text = read_text(path, largest=MEBIBYTE)
+        listed = read_json(path) if path.suffix.lower() == ".json" or text.lstrip().startswith("[") else None
     except (OSError, ValueError) as error:
         raise ConfigError(
             f"{path}: can't be read as a list of cases ({error}); give a JSON list of case names, a text file with one"

@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""NIfTI files, read strictly (whole stream, checksum, header as it is on disk) and written atomically.
+"""NIfTI files, read strictly: the whole stream, its checksum, and the header as it is on disk.
 
 SimpleITK fills a truncated file with zeros and MONAI falls back from nibabel to ITK when nibabel refuses; so every
 file of this package is read here and nowhere else.
@@ -8,9 +8,11 @@ file of this package is read here and nowhere else.
 
 from __future__ import annotations
 
+import errno
 import gzip
 import math
 import os
+import stat
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,14 +23,24 @@ from typing import IO, Any
 import nibabel as nib
 import numpy as np
 from monai.data.image_reader import NibabelReader
-from nibabel.filebasedimages import ImageFileError
-from nibabel.spatialimages import HeaderDataError, HeaderTypeError
+from nibabel.volumeutils import apply_read_scaling
 from numpy.typing import NDArray
 
+from monai_autoaug.data.nifti_header import (
+    GZIP,
+    HEAD,
+    SUFFIXES,
+    UNREADABLE,
+    is_nifti,
+    nifti_stem,
+    no_nifti,
+    parse_header,
+)
+from monai_autoaug.data.nifti_writing import write_like, write_nifti
 from monai_autoaug.errors import DataError
-from monai_autoaug.writing import write_whole
 
 __all__ = [
+    "SUFFIXES",
     "Nifti",
     "StrictNibabelReader",
     "corner_shift",
@@ -40,33 +52,9 @@ __all__ = [
     "write_nifti",
 ]
 
-SUFFIXES = (".nii.gz", ".nii")
 _CHUNK = 1 << 22
 _DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
-_UNREADABLE = (HeaderDataError, HeaderTypeError, ImageFileError, ValueError, OverflowError, MemoryError)
-
-
-def is_nifti(path: str | Path) -> bool:
-    """Whether the name is that of a NIfTI file (hidden files, such as macOS' ``._case.nii.gz``, are not).
-
-    >>> is_nifti("case.nii.gz"), is_nifti("case.nii"), is_nifti("._case.nii.gz"), is_nifti("case.png")
-    (True, True, False, False)
-    """
-    name = Path(path).name
-    return not name.startswith(".") and name.lower().endswith(SUFFIXES)
-
-
-def nifti_stem(path: str | Path) -> str:
-    """The file name without its NIfTI suffix.
-
-    >>> nifti_stem("imagesTr/case.01.nii.gz")
-    'case.01'
-    """
-    name = Path(path).name
-    for suffix in SUFFIXES:
-        if name.lower().endswith(suffix):
-            return name[: -len(suffix)]
-    return name
+_DEFLATE = 1032  # a byte of a deflated stream stands for this many at most
 
 
 def corner_shift(first: NDArray[Any], second: NDArray[Any], shape: Sequence[int]) -> float:
@@ -87,16 +75,49 @@ class Nifti:
         path: where it came from.
         header: the header exactly as on disk (nibabel repairs some fields in ``image.header``, such as a zero spacing).
         image: nibabel's image; ``numpy.asanyarray(image.dataobj)`` gives the scaled voxels.
+        further: bytes that follow the last voxel.
     """
 
     path: Path
     header: nib.Nifti1Header
     image: nib.Nifti1Image
+    further: int = 0
+
+    @property
+    def proxy(self) -> Any:
+        """Nibabel's ``ArrayProxy``: the bytes that were read, where the voxels are in them, slope and intercept."""
+        return self.image.dataobj
+
+    @property
+    def stored(self) -> NDArray[Any]:
+        """The voxels as they are stored, without slope and intercept: one axis, the first spatial axis runs fastest.
+
+        It is a view of the bytes that were read, so it takes no memory.
+        """
+        proxy = self.proxy
+        count = math.prod(proxy.shape)
+        return np.frombuffer(proxy.file_like.getbuffer(), proxy.dtype, count, proxy.offset)
+
+    def scaled(self, stored: NDArray[Any]) -> NDArray[Any]:
+        """A part of ``stored`` with slope and intercept, as nibabel applies them.
+
+        Args:
+            stored: voxels, any shape.
+        """
+        slope, inter = np.asanyarray(self.proxy.slope), np.asanyarray(self.proxy.inter)
+        return np.asarray(apply_read_scaling(stored, slope, inter))
 
 
 def _open(path: Path) -> IO[bytes]:
     """Open the (decompressed) stream of a file."""
-    return gzip.open(path, "rb") if path.name.lower().endswith(".gz") else path.open("rb")  # type: ignore[return-value]
+    if not stat.S_ISREG(path.stat().st_mode):  # a pipe would wait for ever, a device never end
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+    return gzip.open(path, "rb") if _compressed(path) else path.open("rb")  # type: ignore[return-value]
+
+
+def _compressed(path: Path) -> bool:
+    """Whether a file is named as a compressed one."""
+    return path.name.lower().endswith(".gz")
 
 
 def _count(path: Path) -> int:
@@ -111,48 +132,55 @@ def _count(path: Path) -> int:
     return total
 
 
-def _image_class(head: bytes, path: Path) -> type[nib.Nifti1Image]:
-    """NIfTI-1 or NIfTI-2, by the size of the header that the first four bytes tell."""
-    for size, kind in ((348, nib.Nifti1Image), (540, nib.Nifti2Image)):
-        if size in (int.from_bytes(head[:4], "little"), int.from_bytes(head[:4], "big")):
-            return kind
-    raise DataError(
-        "is not a NIfTI file",
-        file=path,
-        expected="a NIfTI-1 or NIfTI-2 header",
-        came=f"{len(head)} bytes that begin with {head[:8]!r}" if head else "an empty file",
-        remedy="replace the file by the original, or convert it to NIfTI",
-    )
-
-
-def _parse_header(head: bytes, path: Path) -> tuple[type[nib.Nifti1Image], nib.Nifti1Header, int]:
-    """Image class, header as on disk, and the number of bytes up to the last voxel."""
-    kind = _image_class(head, path)
-    header_class = kind.header_class
-    block = header_class.sizeof_hdr
-    try:
-        header = header_class(head[:block], check=False)
-        shape = [int(n) for n in header.get_data_shape()]
-        if any(n < 0 for n in shape):
-            raise ValueError(f"negative size in {shape}")
-        offset = max(int(header["vox_offset"]), header.single_vox_offset)
-        size = offset + math.prod(shape) * header.get_data_dtype().itemsize
-    except (*_UNREADABLE, KeyError) as error:
-        raise DataError(
-            f"has a header that can't be read ({error})", file=path, remedy="export or convert the file again"
-        ) from error
-    return kind, header, size
-
-
-def _raise_io(path: Path, error: OSError) -> None:
+def _io_error(path: Path, error: OSError) -> DataError:
     """Say in one sentence why a file can't be opened."""
     if path.is_symlink() and not path.exists():
         came = f"a link to {os.readlink(path)}, which is not there"
     else:
         came = error.strerror or str(error)
-    raise DataError(
+    return DataError(
         "can't be opened", file=path, expected="a NIfTI file", came=came, remedy="check the path and its permissions"
-    ) from error
+    )
+
+
+def _damaged(path: Path, size: int, error: Exception | None) -> DataError:
+    """A truncated or corrupted stream, with byte counts, or what the file is if it is no compressed one."""
+    if _compressed(path):
+        with path.open("rb") as file:
+            head = file.read(HEAD)
+        if head[:2] != GZIP:
+            return no_nifti(head, path, expected="a gzip stream that holds a NIfTI header")
+    return DataError(
+        "is truncated or damaged" + (f" ({error})" if error else ""),
+        file=path,
+        expected=f"{size:,} bytes of header and voxels" if size else "a gzip stream of bytes of header and voxels",
+        came=f"{_count(path):,} readable bytes in a file of {path.stat().st_size:,} bytes",
+        remedy="copy or export the file again",
+    )
+
+
+def _check_size(path: Path, size: int) -> None:
+    """Refuse, before any memory is taken, a header that declares more than the file can hold, or than memory does."""
+    there = path.stat().st_size
+    if size > (there * _DEFLATE if _compressed(path) else there):
+        raise _damaged(path, size, None)
+    if size > _memory():
+        raise _too_large(path, size)
+
+
+def _too_large(path: Path, size: int) -> DataError:
+    return DataError(
+        "does not fit into memory", file=path, expected=f"at most {_memory():,} bytes", came=f"{size:,} bytes",
+        remedy="use a machine with more memory, or store the volume in fewer or smaller voxels",
+    )  # fmt: skip
+
+
+def _memory() -> float:
+    """Bytes of memory that this machine has; infinite where it doesn't tell."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):
+        return math.inf
 
 
 def read_header(path: str | Path) -> nib.Nifti1Header:
@@ -164,125 +192,61 @@ def read_header(path: str | Path) -> nib.Nifti1Header:
     path = Path(path)
     try:
         with _open(path) as stream:
-            head = stream.read(540)
+            head = stream.read(HEAD)
     except _DAMAGED as error:
         raise _damaged(path, 0, error) from error
     except OSError as error:
-        _raise_io(path, error)
-    return _parse_header(head, path)[1]
-
-
-def _damaged(path: Path, size: int, error: Exception | None) -> DataError:
-    """A truncated or corrupted stream, with byte counts."""
-    came = f"{_count(path):,} readable bytes in a file of {path.stat().st_size:,} bytes"
-    return DataError(
-        "is truncated or damaged" + (f" ({error})" if error else ""),
-        file=path,
-        expected=f"{size:,} bytes of header and voxels" if size else "a readable stream",
-        came=came,
-        remedy="copy or export the file again",
-    )
+        raise _io_error(path, error) from error
+    return parse_header(head, path)[1]
 
 
 def read_nifti(path: str | Path) -> Nifti:
     """Read a whole ``.nii`` or ``.nii.gz`` file, its checksum included.
 
+    Memory is taken only for what the file can hold by its size on disk, and for one volume: the stream behind the last
+    voxel is read but not kept.
+
     Args:
         path: the file.
 
     Raises:
-        DataError: the file is missing, empty, truncated, corrupted or no NIfTI file; the message names byte counts.
+        DataError: the file is missing, empty, truncated, corrupted, too large for memory or no NIfTI file; the message
+            names byte counts.
     """
     path = Path(path)
     size = 0
     try:
         with _open(path) as stream:
-            head = stream.read(540)
-            kind, header, size = _parse_header(head, path)
-            data = head + stream.read(max(size - len(head), 0))
-            while stream.read(_CHUNK):  # to the end, so that gzip compares its checksum
-                pass
+            head = stream.read(HEAD)
+            kind, header, size = parse_header(head, path)
+            _check_size(path, size)
+            data, further = _read_stream(stream, head, size)
     except _DAMAGED as error:
         raise _damaged(path, size, error) from error
     except OSError as error:
-        _raise_io(path, error)
-    except (MemoryError, OverflowError) as error:  # mostly a header that declares far more than the file holds
-        if _count(path) < size:
-            raise _damaged(path, size, None) from error
-        raise DataError("does not fit into memory", file=path, came=f"{size:,} bytes") from error
-    if len(data) < size:
+        raise _io_error(path, error) from error
+    except (MemoryError, OverflowError) as error:
+        raise _too_large(path, size) from error
+    if data.tell() < size:
         raise _damaged(path, size, None)
     try:
-        image = kind.from_stream(BytesIO(data))
-    except (*_UNREADABLE, KeyError) as error:
+        image = kind.from_stream(data)
+    except UNREADABLE as error:
         raise DataError(
-            f"has a header that can't be read ({error})", file=path, remedy="export or convert the file again"
-        ) from error
-    return Nifti(path, header, image)
+            f"has a header that can't be read ({error})", file=path, expected="a NIfTI header as the standard has it",
+            came=str(error), remedy="export or convert the file again",
+        ) from error  # fmt: skip
+    return Nifti(path, header, image, further)
 
 
-def write_nifti(path: str | Path, image: nib.Nifti1Image) -> Path:
-    """Write an image to a temporary file beside ``path`` and rename it, so that no half-written file is ever seen.
-
-    The same image gives the same bytes (no time stamp in the gzip header).
-
-    Args:
-        path: ends in ``.nii`` or ``.nii.gz``; missing folders are made.
-        image: nibabel's image.
-
-    Returns:
-        The path written.
-
-    Raises:
-        DataError: the name is not that of a NIfTI file.
-    """
-    return _write_stream(Path(path), image.to_bytes())
-
-
-def write_like(path: str | Path, voxels: NDArray[Any], header: nib.Nifti1Header) -> Path:
-    """Write voxels under the geometry of another file: shape, qform, sform, codes and spacing bit for bit.
-
-    What is not geometry (description, intent, display range, extensions, which may name a patient) is not copied.
-
-    Args:
-        path: ends in ``.nii`` or ``.nii.gz``.
-        voxels: of the shape that the header tells, trailing axes of several volumes left out; an integer type.
-        header: the other file's header as on disk (`read_header`).
-
-    Returns:
-        The path written.
-
-    Raises:
-        DataError: the name is not that of a NIfTI file, or the voxels don't fit the header.
-    """
-    header = header.copy()
-    shape = tuple(header.get_data_shape())
-    if math.prod(shape[3:]) == 1:
-        voxels = voxels.reshape(voxels.shape[:3] + shape[3:])
-    else:
-        shape = shape[:3]
-        header.set_data_shape(shape)
-    if voxels.shape != shape:
-        raise DataError("does not fit the header", file=path, expected=shape, came=voxels.shape)
-    header.set_data_dtype(voxels.dtype)
-    for name in ("scl_inter", "cal_max", "cal_min", "intent_code", "intent_p1", "intent_p2", "intent_p3", "vox_offset"):
-        header[name] = 0
-    for name in ("descrip", "aux_file", "intent_name", "db_name"):
-        if name in header.keys():  # NIfTI-2 has no db_name
-            header[name] = b""
-    header["scl_slope"], header["magic"], header["vox_offset"] = 1, header.single_magic, header.single_vox_offset
-    data = voxels.astype(voxels.dtype.newbyteorder(header.endianness)).tobytes(order="F")
-    # four bytes 0 say that no extension follows
-    return _write_stream(Path(path), header.binaryblock + bytes(4) + data)
-
-
-def _write_stream(path: Path, data: bytes) -> Path:
-    """Write a NIfTI file's bytes, compressed if its name says so, to a temporary file, and rename it."""
-    if not is_nifti(path):
-        raise DataError("is not a NIfTI name", file=path, expected="a name ending in .nii or .nii.gz", came=path.name)
-    if path.name.lower().endswith(".gz"):
-        data = gzip.compress(data, compresslevel=4, mtime=0)
-    return write_whole(path, lambda file: file.write_bytes(data))
+def _read_stream(stream: IO[bytes], head: bytes, size: int) -> tuple[BytesIO, int]:
+    """The bytes up to ``size``, and how many come behind them: to the end, so that gzip compares its checksum."""
+    data, total = BytesIO(), len(head)
+    data.write(head)
+    while chunk := stream.read(_CHUNK):
+        data.write(chunk[: max(size - total, 0)])
+        total += len(chunk)
+    return data, max(total - size, 0)
 
 
 class StrictNibabelReader(NibabelReader):

@@ -8,7 +8,7 @@ import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -18,28 +18,13 @@ from torch.nn import functional
 from torch.utils.data import Dataset as TorchDataset
 
 from monai_autoaug.data.batch import Batch
+from monai_autoaug.data.items import Items, read_item
 from monai_autoaug.data.locations import Locations, find_locations
 from monai_autoaug.data.meta_cases import EpochCases
 from monai_autoaug.data.randomness import random_transforms
 from monai_autoaug.errors import ConfigError, DataError
 
 __all__ = ["Items", "PatchBatches"]
-
-
-class Items(Protocol):
-    """Preprocessed cases: a list, or a MONAI ``Dataset``, ``CacheDataset`` or ``PersistentDataset``.
-
-    Each item is a dictionary with ``image`` (C, D, H, W) float and ``label`` (1, D, H, W) integer, and optionally
-    ``case`` (a name) and ``spacing`` (mm; read from a MetaTensor's affine otherwise).
-    """
-
-    def __len__(self) -> int:
-        """The number of cases."""
-        ...
-
-    def __getitem__(self, index: int, /) -> Any:
-        """One case."""
-        ...
 
 
 @contextmanager
@@ -240,7 +225,7 @@ class PatchBatches(TorchDataset[Batch]):
 
     def _load(self, index: int) -> tuple[Tensor, Tensor, str, Tensor]:
         """Image, label, name and spacing of a case, as plain tensors."""
-        item = self.items[index]
+        item = read_item(self.items, index)
         wanted = ("image", "label") if self.labelled else ("image",)
         if not isinstance(item, Mapping) or not set(wanted) <= set(item):
             came, expected = type(item).__name__, " and ".join(wanted)

@@ -32,6 +32,7 @@ from monai_autoaug.data.volume_transforms import (
     StrictCompose,
 )
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.reading import MEBIBYTE, read_json
 from monai_autoaug.writing import write_text
 
 __all__ = ["Clean", "Preprocessing", "patch_options"]
@@ -257,13 +258,13 @@ class Preprocessing:
             ConfigError: the file can't be read, or its content is not valid.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path, largest=MEBIBYTE)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"{path}: can't be read as preprocessing ({error})") from error
+            raise ConfigError(f"{path}: can't be read as preprocessing ({error}); copy the run's folder") from error
         try:
             return cls._of(content)
         except (ConfigError, TypeError, KeyError, AttributeError) as error:
-            raise ConfigError(f"{path}: is no valid preprocessing ({error})") from error
+            raise ConfigError(f"{path}: is no valid preprocessing ({error}); copy the run's folder") from error
 
     @classmethod
     def _of(cls, content: dict[str, Any]) -> Preprocessing:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from monai_autoaug.engines.board import SampleSaver
 from monai_autoaug.engines.checkpoints import AtomicCheckpointSaver, AutoAugState, TrainingCheckpoint
 from monai_autoaug.engines.handlers import AugmenterSaver, PolicyLogger, PolicySaver, figures
 from monai_autoaug.engines.losses import per_sample
@@ -26,6 +27,7 @@ __all__ = [
     "PhaseSchedule",
     "PolicyLogger",
     "PolicySaver",
+    "SampleSaver",
     "TestTimePolicyInferer",
     "TrainOptions",
     "TrainingCheckpoint",

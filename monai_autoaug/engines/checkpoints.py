@@ -5,15 +5,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+import pickle
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch.distributed as dist
 from ignite.engine import Engine, Events
-from ignite.handlers import DiskSaver
 from monai.data import SmartCacheDataset
-from monai.handlers import CheckpointLoader, CheckpointSaver
+from monai.handlers import CheckpointLoader
 from torch.utils.data import DataLoader
 
 from monai_autoaug.data.patches import PatchBatches
@@ -24,9 +24,10 @@ from monai_autoaug.engines.random_states import (
     transform_states,
     unpack,
 )
-from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.engines.savers import AtomicCheckpointSaver
+from monai_autoaug.errors import AutoAugError, CheckpointError, ConfigError
 from monai_autoaug.precision import rank, world_size
-from monai_autoaug.writing import write_tensors
+from monai_autoaug.reading import MALFORMED, check_archive
 
 if TYPE_CHECKING:
     from monai_autoaug.engines.trainer import AutoAugTrainer
@@ -164,85 +165,21 @@ class AutoAugState:
         restore_random_states(own["random"])
 
 
-class _AtomicDiskSaver(DiskSaver):
-    """Writes files that are whole or not there (`monai_autoaug.writing`).
+class _StrictLoader(CheckpointLoader):
+    """``monai.handlers.CheckpointLoader`` of files that are whole, which names the file where it can't be used."""
 
-    ignite asks for the old file's removal before it asks for the new one to be written; here it goes afterwards, so
-    that at any moment there is one.
-    """
-
-    def __init__(self, directory: Path, filename: str | None) -> None:
-        super().__init__(dirname=directory, require_empty=False, atomic=False)
-        self.filename = filename
-        self._outdated: list[Path] = []
-
-    def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None = None) -> None:
-        super().__call__(checkpoint, self.filename or filename, metadata)
-        written = self.dirname / (self.filename or filename)
-        for path in self._outdated:
-            if path != written and rank() == self.save_on_rank:
-                path.unlink(missing_ok=True)
-        self._outdated = []
-
-    def _save_func(self, checkpoint: Mapping[str, Any], path: Path, func: Callable[..., None]) -> None:
-        write_tensors(path, checkpoint, func, **self.kwargs)
-
-    def remove(self, filename: str) -> None:
-        self._outdated.append(self.dirname / (self.filename or filename))
-
-
-class AtomicCheckpointSaver(CheckpointSaver):
-    """``monai.handlers.CheckpointSaver`` whose files are never half written, whenever the process is killed.
-
-    It has a ``state_dict`` too, so that a resumed run knows how good the best network was that it has saved.
-
-    Args:
-        args: of ``CheckpointSaver``.
-        interval_filename: one file for the checkpoints of ``save_interval``, each in place of the one before.
-        kwargs: of ``CheckpointSaver``.
-
-    Raises:
-        ConfigError: ``interval_filename`` without ``save_interval``, or with several files to keep.
-
-    >>> import tempfile, torch
-    >>> saver = AtomicCheckpointSaver(tempfile.mkdtemp(), {"model": torch.nn.Linear(1, 1)}, save_interval=1)
-    """
-
-    def __init__(self, *args: Any, interval_filename: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        if interval_filename is not None:
-            self._check_interval(interval_filename)
-        for checkpoint in (self._final_checkpoint, self._key_metric_checkpoint, self._interval_checkpoint):
-            if checkpoint is not None:
-                old: Any = checkpoint.save_handler
-                fixed = interval_filename if checkpoint is self._interval_checkpoint else old.filename
-                checkpoint.save_handler = _AtomicDiskSaver(old.dirname, fixed)
-        if self._interval_checkpoint is not None:
-            self._interval_checkpoint.greater_or_equal = True  # an epoch can be saved anew, see `TrainingCheckpoint`
-
-    def _check_interval(self, filename: str) -> None:
-        """Refuse a name for a file that would never be written, or that several would share."""
-        if self._interval_checkpoint is None:
-            raise ConfigError(f"interval_filename {filename!r} is never written: give save_interval too")
-        if (self._interval_checkpoint.n_saved or 1) > 1:
-            raise ConfigError(
-                f"n_saved={self._interval_checkpoint.n_saved} files can't all be named {filename!r}: leave out"
-                " interval_filename or n_saved"
-            )
-
-    def forget(self) -> None:
-        """Save the next network that has a metric, however good those before were; it takes their file's place."""
-        if self._key_metric_checkpoint is not None:
-            self._key_metric_checkpoint._saved.clear()
-
-    def state_dict(self) -> dict[str, Any]:
-        """The metric and file of the best networks saved so far; empty if it saves none."""
-        return {} if self._key_metric_checkpoint is None else dict(self._key_metric_checkpoint.state_dict())
-
-    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
-        """Restore what ``state_dict`` gave."""
-        if state_dict:
-            super().load_state_dict(dict(state_dict))
+    def __call__(self, engine: Engine) -> None:
+        """Load, once the file's checksums have been compared."""
+        try:
+            check_archive(self.load_path)
+            super().__call__(engine)
+        except AutoAugError:
+            raise
+        except (OSError, pickle.UnpicklingError, *MALFORMED) as error:
+            raise CheckpointError(
+                f"{self.load_path}: can't be resumed from ({type(error).__name__}: {error}). To do: put the run's own"
+                " checkpoint back, or start without resume"
+            ) from error
 
 
 class TrainingCheckpoint:
@@ -260,7 +197,8 @@ class TrainingCheckpoint:
         map_location: of ``torch.load``.
 
     Raises:
-        CheckpointError: when it is attached, if there is nothing to resume from.
+        CheckpointError: when it is attached, if there is nothing to resume from; when the run starts, if the file is
+            damaged or does not fit.
         ConfigError: it is attached to another kind of engine.
 
     >>> import torch
@@ -294,7 +232,7 @@ class TrainingCheckpoint:
         if self.resume:
             if not self.path.is_file():
                 raise CheckpointError(f"{self.path}: there is no checkpoint to resume from; start without resume")
-            CheckpointLoader(str(self.path), objects, map_location=self.map_location).attach(engine)
+            _StrictLoader(str(self.path), objects, map_location=self.map_location).attach(engine)
         # on all ranks, and not at the end of the epoch as such: what validation draws in between is drawn once only
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), state.gather)
         saver = AtomicCheckpointSaver(

@@ -60,6 +60,7 @@ def claimed(folder: Path) -> Iterator[None]:
     try:
         try:
             opened = _lock(folder, made)
+            _write_something(folder)  # a lock file that is there already says nothing of others
         except OSError as error:
             raise _unwritable("output", folder, error) from error
         yield
@@ -85,12 +86,16 @@ def check_writable(name: str, folder: Path) -> None:
     made: list[Path] = []
     try:
         _make(folder, made)
-        with tempfile.TemporaryFile(dir=folder) as file:
-            file.write(b"x")
+        _write_something(folder)
     except OSError as error:
         raise _unwritable(name, folder, error) from error
     finally:
         _remove(made)
+
+
+def _write_something(folder: Path) -> None:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(b"x")
 
 
 def _make(folder: Path, made: list[Path]) -> None:

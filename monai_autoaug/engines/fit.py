@@ -15,24 +15,30 @@ from torch import nn
 
 from monai_autoaug import methods, policies
 from monai_autoaug.data import EpochCases, MetaSplit, PatchBatches
+from monai_autoaug.data.loading import worker_faults
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
+from monai_autoaug.engines.board import SampleSaver, board_writer, write_scalars
 from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.given_policy import KEY, find_given, with_given
+from monai_autoaug.engines.handlers import PolicyLogger
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.phases import PhaseEvents, PhaseSchedule
-from monai_autoaug.engines.progress import Listener, Progress
+from monai_autoaug.engines.progress import Ended, Listener, Progress
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.engines.streams import UNLABELLED
 from monai_autoaug.engines.validation import validate
 from monai_autoaug.errors import CheckpointError
+from monai_autoaug.memory import peak_memory
 from monai_autoaug.methods import Method
 from monai_autoaug.policies import TrainingPolicy, no_ops
-from monai_autoaug.precision import Precision
+from monai_autoaug.policies.course import course_interval
+from monai_autoaug.precision import Precision, skip_warnings
+from monai_autoaug.reading import MALFORMED
 
-__all__ = ["Fit", "skip_warnings"]
+__all__ = ["Fit"]
 
 
 class Fit:
@@ -74,6 +80,8 @@ class Fit:
         self._losses: list[float] = []
         self._dice: dict[str, float] = {}
         self._warnings: list[str] = []
+        self._writer: Any = None
+        self._given: Any = None
 
     def build(self) -> nn.Module:
         """The run's network, plain and untrained."""
@@ -106,20 +114,13 @@ class Fit:
             unlabelled: preprocessed images without labels, if the method learns from any.
         """
         self.validation = validation
-        self._given = find_given(self.options, checkpoint)
-        options = self.options if self._given is None else with_given(self.options, self._given)
-        self.batches = self._batches(items, resampled)
-        self.trainer = make_trainer(
-            options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
-            meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),
-            unlabelled=None if unlabelled is None else self._batches(unlabelled, 0, stream=UNLABELLED, labelled=False),
-            build=self.build,
-        )  # fmt: skip
+        self.prepare(items, checkpoint, meta=meta, resampled=resampled, unlabelled=unlabelled)
         self.schedule.attach(self.trainer)
         self.trainer.add_event_handler(PhaseEvents.PHASE_STARTED, lambda: self._best.clear())
         if checkpoint is not None:
             self._restore(checkpoint)
         log.cut(self.folder.log, self.trainer.state.iteration // self.options.iterations)
+        self._watch()
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
         self.trainer.heard = lambda done, total: self.listener(Progress("views", done, total))
@@ -129,13 +130,59 @@ class Fit:
                 self.listener(Progress("training", self.trainer.state.iteration, self.steps, note=sentence))
             self.trainer.run()
         else:  # stopped after the last step
-            self.trainer.finish()
+            with worker_faults():
+                try:
+                    self.trainer.finish()
+                finally:
+                    self.trainer.streams.close()
         self._read_clock()
+        if self._writer is not None:
+            self._writer.close()
         if self.trainer.finished:
             self._save_checkpoint()
         if self._best:
             self.network.load_state_dict(self._best["network"])
             self._dice = dict(self._best["dice"])
+
+    def prepare(
+        self,
+        items: Items,
+        checkpoint: Mapping[str, Any] | None = None,
+        *,
+        meta: Items | None = None,
+        resampled: int = 0,
+        unlabelled: Items | None = None,
+    ) -> None:
+        """Make the trainer; nothing is trained, restored or written.
+
+        Args:
+            items: see `run`, as all others.
+            checkpoint: says which policies the run was given.
+            meta: meta-validation cases.
+            resampled: how many of ``items`` these are instead.
+            unlabelled: images without labels.
+        """
+        self._given = find_given(self.options, checkpoint)
+        options = self.options if self._given is None else with_given(self.options, self._given)
+        self.batches = self._batches(items, resampled)
+        self.trainer = make_trainer(
+            options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
+            meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),
+            unlabelled=None if unlabelled is None else self._batches(unlabelled, 0, stream=UNLABELLED, labelled=False),
+            build=self.build,
+        )  # fmt: skip
+
+    def _watch(self) -> None:
+        """Let what the augmentation becomes be kept, for reports and TensorBoard; the training stays as it is."""
+        if self.options.tensorboard:
+            self._writer = board_writer(self.folder.board)
+        names = self.preprocessing.label_names
+        interval = course_interval(self.options.epochs)
+        PolicyLogger(self.folder.course, interval, summary_writer=self._writer).attach(self.trainer)
+        SampleSaver(
+            self.folder.samples, summary_writer=self._writer, orientation=self.preprocessing.orientation,
+            structures=names if self.preprocessing.regions is not None else names[1:],
+        ).attach(self.trainer)  # fmt: skip
 
     def _batches(self, items: Items, resampled: int, **changes: Any) -> PatchBatches:
         """A stream of patches, long enough for all iterations."""
@@ -193,12 +240,18 @@ class Fit:
         parts = self._parts()
         if not set(parts) | {"clock", "dice", "warnings"} <= set(checkpoint):
             raise CheckpointError(f"{self.folder.checkpoint}: is incomplete; it holds {sorted(checkpoint)}")
-        for name, part in parts.items():
-            part.load_state_dict(checkpoint[name])
-        self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
-        self._warnings = list(checkpoint["warnings"])
-        self.trainer.finished = dict(checkpoint.get("finished", {}))
-        self._best.update(checkpoint.get("best", {}))
+        try:
+            for name, part in parts.items():
+                part.load_state_dict(checkpoint[name])
+            self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
+            self._warnings = list(checkpoint["warnings"])
+            self.trainer.finished = dict(checkpoint.get("finished", {}))
+            self._best.update(checkpoint.get("best", {}))
+        except MALFORMED as error:
+            raise CheckpointError(
+                f"{self.folder.checkpoint}: does not fit this run ({type(error).__name__}: {error}). To do: put the"
+                " run's own checkpoint back, or start it anew"
+            ) from error
 
     def _after_iteration(self) -> None:
         state = self.trainer.state
@@ -226,10 +279,25 @@ class Fit:
             self.save_policies()
             self._tell()
         self._losses.clear()
+        before = self.clock["seconds"]
         self._read_clock()
+        self._tell_end(row, self.clock["seconds"] - before)
         row |= self.clock | ({"warnings": self._warnings} if self._warnings else {})
         log.append(self.folder.log, row)  # the module's text explains every key
+        if self._writer is not None:
+            write_scalars(self._writer, row)
         self._save_checkpoint()
+
+    def _tell_end(self, row: Mapping[str, Any], seconds: float) -> None:
+        """Let the listener hear of the epoch that has ended."""
+        training = self.method.policies().get("training")
+        kinds = (*(training.classes if isinstance(training, TrainingPolicy) else ()), "views")
+        ended = Ended.of(row, kinds, seconds, peak_memory(self.device))
+        done, epoch = self.trainer.state.iteration, self.trainer.state.epoch
+        dice = self._dice.get("dice")
+        self.listener(
+            Progress("training", done, self.steps, epoch, self.options.epochs, row["loss"], dice, ended=ended)
+        )
 
     def _keep_best(self) -> None:
         """Remember the network where the method deploys the one of the best validation Dice, of the last phase."""
@@ -254,6 +322,10 @@ class Fit:
             self.clock[name] = round(self.clock[name] + after - before, 3)
         self._started = now
 
+    def _memory(self) -> dict[str, int]:
+        """The most that this process has had on the GPU."""
+        return {"gpu_memory_bytes": torch.cuda.max_memory_allocated(self.device)} if self.device.type == "cuda" else {}
+
     def summary(self) -> dict[str, Any]:
         """What the training took and gave; its warnings are those of the last epoch and what was skipped in all."""
         skipped, unseen = dict(self.trainer.task.precision.skipped), self.no_ops()
@@ -273,32 +345,10 @@ class Fit:
             **({"best_epoch": self._best["epoch"]} if self._best else {}),
             **({"after_training": self.trainer.finished} if self.trainer.finished else {}),
             **({} if unseen is None else {"no_ops": unseen}),
+            **self._memory(),
         } | self.clock  # fmt: skip
 
 
 def _polynomial(optimizer: torch.optim.Optimizer, steps: int) -> torch.optim.lr_scheduler.PolynomialLR:
     """From the optimiser's learning rate to 0, as nnU-Net."""
     return torch.optim.lr_scheduler.PolynomialLR(optimizer, total_iters=steps, power=0.9)
-
-
-def skip_warnings(skipped: Mapping[str, int], steps: int, dtype: torch.dtype) -> list[str]:
-    """What to say of updates that were skipped because a gradient was not finite.
-
-    In float16 the search for the largest scale skips a few on purpose: there one in a hundred goes without saying.
-
-    Args:
-        skipped: updates by player.
-        steps: updates in all.
-        dtype: that the networks ran in.
-
-    >>> skip_warnings({"network": 2}, 400, torch.float32)
-    ['2 of 400 updates of network were skipped, because its gradient was not finite']
-    >>> skip_warnings({"network": 2}, 400, torch.float16)
-    []
-    """
-    usual = steps / 100 if dtype is torch.float16 else 0
-    return [
-        f"{count} of {steps} updates of {name} were skipped, because its gradient was not finite"
-        for name, count in skipped.items()
-        if count > usual
-    ]

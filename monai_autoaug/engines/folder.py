@@ -10,13 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
+from jsonschema import Draft202012Validator
+from jsonschema.exceptions import best_match
 from torch import nn
 
 from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.engines.folder_schema import SCHEMAS
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.networks import expect_spatial_transformer
+from monai_autoaug.reading import MALFORMED, build, read_tensors
+from monai_autoaug.reading import read_json as read_json_file
 from monai_autoaug.writing import write_tensors, write_text
 
 __all__ = ["Run", "read_json", "write_json"]
@@ -34,14 +38,21 @@ def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON object of a run.
 
     Raises:
-        ConfigError: it is missing or damaged.
+        ConfigError: it is missing or damaged, or lacks what such a file holds.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_json_file(path)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: can't be read ({error}); give the folder of a training run") from error
     if not isinstance(content, dict):
         raise ConfigError(f"{path}: is no JSON object; give the folder of a training run")
+    fault = best_match(Draft202012Validator(SCHEMAS.get(path.name, {})).iter_errors(content))
+    if fault is not None:
+        field = fault.json_path.removeprefix("$").lstrip(".") or "(the whole file)"
+        raise ConfigError(
+            f"{path}: field {field}: is not as it should be; {fault.message[:200]}. To do: copy the run's folder again,"
+            " or undo the last edit"
+        )
     return content
 
 
@@ -52,9 +63,11 @@ class Run:
     ``config.json`` the options, the split and the versions; ``audit.json``; ``preprocessing.json``; ``log.jsonl`` one
     line an epoch (`engines.log` says what its keys mean); ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the
     plain segmentation network; ``augmenters.pt`` and ``policy.json`` what was learned, the latter with the evidence for
-    it; ``summary.json``; ``validation/`` the predictions of the validation cases, and ``validation.json`` their Dice,
-    which `commands.finish` writes, as it does the pictures. While a process works in it, ``.lock`` names that process
-    (`engines.claims`).
+    it; ``policy.jsonl`` the policies' course and ``samples.pt`` what the augmentation made of one training patch, from
+    epoch to epoch; ``tensorboard/`` if it was asked for; ``summary.json``; ``validation/`` the predictions of the
+    validation cases, and ``validation.json`` their Dice, which `commands.finish` writes, as it does the pictures. Where
+    views were learned, ``validation_without_views`` is the same without them. While a process works in it, ``.lock``
+    names that process (`engines.claims`).
 
     Args:
         folder: where it is.
@@ -106,6 +119,21 @@ class Run:
         return self.folder / "policy.json"
 
     @property
+    def course(self) -> Path:
+        """What has become of the policies, one JSON object an epoch; missing where the method learns none."""
+        return self.folder / "policy.jsonl"
+
+    @property
+    def samples(self) -> Path:
+        """What the augmentation made of one training patch over the epochs; missing where nothing is learned."""
+        return self.folder / "samples.pt"
+
+    @property
+    def board(self) -> Path:
+        """TensorBoard's files, if they were asked for."""
+        return self.folder / "tensorboard"
+
+    @property
     def summary(self) -> Path:
         """What the run took and gave."""
         return self.folder / "summary.json"
@@ -119,6 +147,16 @@ class Run:
     def validation(self) -> Path:
         """Predictions of the validation cases."""
         return self.folder / "validation"
+
+    @property
+    def plain_validation(self) -> Path:
+        """Where views were learned: predictions of the validation cases without them."""
+        return self.folder / "validation_without_views"
+
+    @property
+    def plain_evaluation(self) -> Path:
+        """Dice of these; written by `commands.finish`."""
+        return self.folder / "validation_without_views.json"
 
     def save_checkpoint(self, content: Mapping[str, Any]) -> None:
         """Write the checkpoint: tensors, numbers and strings."""
@@ -152,9 +190,11 @@ class Run:
         content = _load(self.model, "train first, wait until training has ended, or finish a stopped one with --resume")
         if content.get("format") != _FORMAT or content.get("version") != _VERSION:
             raise CheckpointError(f"{self.model}: is no model of this package, or one of another version")
-        network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
-        expect_spatial_transformer(network, content["state"])
-        network.load_state_dict(content["state"])
+        try:
+            network = build(lambda: _network(content), content["state"])
+        except MALFORMED as error:
+            why = f"{type(error).__name__}: {error}"
+            raise CheckpointError(f"{self.model}: its network can't be built ({why}); copy the file again") from error
         return network.eval()
 
     def load_preprocessing(self) -> Preprocessing:
@@ -162,14 +202,21 @@ class Run:
         return Preprocessing.load(self.preprocessing)
 
 
+def _network(content: Mapping[str, Any]) -> nn.Module:
+    """The untrained network that a model file describes."""
+    network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
+    expect_spatial_transformer(network, content["state"])
+    return network
+
+
 def _load(path: Path, missing: str) -> dict[str, Any]:
     """Read a file of tensors, numbers and strings."""
     if not path.is_file():
         raise CheckpointError(f"{path}: is not there; {missing}")
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds; the user needs the file's name and the reason
-        raise CheckpointError(f"{path}: can't be read ({type(error).__name__}: {error})") from error
+        content = read_tensors(path)
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: can't be read ({error}). To do: copy the file again, or train anew") from error
     if not isinstance(content, dict):
         raise CheckpointError(f"{path}: is no checkpoint of this package")
     return content

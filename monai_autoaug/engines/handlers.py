@@ -4,13 +4,11 @@
 
 from __future__ import annotations
 
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from ignite.engine import Engine, Events
 from monai.handlers import TensorBoardHandler
 from monai.utils import is_scalar
@@ -18,10 +16,10 @@ from monai.utils import is_scalar
 from monai_autoaug import augmenters, policies
 from monai_autoaug.engines import log
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.policies import TestTimePolicy, TrainingPolicy
+from monai_autoaug.policies.course import course_line, course_scalars
 from monai_autoaug.precision import rank
 
-__all__ = ["AugmenterSaver", "PolicyLogger", "PolicySaver", "figures"]
+__all__ = ["AugmenterSaver", "PolicyLogger", "PolicySaver", "check_trainer", "figures"]
 
 
 def figures() -> Callable[[Any], dict[str, float]]:
@@ -38,11 +36,20 @@ def figures() -> Callable[[Any], dict[str, float]]:
     return pick
 
 
-def _attach(handler: Any, engine: Engine, interval: int) -> None:
-    """Call a handler at the end of training, and every ``interval`` epochs if that is not 0."""
+def check_trainer(handler: object, engine: Engine) -> None:
+    """See that a handler is attached to an engine that has a method.
+
+    Raises:
+        ConfigError: it is not.
+    """
     if not hasattr(engine, "method"):
         name = type(handler).__name__
         raise ConfigError(f"{name} belongs to an AutoAugTrainer, not to a {type(engine).__name__}")
+
+
+def _attach(handler: Any, engine: Engine, interval: int) -> None:
+    """Call a handler at the end of training, and every ``interval`` epochs if that is not 0."""
+    check_trainer(handler, engine)
     if interval:
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=interval), handler)
     engine.add_event_handler(Events.COMPLETED, handler)
@@ -130,9 +137,10 @@ class PolicySaver:
 class PolicyLogger:
     """Writes what has become of the policies, one JSON object an epoch, and to TensorBoard if asked to.
 
-    A line holds, exactly: ``epoch``; ``training``: by class and cascade the ``entropy`` (a share of the largest: 1
-    where nothing is decided) and the ``probabilities`` by operation; ``test_time``: the ``entropy``, the
-    ``probabilities`` by view, and ``top``: the views that would be averaged with their ``weights``. TensorBoard gets
+    A line holds, exactly, what `policies.course.course_line` gives: ``epoch``; ``training``: by class and cascade the
+    ``entropy`` (a share of the largest: 1 where nothing is decided) and the ``probabilities`` by operation;
+    ``test_time``: the ``entropy``, the ``probabilities`` by view, and ``top``: the views that would be averaged with
+    their ``weights``. TensorBoard gets
     the same as scalars named ``policy/CLASS/CASCADE/OPERATION``, ``policy_entropy/CLASS/CASCADE`` and
     ``policy/views/VIEW``. A resumed run goes on in the file; lines of epochs that it trains again are removed.
 
@@ -168,8 +176,7 @@ class PolicyLogger:
 
     def attach(self, engine: Engine) -> None:
         """Write every ``interval`` epochs of ``engine``, an `AutoAugTrainer`."""
-        if not hasattr(engine, "method"):
-            raise ConfigError(f"PolicyLogger belongs to an AutoAugTrainer, not to a {type(engine).__name__}")
+        check_trainer(self, engine)
         engine.add_event_handler(Events.COMPLETED, self._finished)  # before the writer is closed
         if self.log_dir is not None and rank() == 0:
             made = TensorBoardHandler(log_dir=os.fspath(self.log_dir))  # closes what it has made itself
@@ -193,52 +200,8 @@ class PolicyLogger:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             log.cut(self.path, epoch - 1)
             self._begun = True
-        row: dict[str, Any] = {"epoch": epoch}
-        if "training" in learned:
-            row["training"] = _training_row(learned["training"])
-        if "test_time" in learned:
-            row["test_time"] = _test_time_row(learned["test_time"])
+        row = course_line(epoch, learned)
         log.append(self.path, row)
         if self.summary_writer is not None:
-            for name, value in _scalars(row):
+            for name, value in course_scalars(row):
                 self.summary_writer.add_scalar(name, value, epoch)
-
-
-@torch.no_grad()
-def _training_row(policy: TrainingPolicy) -> dict[str, Any]:
-    """By class and cascade: entropy, and probabilities by operation."""
-    rows: dict[str, Any] = {}
-    for name, entropy in zip(policy.classes, policy.entropy().tolist(), strict=True):
-        rows[name] = {
-            cascade.name: {
-                "entropy": e,
-                "probabilities": dict(zip((o.name for o in cascade.operations), p.tolist(), strict=True)),
-            }
-            for cascade, e, p in zip(policy.cascades, entropy, policy.probabilities(name), strict=True)
-        }
-    return rows
-
-
-@torch.no_grad()
-def _test_time_row(policy: TestTimePolicy) -> dict[str, Any]:
-    """Entropy, probabilities by view, and the views that would be averaged."""
-    p = policy.probabilities()
-    entropy = -float(torch.special.xlogy(p, p).sum()) / math.log(len(p)) if len(p) > 1 else 0.0
-    views, weights = policy.top(policy.z)
-    return {
-        "entropy": entropy,
-        "probabilities": dict(zip((o.name for o in policy.operations), p.tolist(), strict=True)),
-        "top": [o.name for o in views],
-        "weights": weights.tolist(),
-    }
-
-
-def _scalars(row: Mapping[str, Any]) -> Iterator[tuple[str, float]]:
-    """What TensorBoard draws of a line."""
-    for kind, cascades in row.get("training", {}).items():
-        for cascade, content in cascades.items():
-            yield f"policy_entropy/{kind}/{cascade}", content["entropy"]
-            yield from ((f"policy/{kind}/{cascade}/{o}", p) for o, p in content["probabilities"].items())
-    if "test_time" in row:
-        yield "policy_entropy/views", row["test_time"]["entropy"]
-        yield from ((f"policy/views/{o}", p) for o, p in row["test_time"]["probabilities"].items())

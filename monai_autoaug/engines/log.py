@@ -92,8 +92,9 @@ Policies; figures of updates are means over the epoch's updates of the policies,
 - ``policy_moved``: mean absolute change of the training policy's logits since the start.
 - ``policy_updates``: updates of the policies so far.
 
-nnU-Net's trainers write the last three groups into ``autoaug.jsonl`` too, with keys of their own besides ``epoch``
-(counted from 0, as nnU-Net does) and the losses:
+nnU-Net's trainers write the last three groups into ``autoaug.jsonl`` too, and ``warnings``; ``epoch`` is counted from 0
+there, as nnU-Net does, ``dice`` and ``dice_STRUCTURE`` are the pseudo Dice of nnU-Net's online validation, on patches,
+missing where it is not defined. Besides the losses they have:
 
 - ``train_loss``: nnU-Net's own figure of the epoch.
 - ``skipped_PLAYER``: updates skipped so far because a gradient was not finite.

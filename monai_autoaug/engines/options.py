@@ -15,6 +15,7 @@ from monai_autoaug import methods
 from monai_autoaug.data.schemes import NORMALISATIONS
 from monai_autoaug.engines.segmentation import check_network
 from monai_autoaug.errors import ConfigError, did_you_mean
+from monai_autoaug.methods.montage import check_board
 from monai_autoaug.precision import DTYPES
 
 __all__ = ["TrainOptions", "find_device", "find_precision"]
@@ -41,20 +42,20 @@ def find_device(name: str) -> torch.device:
 
 
 def find_precision(name: str, device: torch.device) -> str:
-    """The precision of a name; "auto" is float32 on the CPU and the best half precision of a GPU.
+    """The precision of a name: "mixed" is the half precision that suits the device, "auto" that of a GPU only.
 
     Raises:
         ConfigError: it is unknown, or float16 on the CPU.
 
-    >>> find_precision("auto", torch.device("cpu"))
-    'float32'
+    >>> find_precision("auto", torch.device("cpu")), find_precision("mixed", torch.device("cpu"))
+    ('float32', 'bfloat16')
     """
-    if name == "auto":
-        if device.type != "cuda":
-            return "float32"
-        return "bfloat16" if torch.cuda.is_bf16_supported() else "float16"
+    if name == "auto" and device.type != "cuda":
+        return "float32"
+    if name in ("auto", "mixed"):
+        return "float16" if device.type == "cuda" and not torch.cuda.is_bf16_supported() else "bfloat16"
     if name not in DTYPES:
-        raise ConfigError(f"precision must be auto or one of {', '.join(DTYPES)}, got {name!r}")
+        raise ConfigError(f"precision must be auto, mixed or one of {', '.join(DTYPES)}, got {name!r}")
     if name == "float16" and device.type == "cpu":
         raise ConfigError("float16 needs a GPU; use precision float32 or bfloat16 on the CPU")
     return name
@@ -85,6 +86,8 @@ class TrainOptions:
             None: as the method has it ("fixed" for "joint_policy").
         meta_list: instead of ``meta_cases``: a file with the names of training cases (a JSON list, or one a line), or
             the folder of another labelled data set, for example of another site.
+        split: instead of ``train_cases`` and ``validation_cases``: a file that names the cases of both, and perhaps
+            cases whose images are taken as unlabelled (`data.SplitFile`); all others are left alone.
         unlabelled: a folder of images without labels, for a method that learns from these, in place of those that the
             data set lists itself (``unlabelled`` in dataset.json, or a folder of that name).
         validation_interval: epochs between validations; the last epoch is always validated.
@@ -96,9 +99,10 @@ class TrainOptions:
         seed: of everything random but the split.
         split_seed: of the split into training and validation cases.
         device: "auto", "cpu", "cuda" or "cuda:1".
-        precision: "auto", "float32", "bfloat16" or "float16".
+        precision: "auto", "mixed", "float32", "bfloat16" or "float16", see `find_precision`.
         workers: processes that cut patches; batches are the same whatever their number.
         cache: a folder for preprocessed volumes; None: they are kept in memory.
+        tensorboard: write scalars and pictures of samples for TensorBoard into the run's folder.
 
     Raises:
         ConfigError: an option is unknown or out of range.
@@ -124,6 +128,7 @@ class TrainOptions:
     meta_cases: int | float | None = None
     meta_split: str | None = None
     meta_list: Path | None = None
+    split: Path | None = None
     unlabelled: Path | None = None
     validation_interval: int = 5
     spacing: tuple[float, float, float] | None = None
@@ -135,11 +140,14 @@ class TrainOptions:
     precision: str = "auto"
     workers: int = 0
     cache: Path | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
-        for name in ("data", "output", "meta_list", "unlabelled", "cache"):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, Path(getattr(self, name)))
+        for name in ("data", "output", "meta_list", "split", "unlabelled", "cache"):
+            _path(self, name)
+        for name in ("method", "network", "device", "precision"):
+            if not isinstance(getattr(self, name), str):
+                raise ConfigError(f"{name} must be a word, got {getattr(self, name)!r}")
         for name, kind in (("patch_size", int), ("spacing", float)):
             _three(self, name, kind)
         _words(self, "normalisation", NORMALISATIONS)
@@ -158,7 +166,13 @@ class TrainOptions:
         if self.train_cases is not None:
             _number(self, "train_cases", int, lambda v: v >= 1, "at least 1")
         _cases(self, "validation_cases")
+        if self.split is not None:
+            for name in ("train_cases", "validation_cases"):
+                if getattr(self, name) != getattr(type(self), name):
+                    raise ConfigError(f"split names the cases; leave out {name}")
         methods.check(self.method, self.method_options)
+        if self.tensorboard:
+            check_board()
         self._check_meta()
         if self.unlabelled is not None and not self.learns_from_unlabelled:
             raise ConfigError(
@@ -240,6 +254,16 @@ class TrainOptions:
         """JSON values, as `from_mapping` takes them."""
         return {name: str(v) if isinstance(v, Path) else list(v) if isinstance(v, tuple) else v
                 for name, v in asdict(self).items()}  # fmt: skip
+
+
+def _path(options: TrainOptions, name: str) -> None:
+    """Check and convert a path, or None where there need not be one."""
+    value = getattr(options, name)
+    if value is None and name not in ("data", "output"):
+        return
+    if not isinstance(value, str | Path) or not str(value) or "\0" in str(value):
+        raise ConfigError(f"{name} must be a path, got {value!r}")
+    object.__setattr__(options, name, Path(value))
 
 
 def _number(options: TrainOptions, name: str, kind: type, good: Callable[[Any], bool], expected: str) -> None:

@@ -4,8 +4,19 @@
 
 from __future__ import annotations
 
-from monai_autoaug.data import Case, DataList, Split, cases_of_another_set, read_case_names, read_datalist, split
-from monai_autoaug.data.folders import read_unlabelled
+from dataclasses import replace
+
+from monai_autoaug.data import (
+    Case,
+    DataList,
+    Split,
+    SplitFile,
+    cases_of_another_set,
+    read_case_names,
+    read_datalist,
+    split,
+)
+from monai_autoaug.data.folders import as_unlabelled, read_unlabelled
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.errors import ConfigError
 
@@ -27,8 +38,17 @@ def split_cases(options: TrainOptions, datalist: DataList) -> Split:
         ConfigError: the numbers can't be had, or listed cases are unknown or validate.
         DataError: another data set was given for meta-validation, which doesn't fit.
     """
+    cases, validation = datalist.training, None
+    if options.split is not None:
+        cases, validation, _ = SplitFile.load(options.split).choose(cases)
+    parts = _parts(options, replace(datalist, training=cases), options.validation_cases if validation is None else 0)
+    return parts if validation is None else parts._replace(validation=validation)
+
+
+def _parts(options: TrainOptions, datalist: DataList, validation: int | float) -> Split:
+    """Split all cases of a data set, of which so many validate."""
     listed, meta = options.meta_list, options.meta_share
-    given = {"seed": options.split_seed, "validation": options.validation_cases, "train": options.train_cases}
+    given = {"seed": options.split_seed, "validation": validation, "train": options.train_cases}
     if listed is None:
         parts = split(datalist.training, meta=meta, **given)  # type: ignore[arg-type]  # each of its own kind
         if options.meta_split == "resampled":
@@ -70,10 +90,14 @@ def unlabelled_cases(options: TrainOptions, datalist: DataList) -> tuple[Case, .
         return ()
     if options.unlabelled is not None:
         return read_unlabelled(options.unlabelled, len(datalist.channels))
+    if options.split is not None:
+        _, _, named = SplitFile.load(options.split).choose(datalist.training)
+        if named:
+            return as_unlabelled(named)
     if not datalist.unlabelled:
         raise ConfigError(
             f"method {options.method!r} learns from unlabelled images, too: give their folder (--unlabelled), or list"
-            ' them in dataset.json by the key "unlabelled"'
+            ' them in dataset.json or in the file of --split by the key "unlabelled"'
         )
     return datalist.unlabelled
 

@@ -4,10 +4,9 @@
 
 from __future__ import annotations
 
-import platform
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from importlib.metadata import version
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, cast
@@ -15,74 +14,22 @@ from typing import Any, cast
 from monai.utils import set_determinism
 from torch.utils.data import Subset
 
-import monai_autoaug
-from monai_autoaug import augmenters
-from monai_autoaug.data import Case, DataList, Split, read_datalist
+from monai_autoaug import augmenters, policies
+from monai_autoaug.data import DataList, read_datalist
 from monai_autoaug.data.audit import Finding, findings_to_json
 from monai_autoaug.data.preprocess import Preprocessing
-from monai_autoaug.data.schemes import choose_schemes
 from monai_autoaug.engines.claims import check_writable, claimed
 from monai_autoaug.engines.fit import Fit
 from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
-from monai_autoaug.engines.parts import known_cases, resampled, split_cases, unlabelled_cases
+from monai_autoaug.engines.plan import Plan, check_folders, check_unused, decide, examine
 from monai_autoaug.engines.prediction import learned_views, predict_cases
 from monai_autoaug.engines.progress import Listener, Progress, unheard
-from monai_autoaug.engines.rehearsal import rehearse
-from monai_autoaug.engines.segmentation import choose_margin, choose_patch_size, downsampling
-from monai_autoaug.engines.volumes import sound, volumes
+from monai_autoaug.engines.volumes import volumes
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.writing import write_text
 
 __all__ = ["resume", "train"]
-
-_PACKAGES = ("torch", "monai", "numpy", "nibabel")
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What was decided before training: written into config.json, and the same again when a run is resumed.
-
-    Args:
-        options: of the run.
-        split: of the cases; where meta-validation cases are drawn anew each epoch, all of them are training cases.
-        patch_size: voxels.
-        margin: by which training patches are enlarged.
-        unlabelled: images without labels that the method learns from.
-    """
-
-    options: TrainOptions
-    split: Split
-    patch_size: tuple[int, ...]
-    margin: tuple[int, ...]
-    unlabelled: tuple[Case, ...] = ()
-
-    @property
-    def resampled(self) -> int:
-        """How many training cases are meta-validation cases in each epoch; 0 where these don't change."""
-        return resampled(self.options, self.split)
-
-    def _options(self) -> dict[str, Any]:
-        """The options with whole paths, so that the run can be resumed from any folder."""
-        paths = {name: getattr(self.options, name) for name in ("data", "meta_list", "unlabelled", "cache")}
-        method_options = dict(self.options.method_options)
-        if "policy" in method_options:
-            method_options["policy"] = str(Path(method_options["policy"]).resolve())
-        whole = {name: str(p.resolve()) for name, p in paths.items() if p is not None}
-        return self.options.to_dict() | whole | {"method_options": method_options}
-
-    def to_dict(self) -> dict[str, Any]:
-        """JSON values."""
-        return {
-            "options": self._options(),
-            "patch_size": list(self.patch_size),
-            "margin": list(self.margin),
-            "split": _named(self.split),
-            "unlabelled": [case.name for case in self.unlabelled],
-            "meta_cases_of_an_epoch": self.resampled or len(self.split.meta),
-            "versions": {"monai_autoaug": monai_autoaug.__version__, "python": platform.python_version()}
-            | {name: version(name) for name in _PACKAGES},
-        }
 
 
 def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
@@ -106,7 +53,7 @@ def train(options: TrainOptions, *, listener: Listener = unheard) -> Run:
         DataError: the data set can't be used.
     """
     run = Run(options.output)
-    _check_folders(options)
+    check_folders(options)
     with claimed(run.folder):
         return _train(run, options, listener)
 
@@ -115,23 +62,9 @@ def _train(run: Run, options: TrainOptions, listener: Listener) -> Run:
     """All of `train`, in a folder that is ours."""
     if options.cache is not None:
         check_writable("cache", options.cache)
-    if run.config.exists() or run.checkpoint.exists():
-        raise ConfigError(
-            f"{run.folder} holds a run already: go on with it by --resume --output {run.folder} (in Python"
-            " engines.resume), or choose another folder with --output"
-        )
-    find_precision(options.precision, find_device(options.device))
+    check_unused(run)
     datalist = read_datalist(options.data)
-    schemes = choose_schemes(options.normalisation, datalist.channels)  # one a channel, or it refuses
-    if options.bias_correction and "ct" in schemes:
-        raise ConfigError("bias_correction is for MR images, but a channel is normalised as CT; leave it out")
-    rehearse(options, datalist)
-    parts, unlabelled, findings = _examine(options, datalist, listener)
-    preprocessing = Preprocessing.fit(
-        datalist, known_cases(options, parts), spacing=options.spacing, normalisation=options.normalisation,
-        bias_correction=options.bias_correction,
-    )  # fmt: skip
-    plan = _plan(options, parts, preprocessing, unlabelled)
+    plan, preprocessing, findings = decide(options, datalist, listener)
     _begin(run, plan, preprocessing, findings)
     return _carry_out(run, plan, datalist, preprocessing, None, listener)
 
@@ -176,18 +109,18 @@ def _resume(run: Run, device: str | None, workers: int | None, listener: Listene
         options = replace(options, workers=workers)
     find_precision(options.precision, find_device(options.device))
     datalist = read_datalist(options.data)
-    parts, unlabelled, _ = _examine(options, datalist, listener)
-    if _named(parts) != {"meta": []} | config["split"]:  # older runs know of no meta-validation
+    parts, unlabelled, _ = examine(options, datalist, listener)
+    plan = Plan(options, parts, tuple(config["patch_size"]), tuple(config["margin"]), unlabelled)
+    if plan.names != {"meta": []} | config["split"]:  # older runs know of no meta-validation
         raise CheckpointError(f"{run.folder}: the data set no longer splits into the cases that this run began with")
     if [case.name for case in unlabelled] != config.get("unlabelled", []):
         raise CheckpointError(f"{run.folder}: the unlabelled images are no longer those that this run began with")
     preprocessing = run.load_preprocessing()
-    plan = _Plan(options, parts, tuple(config["patch_size"]), tuple(config["margin"]), unlabelled)
     checkpoint = run.load_checkpoint() if run.checkpoint.exists() else None
     return _carry_out(run, plan, datalist, preprocessing, checkpoint, listener)
 
 
-def _begin(run: Run, plan: _Plan, preprocessing: Preprocessing, findings: list[Finding]) -> None:
+def _begin(run: Run, plan: Plan, preprocessing: Preprocessing, findings: list[Finding]) -> None:
     """Write what makes a folder a run, the configuration last; or nothing, if one file can't be written."""
     try:
         preprocessing.save(run.preprocessing)
@@ -199,42 +132,9 @@ def _begin(run: Run, plan: _Plan, preprocessing: Preprocessing, findings: list[F
         raise
 
 
-def _named(parts: Split) -> dict[str, list[str]]:
-    """Names of the cases of each part."""
-    return {part: [c.name for c in cases] for part, cases in parts._asdict().items()}
-
-
-def _check_folders(options: TrainOptions) -> None:
-    """Refuse files where folders have to be."""
-    for name, path in (("output", options.output), ("cache", options.cache)):
-        if path is not None and path.exists() and not path.is_dir():
-            raise ConfigError(f"{name} must be a folder, but {path} is a file")
-
-
-def _examine(
-    options: TrainOptions, datalist: DataList, listener: Listener
-) -> tuple[Split, tuple[Case, ...], list[Finding]]:
-    """Split and audit; only the cases that are used are looked at."""
-    parts, unlabelled = split_cases(options, datalist), unlabelled_cases(options, datalist)
-    used = replace(
-        datalist, training=(*parts.train, *parts.meta, *parts.validation), test=(), unlabelled=unlabelled
-    )
-    return parts, unlabelled, sound(used, parts=parts, listener=listener)
-
-
-def _plan(
-    options: TrainOptions, parts: Split, preprocessing: Preprocessing, unlabelled: tuple[Case, ...]
-) -> _Plan:
-    """Patch size and margin."""
-    factor = downsampling(options.network, options.network_options)
-    patch_size = options.patch_size or choose_patch_size(preprocessing.median_shape, factor)
-    margin = choose_margin(patch_size, preprocessing.median_shape)
-    return _Plan(options, parts, patch_size, (0, 0, 0) if options.method == "none" else margin, unlabelled)
-
-
 def _carry_out(
     run: Run,
-    plan: _Plan,
+    plan: Plan,
     datalist: DataList,
     preprocessing: Preprocessing,
     checkpoint: Mapping[str, Any] | None,
@@ -243,7 +143,7 @@ def _carry_out(
     """Preprocess, train, predict the validation cases, and write what remains."""
     options, parts = plan.options, plan.split
     cases = (*parts.train, *parts.meta, *parts.validation)
-    listener(Progress("preparing", 0, len(cases), note=_told(_counts(plan))))
+    listener(Progress("preparing", 0, len(cases), note=plan.told()))
     items = cast(Any, volumes(datalist, cases, preprocessing, cache=options.cache, listener=listener))
     further = None
     if plan.unlabelled:
@@ -266,28 +166,30 @@ def _carry_out(
     if learned:
         augmenters.save(run.augmenters, learned)
     fit.save_policies()
-    files = [run.validation / f"{c.name}.nii.gz" for c in parts.validation]
-    predict_cases(
-        fit.network, preprocessing, parts.validation, files, patch_size=plan.patch_size, precision=fit.precision,
-        views=learned_views(run), listener=listener,
-    )  # fmt: skip
-    write_json(run.summary, fit.summary() | {"cases": _counts(plan)})
+    predicted = _predict_validation(run, plan, fit, preprocessing, listener)
+    write_json(run.summary, fit.summary() | {"cases": plan.counts, "prediction": predicted})
     return run
 
 
-def _told(counts: Mapping[str, int]) -> str:
-    """How the cases are split, in a sentence."""
-    meta = f", {counts['meta']} to learn policies from (meta-validation)" if "meta" in counts else ""
-    more = f"; {counts['unlabelled']} images without a label are learned from, too" if "unlabelled" in counts else ""
-    total, train = sum(n for part, n in counts.items() if part != "unlabelled"), counts["train"]
-    return f"{total} cases: {train} train the network{meta}, {counts['validation']} validate it{more}"
+def _predict_validation(
+    run: Run, plan: Plan, fit: Fit, preprocessing: Preprocessing, listener: Listener
+) -> dict[str, Any]:
+    """Predict the validation cases; where views were learned, without them too, which tells what they are worth.
 
-
-def _counts(plan: _Plan) -> dict[str, int]:
-    """How many cases there are of each part, in an epoch; meta-validation is told where there is any."""
-    counts = {part: len(cases) for part, cases in plan.split._asdict().items()}
-    counts["train"] -= plan.resampled
-    counts["meta"] += plan.resampled
-    if plan.unlabelled:
-        counts["unlabelled"] = len(plan.unlabelled)
-    return counts if counts["meta"] else {part: n for part, n in counts.items() if part != "meta"}
+    Returns:
+        How many views each prediction is of, and wall-clock seconds of all cases, also without views.
+    """
+    views, cases = learned_views(run), plan.split.validation
+    told: dict[str, float] = {}
+    for key, folder, around in (
+        ("seconds", run.validation, views), ("seconds_without_views", run.plain_validation, None)
+    ):  # fmt: skip
+        if key == "seconds" or views is not None:
+            files, began = [folder / f"{c.name}.nii.gz" for c in cases], time.perf_counter()
+            predict_cases(
+                fit.network, preprocessing, cases, files, patch_size=plan.patch_size, precision=fit.precision,
+                views=around, listener=listener,
+            )  # fmt: skip
+            told[key] = round(time.perf_counter() - began, 3)
+    test_time = policies.load(run.policy).test_time if views is not None else None
+    return {"views": 1 if test_time is None else test_time.z, **told}

@@ -10,6 +10,7 @@ from typing import Any
 from torch.utils.data import DataLoader, DistributedSampler
 
 from monai_autoaug.data.batch import Batch
+from monai_autoaug.data.loading import stop_workers
 from monai_autoaug.data.patches import PatchBatches
 from monai_autoaug.engines.streams import REAL, UNLABELLED, second_loader, starting_at
 from monai_autoaug.errors import ConfigError, DataError
@@ -111,6 +112,11 @@ class SideStream:
                 self.loader.sampler.set_epoch(key % 2**31 if self.own else self._epoch + lap)
         return iter(self.loader)
 
+    def close(self) -> None:
+        """End its workers; the next batch starts new ones."""
+        stop_workers(self._iterator)
+        self._iterator = None
+
     def state_dict(self) -> dict[str, int]:
         """The stream's position."""
         return {"taken": self.taken}
@@ -204,6 +210,11 @@ class SideStreams:
         self._epoch = epoch
         for name in self.needs:
             self[name].start_epoch(epoch)
+
+    def close(self) -> None:
+        """End all workers."""
+        for stream in self._made.values():
+            stream.close()
 
     def state_dict(self) -> dict[str, dict[str, int]]:
         """The streams' positions by name."""

@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from monai.utils.enums import CommonKeys as Keys
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
+from monai_autoaug.data.loading import stop_workers, worker_faults
 from monai_autoaug.engines.assembly import build_method, build_task, builder, check_host, margins, micro_batch
 from monai_autoaug.engines.batches import Converter, EngineBatches, output_of
 from monai_autoaug.engines.checkpoints import AutoAugState
@@ -28,7 +29,7 @@ from monai_autoaug.engines.streams import starting_at
 from monai_autoaug.engines.task import can_compile, check_options, first_convolution
 from monai_autoaug.methods import Method, Task
 from monai_autoaug.methods.late_views import tenths
-from monai_autoaug.precision import broadcast, rank
+from monai_autoaug.precision import broadcast, rank, skip_warnings
 
 __all__ = ["AutoAugTrainer"]
 
@@ -196,6 +197,7 @@ class AutoAugTrainer(SupervisedTrainer):
         self._figures: tuple[str, ...] = ()
         self._entered = False  # between the start of a run and its first epoch
         self._said: set[str] = set()
+        self._opened: Iterator[Any] | None = None  # over the training batches
         # figures of what the method did after the last step, and who hears how far it is: updates done, and all
         self.finished: dict[str, float] = {}
         self.heard: Callable[[int, int], None] | None = None
@@ -240,7 +242,9 @@ class AutoAugTrainer(SupervisedTrainer):
         figures = self.method.on_epoch(self.state.epoch)
         self._figures = tuple(figures)
         self.state.metrics.update(figures)
-        for warning in self.method.warnings():
+        precision = self.task.precision
+        skipped = skip_warnings(precision.skipped, self.method.steps, precision.dtype)
+        for warning in [*self.method.warnings(), *skipped]:
             self._say(logging.WARNING, warning)
         self.autoaug_state.gather()
 
@@ -272,7 +276,17 @@ class AutoAugTrainer(SupervisedTrainer):
             self._say(logging.WARNING, doubt)
         for sentence in self.method.announcement():
             self._say(logging.INFO, sentence)
-        Workflow.run(self)
+        with worker_faults():
+            try:
+                Workflow.run(self)
+            finally:
+                stop_workers(self._opened)
+                self.streams.close()
+
+    def _setup_dataloader_iter(self) -> None:
+        """As ignite, which forgets the iterator when something goes wrong, and leaves its workers behind."""
+        super()._setup_dataloader_iter()
+        self._opened = self._dataloader_iter
 
     def _iteration(self, engine: Any, batchdata: Any) -> Any:
         """One step of the method on one batch; see ``SupervisedTrainer._iteration`` for what it returns.

@@ -10,7 +10,7 @@ import torch
 from monai.metrics import DiceMetric
 from torch import Tensor, nn
 
-from monai_autoaug.data.patches import Items
+from monai_autoaug.data.items import Items, read_item
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines.segmentation import infer
 from monai_autoaug.precision import Precision
@@ -35,7 +35,7 @@ def validate(
     """
     metric = DiceMetric(include_background=True, reduction="mean_batch", ignore_empty=True)
     for i in range(len(items)):
-        item = items[i]
+        item = read_item(items, i)
         logits = infer(network, item["image"], patch_size, precision, overlap=0.25)
         prediction, reference = masks(logits, item["label"], preprocessing)
         metric(y_pred=prediction[None].float(), y=reference[None].float())

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import json
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from monai.data import PersistentDataset
 from monai.transforms import Transform
 from torch import Tensor
@@ -25,18 +27,28 @@ from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.data.volume_transforms import StrictCompose
 from monai_autoaug.engines.metadata import plain
 from monai_autoaug.engines.progress import Listener, Progress, unheard
+from monai_autoaug.errors import AutoAugWarning
+from monai_autoaug.reading import read_tensors
+from monai_autoaug.writing import write_tensors
 
 __all__ = ["Kept", "sound", "volumes"]
 
 _FORMAT = 1  # of a cached volume; to be raised when `Kept` or a transform changes within a version
 
 
-def sound(datalist: DataList, *, parts: Split | None = None, listener: Listener = unheard) -> list[Finding]:
+def sound(
+    datalist: DataList,
+    *,
+    parts: Split | None = None,
+    spacing: Sequence[float] | None = None,
+    listener: Listener = unheard,
+) -> list[Finding]:
     """Audit a data set and refuse it where it can't be used.
 
     Args:
         datalist: the cases that will be used.
         parts: how they are split, if they are: an image must not be in two parts.
+        spacing: mm a voxel that volumes will be resampled to; None: the training cases' median.
         listener: hears of each case.
 
     Returns:
@@ -45,7 +57,10 @@ def sound(datalist: DataList, *, parts: Split | None = None, listener: Listener 
     Raises:
         DataError: the audit refuses; the message holds the first findings.
     """
-    findings = audit(datalist, parts=parts, progress=lambda done, total: listener(Progress("checking", done, total)))
+    findings = audit(
+        datalist, parts=parts, spacing=spacing,
+        progress=lambda done, total: listener(Progress("checking", done, total)),
+    )  # fmt: skip
     wrong = refusal(findings, datalist.folder)
     if wrong is not None:
         raise wrong
@@ -70,6 +85,33 @@ class Kept(Transform):
         image: Tensor = plain(item["image"])
         label: dict[str, Tensor] = {"label": plain(item["label"]).contiguous()} if "label" in item else {}
         return {"image": image.contiguous(), **label, "case": item["case"], "spacing": self.spacing}
+
+
+class _OnDisk(PersistentDataset):
+    """MONAI's, but a kill or a full disk leaves no half-written volume, and one that is damaged is made again."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self._whole: set[Path] = set()  # whose checksums are right; patches are cut from these very often
+
+    def _cachecheck(self, item_transformed: Mapping[str, Any]) -> Any:
+        assert self.cache_dir is not None  # noqa: S101  # for the type checker: there is a folder
+        file = self.cache_dir / f"{self.hash_func(item_transformed).decode()}.pt"
+        try:
+            if file in self._whole:
+                return torch.load(file, weights_only=True)
+            found = read_tensors(file)
+            self._whole.add(file)
+            return found
+        except FileNotFoundError:
+            pass
+        except ValueError as error:
+            message = f"{file}: is damaged ({error}); this volume is made and written again"
+            warnings.warn(message, AutoAugWarning, stacklevel=2)
+        made = self._pre_transform(dict(item_transformed))
+        write_tensors(file, made)
+        self._whole.add(file)
+        return made
 
 
 def volumes(
@@ -104,7 +146,7 @@ def volumes(
     else:
         key = _key(preprocessing)
         stamped = [row | {"stamp": _stamp(case)} for row, case in zip(rows, cases, strict=True)]
-        items = PersistentDataset(stamped, transform, cache_dir=cache / key)
+        items = _OnDisk(stamped, transform, cache_dir=cache / key)
     for i, row in enumerate(rows):
         if cache is None:
             items[i] = transform(row)

@@ -18,7 +18,7 @@ from monai_autoaug.data.folders import list_nifti
 from monai_autoaug.data.nifti import nifti_stem, read_nifti
 from monai_autoaug.errors import ConfigError, DataError
 from monai_autoaug.evaluation.components import Components
-from monai_autoaug.evaluation.metrics import METRICS
+from monai_autoaug.evaluation.metrics import METRICS, Metric
 from monai_autoaug.evaluation.result import Evaluation
 
 __all__ = ["evaluate"]
@@ -31,7 +31,7 @@ def evaluate(
     predictions: str | Path,
     reference: str | Path | DataList,
     *,
-    metrics: Sequence[str] = ("dice",),
+    metrics: Sequence[str] | Mapping[str, Metric] = ("dice",),
     components: Components | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Evaluation:
@@ -41,7 +41,7 @@ def evaluate(
         predictions: a folder of NIfTI label maps named after the cases.
         reference: the data set (see `data.read_datalist`), or a folder of label files with the predictions' names;
             the structures are then the label values found in it.
-        metrics: names in `METRICS`.
+        metrics: names in `METRICS`, or metrics by name, such as those of `metrics.decided`.
         components: which connected components of the predictions count; None: all.
         progress: called with the number of cases done and of all cases.
 
@@ -53,7 +53,8 @@ def evaluate(
         DataError: there is no prediction, one without a label, one that lies on another grid than its label, or one
             with a label value that the data set does not declare.
     """
-    unknown = sorted(set(metrics) - set(METRICS))
+    known_metrics = metrics if isinstance(metrics, Mapping) else METRICS
+    unknown = sorted(set(metrics) - set(known_metrics))
     if unknown or not metrics:
         raise ConfigError(f"unknown metrics {unknown}; choose from {', '.join(sorted(METRICS))}")
     found = _predictions(Path(predictions))
@@ -82,7 +83,7 @@ def evaluate(
             members = _members(value)
             p, r = np.isin(prediction, members) & counts, np.isin(label, members) & counts
             for metric in metrics:
-                values[metric][i, j] = METRICS[metric].function(p, r, spacing)
+                values[metric][i, j] = known_metrics[metric].function(p, r, spacing)
         if progress is not None:
             progress(i + 1, len(cases))
     missing = tuple(sorted(set(labels) - set(found)))

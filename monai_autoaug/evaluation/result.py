@@ -14,9 +14,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_autoaug.errors import DataError
+from monai_autoaug.reading import read_json
 from monai_autoaug.writing import write_text
 
-__all__ = ["LEAST_CASES", "Evaluation", "Interval"]
+__all__ = ["LEAST_CASES", "Evaluation", "Interval", "class_mean"]
 
 Values = NDArray[np.float64]
 VERSION = 1
@@ -68,7 +69,7 @@ class Evaluation:
             metric: its name.
             name: a class; None: all.
         """
-        return float(_class_mean(self._columns(metric, name)[None])[0])
+        return float(class_mean(self._columns(metric, name)[None])[0])
 
     def interval(
         self,
@@ -100,7 +101,7 @@ class Evaluation:
         if int((~np.isnan(values)).any(axis=1).sum()) < LEAST_CASES:
             return Interval(self.mean(metric, name), float("nan"), float("nan"))
         drawn = np.random.default_rng(seed).integers(len(values), size=(resamples, len(values)))
-        means = _class_mean(values[drawn])
+        means = class_mean(values[drawn])
         means = means[~np.isnan(means)]  # a structure of few cases may be in none of those drawn
         low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
         return Interval(self.mean(metric, name), float(low), float(high))
@@ -153,7 +154,7 @@ class Evaluation:
             DataError: the file is no evaluation of this version.
         """
         try:
-            content = json.loads(Path(path).read_text(encoding="utf-8"))
+            content = read_json(path)
             if content["version"] != VERSION:
                 raise DataError("is of another version", file=path, expected=VERSION, came=content["version"])
             cases, classes = tuple(content["cases"]), tuple(content["classes"])
@@ -181,9 +182,13 @@ def _nanmean(values: Values, axis: int) -> Values:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def _class_mean(values: Values) -> Values:
-    """(resamples, cases, classes) -> (resamples,): mean over classes of the means over cases."""
-    return _nanmean(_nanmean(values, axis=1), axis=1)
+def class_mean(values: Values) -> Values:
+    """(..., cases, classes) -> (...): mean over classes of the means over cases, of what is not NaN.
+
+    >>> class_mean(np.array([[1.0, 4.0], [3.0, np.nan]])).item()
+    3.0
+    """
+    return _nanmean(_nanmean(values, axis=-2), axis=-1)
 
 
 def _plain(value: float) -> float | None:

@@ -253,8 +253,10 @@ class Adversarial(AugmentedMethod):
         """Mean figures of the epoch and what tells a collapse (see `methods.collapse`)."""
         figures = self.epoch_means()
         probe = torch.Generator(self.generator.device).manual_seed(epoch)  # looking must not change what comes next
-        for kind, image in self._probe.items():
-            figures |= collapse_figures(self.augmenter(kind), image, probe)
+        for kind in self.kinds:
+            if kind in self._probe:
+                figures |= collapse_figures(self.augmenter(kind), self._probe[kind], probe)
+        self._probe.clear()  # a resumed run knows nothing of former epochs' patches, nor which kind came first
         for kind in self.kinds:
             if f"loss_{kind}" in figures and figures.get("loss_clean"):
                 figures[f"{kind}_loss_ratio"] = figures[f"loss_{kind}"] / figures["loss_clean"]

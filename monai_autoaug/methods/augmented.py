@@ -226,7 +226,7 @@ class AugmentedMethod(Method):
         task.notify("forward", {"batch": whole, "output": output})
         losses = task.losses(output, whole.label, whole.valid)
         mean = losses.mean()
-        task.notify("loss", {"loss": mean})
+        self.tell_loss(mean)
         return mean, losses
 
     def figures(self, parts: list[Part], losses: Tensor, **more: Tensor) -> dict[str, float]:

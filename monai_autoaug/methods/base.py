@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.methods.finite import check_finite
 from monai_autoaug.methods.phases import Phase
 from monai_autoaug.methods.task import Batches, Losses, Task
 from monai_autoaug.networks import auxiliary_state, load_auxiliary_state
@@ -35,12 +36,6 @@ class Player:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     clip: float | None = None
-
-    def descend(self, parameter: Tensor, gradient: Tensor) -> None:
-        """One update by a gradient that was not found by a backward."""
-        parameter.grad = gradient.to(parameter)
-        self.optimizer.step()
-        parameter.grad = None
 
 
 class Method(ABC):
@@ -79,6 +74,7 @@ class Method(ABC):
         self.phase_began = 0  # updates before this phase
         self.generator = torch.Generator(device=task.device)
         self.generator.manual_seed(seed * 1009 + rank())
+        self._own_loss: Tensor | None = None  # of the segmentation network, over the micro-batches of an update
 
     @classmethod
     def prepare(cls, network: nn.Module, **options: Any) -> nn.Module:
@@ -130,6 +126,14 @@ class Method(ABC):
         """
         return {}
 
+    def learning_steps(self, steps: int) -> int:
+        """In how many of a training's steps all is updated that is: others may take less time; default: in all of them.
+
+        Args:
+            steps: of the training.
+        """
+        return steps
+
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Figures of the epoch that has ended (what tells a collapse); ``warnings()`` puts them into words."""
         return {}
@@ -163,6 +167,16 @@ class Method(ABC):
         """How its training policy augments a batch: a host may do so in its workers (`Batch.operations`)."""
         return None
 
+    def tell_loss(self, loss: Tensor) -> None:
+        """Tell the host of the segmentation network's own loss, without which its coming update would not be checked.
+
+        Args:
+            loss: scalar, of this micro-batch.
+        """
+        self.task.notify("loss", {"loss": loss})
+        found = loss.detach()
+        self._own_loss = found if self._own_loss is None else self._own_loss + found
+
     def descend(self, loss: Tensor) -> None:
         """One backward of ``loss`` and one update of the segmentation network and of every player.
 
@@ -190,17 +204,37 @@ class Method(ABC):
         """The second half of `descend`; nothing but the notice where further micro-batches are to come."""
         task, precision = self.task, self.task.precision
         if task.last_micro_batch:
-            for name, (optimizer, clip) in self._optimizers().items():
-                precision.step(name, optimizer, clip=clip)
+            for name in self._optimizers():
+                self._step(name)
             precision.update()
             self.steps += 1
         task.notify("model", {})
+
+    def _step(self, name: str) -> None:
+        """One player's checked update; of a skipped one of the network, its statistics aren't kept either."""
+        optimizer, clip = self._optimizers()[name]
+        if name != "network":
+            self.task.precision.step(name, optimizer, clip=clip)
+            return
+        loss, self._own_loss = self._own_loss, None
+        if self.task.precision.step(name, optimizer, clip=clip, loss=loss):
+            self.task.statistics.forget()
+        else:
+            self.task.statistics.restore()
+
+    def _learned(self) -> dict[str, torch.optim.Optimizer]:
+        """All that learns, by name: whatever of it is not finite must not get into a checkpoint."""
+        return {name: optimizer for name, (optimizer, _) in self._optimizers().items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All that the method adds to a checkpoint: tensors, numbers and strings only.
 
         The segmentation network and its optimiser are the host's to save; its auxiliary norm groups are in here.
+
+        Raises:
+            CheckpointError: something that has learned is not finite; the checkpoint before is to stay.
         """
+        check_finite(self._learned(), self.task.network)
         return {
             "name": self.name,
             "steps": self.steps,

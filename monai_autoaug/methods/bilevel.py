@@ -206,7 +206,7 @@ class Bilevel(Method):
         output = task.forward(seen.image, seen.extra)
         task.notify("forward", {"batch": seen, "output": output})
         loss = task.losses(output, seen.label, seen.valid).mean()
-        task.notify("loss", {"loss": loss})
+        self.tell_loss(loss)
         figures = {"loss": loss}
         if share:
             self._shared_backward(whole_loss(task, output, seen), seen)
@@ -288,8 +288,14 @@ class Bilevel(Method):
         return [f"The augmenter is updated {often}{times}, through the last {self.unroll} of them"]
 
     def _planned(self) -> int | None:
-        steps = self.task.steps
-        return None if steps is None else max(steps // self.update_every - self.warm_up // self.update_every, 0)
+        return None if self.task.steps is None else self._updates(self.task.steps)
+
+    def _updates(self, steps: int) -> int:
+        return max(steps // self.update_every - self.warm_up // self.update_every, 0)
+
+    def learning_steps(self, steps: int) -> int:
+        """See `Method.learning_steps`: the augmenter is updated now and then."""
+        return self._updates(steps) if self.learner is not None else 0
 
     def warnings(self) -> list[str]:
         """What the figures of the last epoch say of a collapse, and that there are too few updates."""

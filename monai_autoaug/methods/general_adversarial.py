@@ -305,7 +305,7 @@ class GeneralAdversarial(Method):
         self.task.notify("forward", {"batch": whole, "output": output})
         losses = self.task.losses(output, whole.label, whole.valid)
         loss = losses.mean()
-        self.task.notify("loss", {"loss": loss})
+        self.tell_loss(loss)
         self._descend("network", loss)
         shares = losses.split([len(b.image) for b in parts.values()])
         return {"loss": loss} | {f"loss_{n}": x.mean() for n, x in zip(parts, shares, strict=True)}
@@ -320,14 +320,14 @@ class GeneralAdversarial(Method):
 
     def _descend(self, name: str, loss: Tensor) -> None:
         """One backward and one update of one player."""
-        task, (optimizer, clip) = self.task, self._optimizers()[name]
+        task, (optimizer, _) = self.task, self._optimizers()[name]
         if task.first_micro_batch:
             optimizer.zero_grad(set_to_none=True)
         task.precision.backward(loss / task.accumulation_steps if task.accumulation_steps > 1 else loss)
         if name == "network":
             task.notify("backward", {})
         if task.last_micro_batch:
-            task.precision.step(name, optimizer, clip=clip)
+            self._step(name)
 
     def on_epoch(self, epoch: int) -> dict[str, float]:
         """Mean figures of the epoch, and how strong the generator's two parts are (see `general_figures`)."""

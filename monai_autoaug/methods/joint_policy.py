@@ -203,6 +203,8 @@ class JointPolicy(JointReport, JointState):
         self._share = 1.0  # of the updates for which there are enough samples
         self.views_help = False
         self._means, self._start = Means(), self.training.logits.detach().clone()
+        drawn_views = torch.ones(0) if self.test_time is None else self.test_time.probabilities()
+        self._start_of_views = drawn_views.detach().clone()
         self._shares = Shares(self.training.classes, task.device)
         self.updates = 0
 
@@ -238,7 +240,7 @@ class JointPolicy(JointReport, JointState):
         self.task.notify("forward", {"batch": batch, "output": output})
         losses = self.task.losses(output, batch.label, batch.valid)
         figures = {"loss": losses.mean()}
-        self.task.notify("loss", {"loss": figures["loss"]})
+        self.tell_loss(figures["loss"])
         del output
         self.backward(figures["loss"])
         if self.along and self.task.last_micro_batch and self.schedule.due(self.steps):
@@ -246,6 +248,10 @@ class JointPolicy(JointReport, JointState):
             figures |= self._learn(batch, drawn, batches)
         self.update()
         return self._means.add(figures)
+
+    def learning_steps(self, steps: int) -> int:
+        """See `Method.learning_steps`: the policies are updated now and then."""
+        return (self.schedule.updates or 0) if self.along else 0
 
     def drawing(self) -> Drawing:
         """See `Method.drawing`."""

@@ -15,6 +15,7 @@ from monai_autoaug.methods.training_learner import TrainingLearner
 from monai_autoaug.methods.view_learner import ViewLearner
 from monai_autoaug.policies import Seen, TestTimePolicy, TrainingPolicy
 from monai_autoaug.policies.classes import Shares
+from monai_autoaug.policies.evidence import COLLAPSED
 
 __all__ = ["JointReport"]
 
@@ -37,6 +38,7 @@ class JointReport(Method):
     _means: Means
     _shares: Shares
     _start: Tensor
+    _start_of_views: Tensor
 
     def _rate(self, name: str, share: float) -> float:
         given = self._rates[name]
@@ -92,7 +94,32 @@ class JointReport(Method):
         found += [] if self.learning is None else self._shares.warnings()
         if self.learning is not None and self.learning.dropped:
             found.append("the worth of some samples was not finite; they were left out of the policy's updates")
+        found += self._collapsed()
         return found + ([] if self.viewing is None else self.viewing.warnings())
+
+    @torch.no_grad()
+    def _collapsed(self) -> list[str]:
+        """Cascades and views of which hardly any but one is drawn any more, though nothing shows it to be best."""
+        found, seen = [], self.seen()
+        sizes = [len(c) for c in self.training.cascades]
+        for k, name in enumerate(self.training.classes if seen is not None else ()):
+            assert seen is not None  # noqa: S101  # for the type checker
+            rows = zip(
+                self.training.cascades, self.training.probabilities(name), seen.start[k].split(sizes),
+                seen.decided()[k].split(sizes), strict=True,
+            )  # fmt: skip
+            stuck = [c.name for c, p, start, sure in rows if _certain(p, start) and not sure[p.argmax()]]
+            if stuck:
+                found.append(
+                    f"the policy of class {name} has collapsed onto one operation of {', '.join(stuck)}, which nothing"
+                    " shows to be better than the others; lower learning_rate, or raise floor"
+                )
+        if self.test_time is not None and self.views_learn:
+            p = self.test_time.probabilities()
+            if _certain(p, self._start_of_views):
+                view = self.test_time.operations[int(p.argmax())].name
+                found.append(f"the test-time policy has collapsed onto one view, {view}")
+        return found
 
     def policies(self) -> dict[str, nn.Module]:
         """What was learned: "training" and, if there is one, "test_time"."""
@@ -102,3 +129,14 @@ class JointReport(Method):
     def seen(self) -> Seen | None:
         """What is known of the training policy's operations, if it learns."""
         return None if self.learning is None else self.learning.evidence.seen(self._start)
+
+
+def _certain(p: Tensor, start: Tensor) -> bool:
+    """Whether one of several operations is drawn nearly always, and the others at most half as often as at the start.
+
+    Args:
+        p: probabilities of a cascade's operations.
+        start: the same, before anything was learned.
+    """
+    top = int(p.argmax())
+    return len(p) > 1 and float(p[top]) >= COLLAPSED and float(1 - p[top]) <= float(1 - start[top]) / 2

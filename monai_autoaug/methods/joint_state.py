@@ -57,6 +57,10 @@ class JointState(Method):
         }
         return super().state_dict() | own
 
+    def _learned(self) -> dict[str, torch.optim.Optimizer]:
+        """See `Method._learned`; adds the policies."""
+        return super()._learned() | {f"{name}_policy": player.optimizer for name, player in self.learners.items()}
+
     def _named(self) -> list[str]:
         """Classes, operations and views, so that a checkpoint of others is known by them."""
         operations = [f"{c.name}: {o.name}" for c in self.training.cascades for o in c.operations]

@@ -12,7 +12,7 @@ from torch import Tensor
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.methods.base import Task
 from monai_autoaug.methods.meta_losses import meta_loss
-from monai_autoaug.precision import average_over_ranks, world_size
+from monai_autoaug.precision import sum_over_ranks, world_size
 
 __all__ = ["meta_gradient", "predict"]
 
@@ -38,7 +38,7 @@ def _logits(task: Task, batch: Batch, rows: slice, parameters: Mapping[str, Tens
 def meta_gradient(
     task: Task, parameters: Mapping[str, Tensor], batch: Batch, kind: str, *, at_once: int
 ) -> tuple[Tensor, list[Tensor]]:
-    """Loss on meta-validation patches of given parameters, and its gradient there, averaged over ranks.
+    """Loss on the meta-validation patches of all ranks together, of given parameters, and its gradient there.
 
     Dice is over the whole batch, which may be several times larger than what training has memory for. Then all samples
     are predicted without a graph first, and the loss's gradient at the predictions is carried to the parameters a few
@@ -47,7 +47,7 @@ def meta_gradient(
     Args:
         task: owns the network.
         parameters: by the names of the network's parameters.
-        batch: patches without margin.
+        batch: this rank's patches without margin.
         kind: "ce", "dice" or "both", see `meta_loss`.
         at_once: samples whose graph fits the memory.
 
@@ -74,10 +74,10 @@ def meta_gradient(
             for total, part in zip(gradient, parts, strict=True):
                 if part is not None:
                     total += part
-    if world_size() > 1:
-        gradient = [average_over_ranks(g) for g in gradient]
-    return loss.detach(), gradient
+    return loss.detach(), [sum_over_ranks(g) for g in gradient] if world_size() > 1 else gradient
 
 
 def _loss(task: Task, logits: Tensor, batch: Batch, kind: str) -> Tensor:
-    return meta_loss(logits, batch.label, batch.valid, kind, sigmoid=task.sigmoid, regions=task.regions)
+    return meta_loss(
+        logits, batch.label, batch.valid, kind, sigmoid=task.sigmoid, regions=task.regions, over_ranks=world_size() > 1
+    )

@@ -8,18 +8,21 @@ foreground class only, here it is over all of them.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from torch import Tensor
 
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.precision import sum_over_ranks
 
 __all__ = ["META_LOSSES", "MetaLoss", "check_meta_loss", "meta_loss", "view_losses"]
 
 MetaLoss = Literal["ce", "dice", "both"]
 META_LOSSES: tuple[str, ...] = ("ce", "dice", "both")
 _SMOOTH = 1e-5
+_Sums = Callable[[Tensor], Tensor]
 
 
 def meta_loss(
@@ -30,6 +33,7 @@ def meta_loss(
     *,
     sigmoid: bool = False,
     regions: bool = False,
+    over_ranks: bool = False,
 ) -> Tensor:
     """Cross-entropy, soft Dice over the whole batch, or their sum.
 
@@ -40,6 +44,8 @@ def meta_loss(
         kind: "ce", "dice" or "both".
         sigmoid: logits go through a sigmoid each, rather than a softmax.
         regions: channels are regions, all of which count for Dice; otherwise the first is the background.
+        over_ranks: the batch is that of all ranks, of which this one has a part: all get the loss of the whole, each
+            with the gradient of its own part, so that their gradients are to be summed.
 
     Returns:
         A scalar in at least float32: Dice counts as 1 - Dice, averaged over the structures that the batch has.
@@ -53,12 +59,12 @@ def meta_loss(
     """
     check_meta_loss(kind)
     x = logits if logits.dtype == torch.float64 else logits.float()
-    y = label.to(x)
+    y, sums = label.to(x), _of_all if over_ranks else _of_this
     total = x.new_zeros(())
     if kind in ("ce", "both"):
-        total = total + _cross_entropy(x, y, valid, sigmoid)
+        total = total + _cross_entropy(x, y, valid, sigmoid, sums)
     if kind in ("dice", "both"):
-        total = total + _dice(x.sigmoid() if sigmoid else x.softmax(1), y, valid, regions, batch=True)[0]
+        total = total + _dice(x.sigmoid() if sigmoid else x.softmax(1), y, valid, regions, sums)[0]
     return total
 
 
@@ -88,28 +94,38 @@ def view_losses(probabilities: Tensor, label: Tensor, valid: Tensor | None, *, r
     >>> view_losses(y, y, None).round(decimals=3).tolist()
     [0.0, 0.0]
     """
-    return _dice(probabilities.float(), label.float(), valid, regions, batch=False)
+    return _dice(probabilities.float(), label.float(), valid, regions, None)
 
 
-def _cross_entropy(x: Tensor, y: Tensor, valid: Tensor | None, sigmoid: bool) -> Tensor:
+def _of_this(part: Tensor) -> Tensor:
+    return part
+
+
+def _of_all(part: Tensor) -> Tensor:
+    """A sum over the samples of all ranks; what moves in it is this rank's part."""
+    return part + (sum_over_ranks(part) - part.detach())
+
+
+def _cross_entropy(x: Tensor, y: Tensor, valid: Tensor | None, sigmoid: bool, sums: _Sums) -> Tensor:
     """Mean over the voxels that count; from logits, so that a confident error keeps its gradient."""
     if sigmoid:
         voxels = torch.nn.functional.binary_cross_entropy_with_logits(x, y, reduction="none").mean(1)
     else:
         voxels = -(y * x.log_softmax(1)).sum(1)
-    if valid is None:
-        return voxels.mean()
-    return (voxels * valid[:, 0]).sum() / valid.sum().clamp(min=1)
+    weight = torch.ones_like(voxels) if valid is None else valid[:, 0].to(voxels)
+    return sums((voxels * weight).sum()) / sums(weight.sum()).clamp(min=1)
 
 
-def _dice(p: Tensor, y: Tensor, valid: Tensor | None, regions: bool, *, batch: bool) -> Tensor:
-    """1 - Dice, (B,) or (1,); structures that are absent from the label don't count, unless there is none at all."""
+def _dice(p: Tensor, y: Tensor, valid: Tensor | None, regions: bool, sums: _Sums | None) -> Tensor:
+    """1 - Dice, (B,) or, over the whole batch, (1,); absent structures don't count, unless there is none at all."""
     if not regions:
         p, y = p[:, 1:], y[:, 1:]
     if valid is not None:
         p, y = p * valid, y * valid
-    axes = [0, *range(2, p.ndim)] if batch else list(range(2, p.ndim))
+    axes = list(range(2, p.ndim)) if sums is None else [0, *range(2, p.ndim)]
     both, size, there = (x.sum(axes, keepdim=True).flatten(1) for x in (p * y, p + y, y))
+    if sums is not None:
+        both, size, there = sums(both), sums(size), sums(there)
     dice = (2 * both + _SMOOTH) / (size + _SMOOTH)
     present = (there > 0).to(dice)
     absent = present.sum(1, keepdim=True) == 0

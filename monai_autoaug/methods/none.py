@@ -27,6 +27,6 @@ class NoAugmentation(Method):
         self.task.notify("forward", {"batch": batch, "output": output})
         with self.task.precision.autocast():
             loss = self.task.loss(output, batch)
-        self.task.notify("loss", {"loss": loss})
+        self.tell_loss(loss)
         self.descend(loss)
         return {"loss": float(loss.detach())}

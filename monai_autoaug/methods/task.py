@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.networks import built, frozen, norm_groups, renew, with_parameters
+from monai_autoaug.networks import KeptStatistics, built, frozen, norm_groups, renew, with_parameters
 from monai_autoaug.precision import Precision, average_gradients, broadcast
 
 __all__ = ["Batches", "Losses", "Task"]
@@ -107,6 +107,7 @@ class Task:
         self.patch_size, self.label_names = patch_size, label_names
         self.first_micro_batch = self.last_micro_batch = True  # a host that accumulates sets these before each step
         self.notify, self.build = listener, build
+        self.statistics = KeptStatistics(network)  # as they were before this step
         # what the optimiser begins with; a schedule changes it
         self._settings = [{k: v for k, v in g.items() if k != "params"} for g in optimizer.param_groups]
 
@@ -160,6 +161,8 @@ class Task:
             off = torch.autocast(x.device.type, enabled=False)
             with frozen(self.network), with_parameters(self.network, parameters), off:
                 return self.network(x if x.dtype == torch.float64 else x.float())
+        if self.network.training:
+            self.statistics.keep()
         with norm_groups(self.network, group), self.precision.autocast():
             return self.call(x)
 

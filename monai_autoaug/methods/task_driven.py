@@ -288,7 +288,7 @@ class TaskDriven(Method):
         task.notify("forward", {"batch": whole, "output": output})
         losses = self._losses(output, whole)
         loss = losses.mean()
-        task.notify("loss", {"loss": loss})
+        self.tell_loss(loss)
         return loss, {f"loss_{n}": x.mean() for n, x in zip(names, losses.split(sizes), strict=True)}
 
     def _losses(self, output: Any, batch: Batch) -> Tensor:

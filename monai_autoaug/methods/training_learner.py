@@ -139,8 +139,8 @@ class TrainingLearner:
         ready = self.baseline.remove(ready)
         gradient, centred = training_gradient(self.policy, ready, self.shared)
         self.evidence.add(replace(ready, values=centred))
-        self.player.descend(self.policy.logits, gradient)
-        self.policy.constrain()
+        if self.task.precision.descend("training_policy", self.player.optimizer, self.policy.logits, gradient):
+            self.policy.constrain()
 
     def enough(self) -> float:
         """How many samples of this rank a step must have, so that its classes have enough of them."""

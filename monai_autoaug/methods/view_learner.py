@@ -75,7 +75,7 @@ class ViewLearner:
         finite = [(loss, index) for loss, index in everything if bool(torch.isfinite(loss).all())]
         with torch.enable_grad():
             gradient = view_gradient(self.policy, [e[0] for e in finite], [e[1] for e in finite], self.shared)
-        self.player.descend(self.policy.logits, gradient)
+        self.task.precision.descend("test_time_policy", self.player.optimizer, self.policy.logits, gradient)
         return {"view_loss": losses[1:].mean(), "identity_loss": losses[0]}
 
     def watch(self, meta: Batch) -> None:

@@ -16,10 +16,12 @@ from monai_autoaug.networks.functional import frozen, held, with_parameters
 from monai_autoaug.networks.gradient_reversal import reverse_gradient
 from monai_autoaug.networks.renewal import built, check_alike, renew
 from monai_autoaug.networks.spatial_transformer import add_spatial_transformer, expect_spatial_transformer
+from monai_autoaug.networks.statistics import KeptStatistics
 
 __all__ = [
     "AuxiliaryNorm",
     "DeepMedic",
+    "KeptStatistics",
     "add_auxiliary_norms",
     "add_spatial_transformer",
     "auxiliary_state",

@@ -89,6 +89,7 @@ def write_atomically(write: Callable[[str], None], addition: Mapping[str, Any], 
     """
 
     def complete(file: Path) -> None:
+        file.touch()  # torch would tell of a missing permission in its own words, as of a full disk
         try:
             write(str(file))
         except RuntimeError as error:  # what torch makes of a full disk; it doesn't tell the system's reason
@@ -98,7 +99,7 @@ def write_atomically(write: Callable[[str], None], addition: Mapping[str, Any], 
                 f"{filename}: can't be written ({str(error).splitlines()[0]}). To do: see whether the disk is full; the"
                 " last checkpoint is as it was, and training goes on from it with --c"
             ) from error
-        if not file.exists():
+        if not file.stat().st_size:
             raise _NothingWritten
         checkpoint = torch.load(file, map_location="cpu", weights_only=False)  # nnU-Net's own, written a moment ago
         dump_tensors(file, checkpoint | {KEY: dict(addition)})

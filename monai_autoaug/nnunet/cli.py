@@ -75,7 +75,9 @@ def predict(arguments: tuple[str, ...]) -> None:
     """
     from monai_autoaug.nnunet.launcher import predict as run
 
-    run(arguments)
+    more = [] if "--continue_prediction" in arguments else ["--continue_prediction"]
+    with resumable(lambda: ["monai-autoaug", "nnunet", "predict", *arguments, *more]):
+        run(arguments)
 
 
 @nnunet_commands.command("preprocess-unlabelled")

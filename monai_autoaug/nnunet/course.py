@@ -26,8 +26,8 @@ from monai_autoaug.nnunet.unlabelled import read_note
 
 __all__ = ["FREE", "course", "describe", "differences"]
 
-# what a resumed run may change: when it ends, how much of the validation cases it looks at, when it saves
-FREE = ("epochs", "val_iterations_per_epoch", "save_every")
+# what a resumed run may change: when it ends, how many validation cases it looks at, when it saves, what it shows
+FREE = ("epochs", "val_iterations_per_epoch", "save_every", "tensorboard")
 # the plans' keys that are no settings of their own: batch_size and the options have names in the course, what is
 # inherited is resolved, and the next stage of a cascade reads this one's predictions only
 _NOT_COMPARED = ("autoaug", "batch_size", "inherits_from", "next_stage")

@@ -5,15 +5,19 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from monai_autoaug.memory import peak_memory
 from monai_autoaug.policies import TrainingPolicy
 from monai_autoaug.writing import write_text
 
-__all__ = ["append", "cut", "in_short"]
+__all__ = ["append", "cut", "in_short", "memory"]
 
 
 def append(path: Path, line: Mapping[str, Any]) -> None:
@@ -25,7 +29,7 @@ def append(path: Path, line: Mapping[str, Any]) -> None:
     ['{"epoch": 0, "loss": 1.5}']
     """
     with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(line) + "\n")
+        file.write(json.dumps({name: _plain(value) for name, value in line.items()}, allow_nan=False) + "\n")
         file.flush()
         os.fsync(file.fileno())
 
@@ -63,6 +67,26 @@ def in_short(figures: Mapping[str, float], policy: object = None) -> str:
     text = ", ".join(f"{name} {value:.4g}" for name, value in kept.items())
     left = len(figures) - len(kept)
     return f"{text} (and {left} more in autoaug.jsonl)" if left else text
+
+
+def memory(device: torch.device) -> str:
+    """The most memory so far, for nnU-Net's log.
+
+    Args:
+        device: that the trainer computes on.
+
+    >>> memory(torch.device("cpu"))
+    '(memory at most ... MiB)'
+    """
+    peaks = peak_memory(device)
+    told = [f"{peaks['host_mib']:.0f} MiB"] if peaks["host_mib"] is not None else []
+    told += [f"{peaks['device_mib']:.0f} MiB on the GPU"] if peaks["device_mib"] is not None else []
+    return f"(memory at most {', '.join(told) or 'unknown'})"
+
+
+def _plain(value: Any) -> Any:
+    """None, as JSON has it, for a number that is not finite."""
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _epoch(line: str, otherwise: int) -> int:

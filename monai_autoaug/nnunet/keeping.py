@@ -14,6 +14,7 @@ from torch import Tensor
 from monai_autoaug import policies
 from monai_autoaug.methods import Method
 from monai_autoaug.nnunet import progress, ranks, test_time
+from monai_autoaug.nnunet.exporting import whole_json, whole_picture
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.policies import TestTimePolicy, TrainingPolicy
 
@@ -87,11 +88,11 @@ class KeepingMixin(_Host):
         panels: list[progress.Panel] = []
         if self.local_rank == 0 and isinstance(policy, TrainingPolicy):
             panels = progress.entropy_panels(self._log_path(), policy.classes, [c.name for c in policy.cascades])
-        with progress.panels_below(panels):
+        with progress.panels_below(panels), whole_picture(self.logger):
             super().on_epoch_end()
 
     def perform_actual_validation(self, save_probabilities: bool = False) -> None:
         """nnU-Net's final validation, with the learned views as in prediction."""
         self._keep_views()
-        with test_time.activated(ranks.unwrapped(self.network)):
+        with test_time.activated(ranks.unwrapped(self.network)), whole_json():
             super().perform_actual_validation(save_probabilities)

@@ -46,9 +46,11 @@ def find_trainer(name: str) -> Any:
     """
     from nnunetv2.utilities.find_objects import recursive_find_trainer_class_by_name
 
+    from monai_autoaug.nnunet.baselines import BASELINES
     from monai_autoaug.nnunet.trainers import TRAINERS
 
-    return TRAINERS[name] if name in TRAINERS else recursive_find_trainer_class_by_name(name)
+    own = TRAINERS | BASELINES
+    return own[name] if name in own else recursive_find_trainer_class_by_name(name)
 
 
 def threads(share: int = 1) -> int:
@@ -165,6 +167,7 @@ def predict(arguments: Sequence[str]) -> None:
     """
     from nnunetv2.inference import predict_from_raw_data as host
 
+    from monai_autoaug.nnunet.exporting import whole_exports
     from monai_autoaug.nnunet.volume_views import VolumePredictor
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -177,6 +180,7 @@ def predict(arguments: Sequence[str]) -> None:
             recursive_find_trainer_class_by_name=find_trainer,
             nnUNetPredictor=VolumePredictor if volume else host.nnUNetPredictor,
         ),
+        whole_exports(host),
         _as_command("predict", arguments),
     ):
         host.predict_entry_point()

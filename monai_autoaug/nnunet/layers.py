@@ -21,6 +21,7 @@ import yaml
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE, Options
+from monai_autoaug.reading import MEBIBYTE, read_text
 from monai_autoaug.yaml_values import parse
 
 __all__ = ["apply_to_plans", "read_options"]
@@ -33,8 +34,8 @@ def _read_file(path: str) -> dict[str, Any]:
     if not file.is_file():
         raise ConfigError(f"{CONFIG_VARIABLE} names {path}, which is no file; correct or unset it")
     try:
-        content = parse(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
+        content = parse(read_text(file, largest=MEBIBYTE))
+    except (OSError, ValueError, yaml.YAMLError) as error:
         raise ConfigError(f"{path} is no YAML: {error}") from error
     if content is None:
         return {}

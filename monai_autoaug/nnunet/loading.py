@@ -12,9 +12,6 @@ stream, because batchgenerators seeds a forked worker for numpy only.
 from __future__ import annotations
 
 import copy
-import multiprocessing
-import os
-import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +25,7 @@ from nnunetv2.training.dataloading.data_loader import nnUNetDataLoader
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.nnunet.cutting import BoxRecorder
 from monai_autoaug.nnunet.seeding import one_thread, seeded
+from monai_autoaug.nnunet.workers import Telling, Watch, begin_worker, check, started, told
 
 if TYPE_CHECKING:
     from monai_autoaug.nnunet.worker_policy import SharedPolicy
@@ -105,21 +103,8 @@ class RecordingLoader:
 
     def set_thread_id(self, thread_id: int) -> None:
         """Called by a worker before its first batch."""
-        _end_with_parent()
+        begin_worker()
         self.loader.set_thread_id(thread_id)
-
-
-def _end_with_parent() -> None:
-    """Let this worker end when the process that started it is gone, were it killed; batchgenerators' go on for ever."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
 
 
 class SeededLoader:
@@ -203,16 +188,17 @@ class Stream:
         cases: Callable[[int], Sequence[str]] | None = None,
         policy: SharedPolicy | None = None,
     ) -> None:
-        self.position, self.policy = start, policy
+        self.position, self.policy, self.name = start, policy, stream
         self.source = SeededLoader(
             loader, seed=seed, rank=rank, stream=stream, start=start, workers=workers, cases=cases,
             finish=None if policy is None else policy.augment,
         )  # fmt: skip
         self._augmenter: MultiThreadedAugmenter | None = None
+        self._watch: Watch | None = None
         if workers > 0:
             self._augmenter = MultiThreadedAugmenter(
-                self.source, None, workers, num_cached_per_queue=2 if workers <= 4 else 1, pin_memory=pin_memory,
-                wait_time=0.002,
+                Telling(self.source), None, workers, num_cached_per_queue=2 if workers <= 4 else 1,
+                pin_memory=pin_memory, wait_time=0.002,
             )  # fmt: skip
 
     def __iter__(self) -> Stream:
@@ -221,7 +207,11 @@ class Stream:
     def __next__(self) -> dict[str, Any]:
         if self.policy is not None:  # before anything waits for the batch, which may wait for this
             self.policy.publish(self.position)
-        batch: dict[str, Any] = next(self.source if self._augmenter is None else self._augmenter)
+        if self._augmenter is not None:
+            self._watch = started(self._augmenter, self._watch)
+        with told(self.name, self.position, self._watch):
+            batch: dict[str, Any] = next(self.source if self._augmenter is None else self._augmenter)
+        batch = check(batch, self.name, self.position)
         self.position += 1
         return batch
 
@@ -229,6 +219,8 @@ class Stream:
         """Stop the workers."""
         if self.policy is not None:
             self.policy.close()
+        if self._watch is not None:
+            self._watch.end()
         if self._augmenter is not None:
             self._augmenter._finish()
 
@@ -242,18 +234,21 @@ class StockStream:
         cached: batches that wait ready.
         start: number of batches drawn before, for the record.
         pin_memory: hand over pinned tensors, for a GPU.
+        stream: its name, for messages.
     """
 
     def __init__(
-        self, loader: RecordingLoader, *, workers: int = 0, cached: int = 6, start: int = 0, pin_memory: bool = False
-    ) -> None:
-        self.position = start
+        self, loader: RecordingLoader, *, workers: int = 0, cached: int = 6, start: int = 0, pin_memory: bool = False,
+        stream: str = "train",
+    ) -> None:  # fmt: skip
+        self.position, self.name = start, stream
+        self._watch: Watch | None = None
         self._augmenter: SingleThreadedAugmenter | NonDetMultiThreadedAugmenter
         if workers == 0:
             self._augmenter = SingleThreadedAugmenter(loader, None)
         else:
             self._augmenter = NonDetMultiThreadedAugmenter(
-                data_loader=loader, transform=None, num_processes=workers, num_cached=cached, seeds=None,
+                data_loader=Telling(loader), transform=None, num_processes=workers, num_cached=cached, seeds=None,
                 pin_memory=pin_memory, wait_time=0.002,
             )  # fmt: skip
 
@@ -261,12 +256,18 @@ class StockStream:
         return self
 
     def __next__(self) -> dict[str, Any]:
-        batch: dict[str, Any] = next(self._augmenter)
+        if isinstance(self._augmenter, NonDetMultiThreadedAugmenter):
+            self._watch = started(self._augmenter, self._watch)
+        with told(self.name, self.position, self._watch):
+            batch: dict[str, Any] = next(self._augmenter)
+        batch = check(batch, self.name, self.position)
         self.position += 1
         return batch
 
     def close(self) -> None:
         """Stop the workers."""
+        if self._watch is not None:
+            self._watch.end()
         if isinstance(self._augmenter, NonDetMultiThreadedAugmenter):
             self._augmenter._finish()
 

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods import Losses
-from monai_autoaug.precision import world_size
+from monai_autoaug.precision import sum_over_ranks, world_size
 
 __all__ = ["linearised", "soft_losses", "soft_term"]
 
@@ -120,7 +120,7 @@ def linearised(
         slopes = torch.autograd.grad(value, totals, allow_unused=True)
     result = value.detach().expand(batch)
     # a rank's gradient is averaged over ranks afterwards, while the total is a sum over them
-    ranks = world_size() if share is _over_ranks else 1
+    ranks = world_size() if share is sum_over_ranks else 1
     factor = batch * ranks
     for s, slope in zip(sums, slopes, strict=True):
         if slope is not None:
@@ -134,13 +134,6 @@ def linearised(
                 bent = bent - ((s - s.detach()).sum(0) * slope.detach()).sum()
         result = result + ranks * bent
     return result
-
-
-def _over_ranks(total: Tensor) -> Tensor:
-    if world_size() > 1:
-        total = total.clone()
-        torch.distributed.all_reduce(total)
-    return total
 
 
 @singledispatch
@@ -256,7 +249,7 @@ def _dice(loss: Any, clip: float | None) -> Term:
         volume = (p if valid is None else p * valid).flatten(2).sum(2) + known.flatten(2).sum(2)
         if not loss.batch_dice:
             return -ratio(intersection, volume).mean(1)
-        share = _over_ranks if loss.ddp else lambda x: x
+        share = sum_over_ranks if loss.ddp else lambda x: x
         return linearised(lambda i, v: -ratio(i, v).mean(), intersection, volume, share=share)
 
     return term

@@ -19,6 +19,7 @@ from monai_autoaug import augmenters
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.nnunet import checkpoint, journal, ranks
 from monai_autoaug.nnunet.building import BuildingMixin
+from monai_autoaug.nnunet.exporting import whole_json
 from monai_autoaug.nnunet.finishing import finish
 from monai_autoaug.nnunet.given_policy import find_policy
 from monai_autoaug.nnunet.keeping import KeepingMixin
@@ -28,13 +29,14 @@ from monai_autoaug.nnunet.phases import PhasesMixin
 from monai_autoaug.nnunet.rehearsal import rehearse
 from monai_autoaug.nnunet.resuming import ResumingMixin
 from monai_autoaug.nnunet.serving import ServingMixin
+from monai_autoaug.nnunet.showing import ShowingMixin
 from monai_autoaug.nnunet.task import TrainerBatches
 from monai_autoaug.nnunet.test_time import attaching
 
 __all__ = ["AutoAugMixin"]
 
 
-class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, KeepingMixin):
+class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, ShowingMixin, KeepingMixin):
     """Learned augmentation for the trainer class that follows in the method resolution order.
 
     Attributes:
@@ -82,6 +84,7 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Keep
         self._resumed = None
         self._shared_policy, self._policy_versions = None, None
         self._refusal = None
+        self._samples, self._board, self._line, self._cases = None, None, None, {}
         self._apply_options()
 
     def _fold_folder(self, plans: PlansManager, configuration: str, fold: Any) -> Path | None:
@@ -135,18 +138,21 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Keep
         if self.was_initialized and self._resumed is None:
             self._check_weights()
         self._continues = False  # what is loaded from now on (--val_best) is validated only
-        super().on_train_start()
+        with whole_json():
+            super().on_train_start()
         self.batches = TrainerBatches(self.layout, self.device, self._streams)
         if self._resumed is not None:
             checkpoint.restore_random_states(self._resumed)
         if self.local_rank == 0:
             journal.cut(self._log_path(), self.current_epoch)  # epochs that this run will do again
+            self._begin_showing()
             self.print_to_log_file(f"Learned augmentation: {json.dumps(self.autoaug.as_dict())}")
             self._say(self.method.announcement())
 
     def train_step(self, batch: dict[str, Any]) -> dict[str, Any]:
         """One step of the method: all players, one backward."""
         self.task.optimizer = self.optimizer  # some trainers change it
+        self._offer_patch(batch)
         figures = self.method.step(self.batches.begin(batch))
         return {"loss": np.asarray(figures["loss"], dtype=np.float32)}
 
@@ -157,21 +163,32 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Keep
         figures = self.method.on_epoch(self.current_epoch)
         figures |= {f"skipped_{name}": float(count) for name, count in self.task.precision.skipped.items()}
         figures = ranks.mean_over_ranks(figures)
-        warnings = self.method.warnings()
+        warnings = self._doubts()
         if self.local_rank != 0:
             return
-        line = {
-            "epoch": self.current_epoch,
-            "train_loss": float(self.logger.get_value("train_losses", step=-1)),
-            **figures,
-        }
-        journal.append(self._log_path(), line)
-        if figures:
-            self.print_to_log_file("autoaug", journal.in_short(figures, self.method.policies().get("training")))
+        train_loss = float(self.logger.get_value("train_losses", step=-1))
+        self._line = {"epoch": self.current_epoch, "train_loss": train_loss, **figures}
+        if warnings:
+            self._line["warnings"] = warnings
+        told = [journal.in_short(figures, self.method.policies().get("training"))] if figures else []
+        self.print_to_log_file("autoaug", *told, journal.memory(self.device))
         for logger in self.logger.loggers:  # those beside nnU-Net's own file, which takes its own keys only
             for name, value in figures.items():
                 logger.log(f"autoaug/{name}", value, self.current_epoch)
         self._say([f"WARNING: {sentence}" for sentence in warnings])
+
+    def on_epoch_end(self) -> None:
+        """As nnU-Net; before, the epoch's line is written, with the pseudo Dice of its online validation."""
+        if self._line is not None:
+            pseudo = dict(zip(label_names(self.dataset_json)[1:],
+                              self.logger.get_value("dice_per_class_or_region", step=-1), strict=False))  # fmt: skip
+            dice = {"dice": self.logger.get_value("mean_fg_dice", step=-1)}
+            dice |= {f"dice_{name}": value for name, value in pseudo.items()}
+            line = self._line | {name: float(value) for name, value in dice.items() if np.isfinite(value)}
+            journal.append(self._log_path(), line)
+            self._keep_showing(line)
+            self._line = None
+        super().on_epoch_end()
 
     def _say(self, sentences: Iterable[str]) -> None:
         """Print each sentence to nnU-Net's log the first time that it is said."""
@@ -188,6 +205,8 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Keep
         finish(self)
         super().on_train_end()
         self._close_streams()
+        if self.local_rank == 0:
+            self._end_showing()
         learned = self.method.augmenters()
         if learned and self.local_rank == 0 and not self.disable_checkpointing:
             path = augmenters.save(Path(self.output_folder) / "augmenters.pt", learned)

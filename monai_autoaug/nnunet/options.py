@@ -12,6 +12,7 @@ from typing import Any
 
 from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.methods import check, find, names, streams
+from monai_autoaug.methods.montage import check_board
 from monai_autoaug.nnunet.split import META_SPLITS
 from monai_autoaug.precision import DTYPES
 
@@ -69,6 +70,7 @@ class Options:
         meta_split: "fixed" or "resampled": set other cases apart in each epoch, so that all of them train. Default: as
             the method has it ("fixed" for "joint_policy", "resampled" for "bilevel"), "fixed" for cases that are named
             and for loader "stock".
+        tensorboard: write scalars and pictures of samples for TensorBoard into the fold's folder.
         policy_place: for methods that augment by a training policy ("joint_policy"): on the "device" (default), by the
             policy as it is, in the training step; or in nnU-Net's "workers", on the CPU and by the policy as it was 32
             batches before, for a GPU that has no time to spare. With more than 12 workers some wait for it.
@@ -101,6 +103,7 @@ class Options:
     meta_cases: int | float | tuple[str, ...] | None = None
     meta_split: str | None = None
     policy_place: str | None = None
+    tensorboard: bool = False
 
     def __post_init__(self) -> None:
         for name in ("features", "margin", "meta_cases"):
@@ -234,8 +237,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "meta_cases": (_is_meta, "a positive whole number, a share between 0 and 1, or a list of different names of cases"),
     "meta_split": (lambda v: v in META_SPLITS, f"one of {', '.join(META_SPLITS)}"),
     "policy_place": (lambda v: v in POLICY_PLACES, f"one of {', '.join(POLICY_PLACES)}"),
+    "tensorboard": (lambda v: isinstance(v, bool), "true or false"),
 }
-_REQUIRED = ("method", "method_options", "loader")
+_REQUIRED = ("method", "method_options", "loader", "tensorboard")
 
 
 def _check_types(options: Options) -> None:
@@ -257,6 +261,8 @@ def _check_combinations(options: Options) -> None:
         raise ConfigError(f"method {options.method!r} has no training policy; leave policy_place out")
     if options.policy_place == "workers" and options.loader != "seeded":
         raise ConfigError("policy_place: workers needs loader: seeded, by which a batch knows its policy")
+    if options.tensorboard:
+        check_board()
     check(options.method, options.method_options)
     if "seed" in options.method_options:
         raise ConfigError("the method's seed is the autoaug option seed; take it out of method_options")

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import Laterality, left_right_axis
 
-__all__ = ["axis_of_case", "directions", "laterality_of", "left_right_of_dataset"]
+__all__ = ["axis_of_case", "directions", "laterality_of", "left_right_of_dataset", "orientation_of_case"]
 
 
 def axis_of_case(properties: Mapping[str, Any], transposed: Sequence[int]) -> int | None:
@@ -36,6 +36,24 @@ def axis_of_case(properties: Mapping[str, Any], transposed: Sequence[int]) -> in
     affine = _affine(properties)
     # readers reverse the order of the axes
     return None if affine is None else list(transposed).index(2 - left_right_axis(affine))
+
+
+def orientation_of_case(properties: Mapping[str, Any], transposed: Sequence[int]) -> str:
+    """The directions in which the axes of a preprocessed image increase, one letter each, as in nibabel.
+
+    Args:
+        properties: see `axis_of_case`.
+        transposed: see `axis_of_case`.
+
+    Returns:
+        "" where nnU-Net's reader has kept no orientation.
+
+    >>> orientation_of_case({"sitk_stuff": {"direction": (1, 0, 0, 0, 1, 0, 0, 0, 1)}}, [1, 0, 2])
+    'PSL'
+    """
+    letters = directions(properties)
+    # readers reverse the order of the axes
+    return "" if letters is None else "".join(letters[::-1][axis] for axis in transposed)
 
 
 def directions(properties: Mapping[str, Any]) -> str | None:

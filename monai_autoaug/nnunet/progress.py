@@ -67,7 +67,7 @@ def entropy_panels(log: Path, classes: Sequence[str], cascades: Sequence[str]) -
     if not rows:
         return []
     epochs, last = [int(row["epoch"]) for row in rows], rows[-1]
-    chosen = sorted(classes, key=lambda name: last[f"entropy_{name}"])[:_MOST]
+    chosen = sorted(classes, key=lambda name: _known(last[f"entropy_{name}"]))[:_MOST]
     chosen = [name for name in classes if name in chosen]
     of_most = "" if len(chosen) == len(classes) else f", the most decided {len(chosen)} of {len(classes)} classes"
     kinds = [*chosen, *(["views"] if "entropy_views" in last else [])]
@@ -76,6 +76,10 @@ def entropy_panels(log: Path, classes: Sequence[str], cascades: Sequence[str]) -
         curves = {cascade: [row.get(f"entropy_{name}_{cascade}") for row in rows] for cascade in cascades}
         panels.append(Panel(f"Cascades, class {name}", curves, epochs))
     return panels
+
+
+def _known(value: float | None) -> float:
+    return 1.0 if value is None else value
 
 
 @contextmanager

@@ -54,6 +54,7 @@ class ServingMixin(_Host):
     _streams: dict[str, Stream | StockStream]
     _positions: dict[str, int]
     _split: MetaSplit[str] | None
+    _cases: dict[str, int]
     _meta_loader: RecordingLoader
     _shared_policy: SharedPolicy | None
     _policy_versions: dict[str, Any] | None
@@ -68,6 +69,7 @@ class ServingMixin(_Host):
         workers = get_allowed_n_proc_DA()
         with environment("nnUNet_n_proc_DA", "0"):  # the loaders themselves, not yet in workers
             train, val = (take_loader(a, n) for a, n in zip(super().get_dataloaders(), ("train", "val"), strict=True))
+        self._cases = {"train": len(train.loader.indices), "validation": len(val.loader.indices)}
         masked = options.method != "none" and any(self.configuration_manager.use_mask_for_norm)
         cases = self._set_apart(train, val, masked) if "meta" in self.method.needs else None
         prepare_loader(train, options.base_augmentation, self.layout.margin, masked)
@@ -143,7 +145,10 @@ class ServingMixin(_Host):
     ) -> Stream | StockStream:
         start, pinned = self._positions.get(name, 0), self.device.type == "cuda"
         if self.autoaug.loader == "stock":
-            return StockStream(loader, workers=workers, cached=max(6, workers // 2), start=start, pin_memory=pinned)
+            cached = max(6, workers // 2)
+            return StockStream(
+                loader, workers=workers, cached=cached, start=start, pin_memory=pinned, stream=name
+            )
         steady_blur(loader.loader.transforms.transforms)
         return Stream(
             loader, seed=self.run_seed, rank=rank(), stream=name, workers=workers, start=start, pin_memory=pinned,

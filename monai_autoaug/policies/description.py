@@ -117,7 +117,7 @@ def build_training(described: Mapping[str, Any], cascades: Sequence[Cascade] = (
     _refuse_unknown(
         [row["name"] for row in rows],
         {o.name for c in known.values() for o in c.operations} | {"identity"},
-        "training.cascades", "give what is yours as cascades=",
+        "training.cascades", "give what is yours as cascades= (what is yours can't be exported)",
     )  # fmt: skip
     operations = {o.name: o for c in known.values() for o in c.operations if o.acts != "nothing"}
     made = []

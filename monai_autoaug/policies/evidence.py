@@ -12,11 +12,12 @@ from torch import Tensor
 from monai_autoaug.policies.normalisation import Sampled
 from monai_autoaug.policies.training import TrainingPolicy
 
-__all__ = ["Evidence", "Seen"]
+__all__ = ["COLLAPSED", "DECIDED", "Evidence", "Seen"]
 
 _FEWEST = 8  # samples below which their variance is no estimate
 
 DECIDED = 3.0  # standard errors
+COLLAPSED = 0.9  # the probability from which on a cascade is as good as certain
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ go by, and is left out in either case.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +18,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from monai_autoaug.data.sides import lateral_pairs
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.transforms.registry import Operation
 
@@ -169,26 +169,3 @@ def left_right_axis(orientation: str | ArrayLike = "RAS") -> int:
             size = np.linalg.norm(affine[:3, :3], axis=0)
             return int(np.argmax(np.abs(affine[0, :3]) / np.where(size > 0, size, 1)))
     raise ConfigError(f"orientation must be three letters such as RAS or an affine (4, 4), got {orientation!r}")
-
-
-_SIDES = (("left", "right"), ("l", "r"), ("lt", "rt"), ("lh", "rh"), ("sin", "dex"))
-
-
-def lateral_pairs(labels: Mapping[str, int]) -> tuple[tuple[int, int], ...]:
-    """Pairs of labels whose names differ in nothing but the side: what a user without ``laterality`` is warned of.
-
-    Args:
-        labels: names and values.
-
-    >>> lateral_pairs({"background": 0, "kidney_left": 1, "Right-Lung": 2, "kidney_right": 3, "left lung": 4})
-    ((1, 3), (4, 2))
-    """
-    words = {tuple(re.findall(r"[a-z]+|\d+", name.lower())): value for name, value in labels.items()}
-    found = []
-    for name, value in words.items():
-        for left, right in _SIDES:
-            for place, word in enumerate(name):
-                other = words.get((*name[:place], right, *name[place + 1 :]))
-                if word == left and other is not None:
-                    found.append((value, other))
-    return tuple(found)

@@ -9,7 +9,6 @@ versions add change nothing; operations that this version lacks are an error tha
 from __future__ import annotations
 
 import json
-import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -34,12 +33,13 @@ from monai_autoaug.policies.evidence import Seen
 from monai_autoaug.policies.schema import FORMAT, SCHEMA, VERSION
 from monai_autoaug.policies.test_time import TestTimePolicy
 from monai_autoaug.policies.training import TrainingPolicy
+from monai_autoaug.reading import MEBIBYTE, leaves, read_json
 from monai_autoaug.transforms.registry import Cascade
 from monai_autoaug.writing import write_text
 
 __all__ = ["Policies", "load", "save"]
 
-_LARGEST = 16 * 2**20  # bytes; a policy of 100 classes takes one
+_LARGEST = 16 * MEBIBYTE  # a policy of 100 classes takes one
 
 
 @dataclass(frozen=True)
@@ -150,30 +150,11 @@ def _pretty(value: Any, indent: str = "") -> str:
 
 def _read(path: str | os.PathLike[str]) -> Any:
     """JSON of the file, without repeated fields and numbers that are none."""
-
-    def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        names = [name for name, _ in pairs]
-        if len(set(names)) < len(names):
-            raise ValueError(f"a field is given twice: {sorted({n for n in names if names.count(n) > 1})[0]!r}")
-        return dict(pairs)
-
-    def refuse(number: str) -> float:
-        raise ValueError(f"{number} is no number")
-
-    def finite(number: str) -> float:
-        value = float(number)
-        return value if math.isfinite(value) else refuse(number)
-
     try:
-        with Path(path).open("rb") as file:  # read no more than may be there, whatever the file says of its size
-            raw = file.read(_LARGEST + 1)
+        return read_json(path, largest=_LARGEST)
     except OSError as error:
         raise PolicyError(f"{path}: can't be read ({error.strerror}). To do: give the path of a policy.json") from error
-    if len(raw) > _LARGEST:
-        raise PolicyError(f"{path}: is too large for a policy; expected at most {_LARGEST} bytes, came more")
-    try:
-        return json.loads(raw, object_pairs_hook=unique, parse_constant=refuse, parse_float=finite)
-    except ValueError as error:  # not UTF-8, no JSON, an integer of very many digits
+    except ValueError as error:  # too large, not UTF-8, no JSON, an integer of very many digits
         raise PolicyError(
             f"{path}: is no policy file; expected JSON as monai_autoaug writes it, came: {error}. To do: copy the file"
             " again, or undo the last edit"
@@ -204,20 +185,11 @@ def _validate(content: Any, path: str | os.PathLike[str]) -> dict[str, Any]:
             f"{path}: field {_field(error.absolute_path)}: is not as it should be; {what}. To do: undo the last edit,"
             " or write the file anew"
         )
-    for place, value in _leaves(content):
+    for place, value in leaves(content):
         number = isinstance(value, int | float) and not isinstance(value, bool)
         if number and not abs(value) < 1e30:  # true of NaN, too
-            raise PolicyError(f"{path}: field {_field(place)}: expected a number below 1e30, came {_short(value)}")
+            raise PolicyError(f"{path}: field {place}: expected a number below 1e30, came {_short(value)}")
     return content
-
-
-def _leaves(value: Any, where: tuple[str | int, ...] = ()) -> Iterable[tuple[tuple[str | int, ...], Any]]:
-    """Every value that holds no others, and the way to it."""
-    if isinstance(value, dict | list):
-        for key, inner in value.items() if isinstance(value, dict) else enumerate(value):
-            yield from _leaves(inner, (*where, key))
-    else:
-        yield where, value
 
 
 def _field(where: Iterable[str | int]) -> str:

@@ -32,7 +32,7 @@ from monai_autoaug.report.style import (
     save,
 )
 
-__all__ = ["read_log", "training_curves"]
+__all__ = ["TOPICS", "Series", "Topic", "read_log", "series_of", "training_curves"]
 
 _WARNS: dict[str, Any] = {"color": BRIGHTER, "linewidth": 1.2, "linestyle": "dashed"}
 _MARKERS = "sD^vPX<"  # with another period than the colours, so that no two names look alike
@@ -41,7 +41,7 @@ Series = dict[str, tuple[list[int], list[float]]]  # name -> epochs, values
 
 
 @dataclass(frozen=True)
-class _Topic:
+class Topic:
     """One diagram.
 
     Args:
@@ -67,16 +67,16 @@ class _Topic:
         return logged.removeprefix(start).removesuffix(end) if fits else None
 
 
-_TOPICS = (
-    _Topic("Training loss", "lower is better", "loss", after=True),
-    _Topic("Validation Dice", "higher is better, 1 is perfect", "dice", after=True, bounds=(None, 1.0)),
-    _Topic("Variation that is due to noise", "near 0: one transformation for all", "noise_share", bounds=(0.0, 1.0)),
-    _Topic("Discriminator accuracy", "0.5: can't tell augmented from real", "discriminator_accuracy",
+TOPICS = (
+    Topic("Training loss", "lower is better", "loss", after=True),
+    Topic("Validation Dice", "higher is better, 1 is perfect", "dice", after=True, bounds=(None, 1.0)),
+    Topic("Variation that is due to noise", "near 0: one transformation for all", "noise_share", bounds=(0.0, 1.0)),
+    Topic("Discriminator accuracy", "0.5: can't tell augmented from real", "discriminator_accuracy",
            bounds=(0.0, 1.0)),
-    _Topic("Mean displacement (voxels)", "near 0: nothing is moved", "displacement_mean", bounds=(0.0, None)),
-    _Topic("Mean change of intensity (SD)", "near 0: nothing is changed", "additive_mean", bounds=(0.0, None)),
-    _Topic("Smallest Jacobian determinant", "1: volumes are kept", "jacobian_minimum", bounds=(None, 1.0)),
-    _Topic("Parameters at their bounds", "lower is better", "saturation", bounds=(0.0, 1.0)),
+    Topic("Mean displacement (voxels)", "near 0: nothing is moved", "displacement_mean", bounds=(0.0, None)),
+    Topic("Mean change of intensity (SD)", "near 0: nothing is changed", "additive_mean", bounds=(0.0, None)),
+    Topic("Smallest Jacobian determinant", "1: volumes are kept", "jacobian_minimum", bounds=(None, 1.0)),
+    Topic("Parameters at their bounds", "lower is better", "saturation", bounds=(0.0, 1.0)),
 )  # fmt: skip
 
 
@@ -98,8 +98,16 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     return rows
 
 
-def _series(rows: Sequence[Mapping[str, Any]], topic: _Topic) -> Series:
-    """The curves of one topic, in the order of the log."""
+def series_of(rows: Sequence[Mapping[str, Any]], topic: Topic) -> Series:
+    """The curves of one topic, in the order of the log.
+
+    Args:
+        rows: lines of a log.
+        topic: what they are about.
+
+    Returns:
+        By name: epochs and values.
+    """
     series: Series = {}
     for row in rows:
         for logged, value in row.items():
@@ -112,7 +120,7 @@ def _series(rows: Sequence[Mapping[str, Any]], topic: _Topic) -> Series:
     return series
 
 
-def _looks(found: Mapping[_Topic, Series], classes: Sequence[str]) -> dict[str, dict[str, Any]]:
+def _looks(found: Mapping[Topic, Series], classes: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Colour and marker of each name, the same in all diagrams; structures as in the pictures of volumes."""
     named = [name for series in found.values() for name in series if name != "mean"]
     names = dict.fromkeys([*classes, *named])
@@ -122,7 +130,7 @@ def _looks(found: Mapping[_Topic, Series], classes: Sequence[str]) -> dict[str, 
     return {"mean": {"color": TEXT, "marker": "o", "linewidth": 2.2}} | {n: looks[n] for n in names if n in named}
 
 
-def _bounds(axes: Axes, topic: _Topic, series: Series) -> None:
+def _bounds(axes: Axes, topic: Topic, series: Series) -> None:
     """The bounds of the vertical axis, and the value beyond which a run warns, where there is one."""
     values = [v for _, of_name in series.values() for v in of_name if math.isfinite(v)]
     limit = WARN_BELOW.get(topic.figure, WARN_ABOVE.get(topic.figure))
@@ -142,7 +150,7 @@ def _bounds(axes: Axes, topic: _Topic, series: Series) -> None:
     axes.axhline(limit, **_WARNS)
 
 
-def _dress(axes: Axes, topic: _Topic, epochs: int) -> None:
+def _dress(axes: Axes, topic: Topic, epochs: int) -> None:
     """Colours and lines of one diagram; whole epochs, the same in all of them."""
     axes.set_facecolor(BACKGROUND)
     axes.set_title(topic.title, color=TEXT, fontsize=LARGE, loc="left", pad=22)
@@ -175,7 +183,7 @@ def training_curves(log: str | Path, path: str | Path, *, classes: Sequence[str]
         DataError: the log can't be read, or holds nothing that can be drawn.
     """
     rows = read_log(log)
-    found = {topic: series for topic in _TOPICS if (series := _series(rows, topic))}
+    found = {topic: series for topic in TOPICS if (series := series_of(rows, topic))}
     if not found:
         raise DataError("holds nothing that can be drawn", file=log, expected="at least one epoch with a loss")
     looks, last = _looks(found, classes), max(int(row["epoch"]) for row in rows)

@@ -13,7 +13,7 @@ from monai_autoaug.augmenters import Augmenter, Transformation
 from monai_autoaug.report.augmentations import Panel
 from monai_autoaug.transforms.geometry import identity_grid
 
-__all__ = ["augmentation_panels"]
+__all__ = ["augmentation_panels", "median_draw"]
 
 TITLES = {"affine": "affine", "deformation": "deformed", "appearance": "appearance"}
 
@@ -42,7 +42,7 @@ def augmentation_panels(
         with torch.no_grad():
             noise = augmenter.sample_noise(8, generator)
             drawn = augmenter(image.to(device).expand(8, *image.shape), noise)
-            chosen = drawn.rows(_median(drawn))
+            chosen = drawn.rows(median_draw(drawn))
             moved, moved_label = chosen.apply_pair(image[None].to(device), label[None].to(device))
             grid = None
             if chosen.displacement is not None or chosen.matrix is not None:
@@ -54,8 +54,12 @@ def augmentation_panels(
     return panels
 
 
-def _median(drawn: Transformation) -> slice:
-    """The draw of median strength."""
+def median_draw(drawn: Transformation) -> slice:
+    """The draw of median strength, neither the weakest nor the strongest.
+
+    Args:
+        drawn: some transformations.
+    """
     figures = drawn.magnitude()
     strength = figures.get("displacement_mean", figures.get("additive_mean"))
     if strength is None:

@@ -24,7 +24,10 @@ from monai_autoaug.report.panels import augmentation_panels
 from monai_autoaug.report.policy import policy_figure
 from monai_autoaug.report.predictions import PredictionRow, prediction_figure
 
-__all__ = ["augmentation_picture", "picture_files", "policy_picture", "prediction_picture", "run_pictures"]
+__all__ = [
+    "augmentation_picture", "canonical", "chosen_cases", "label_names", "picture_files", "policy_picture",
+    "prediction_picture", "run_pictures", "subject",
+]  # fmt: skip
 
 TRAINING, PREDICTIONS, AUGMENTATIONS, POLICY = "training.png", "predictions.png", "augmentations.png", "policy.png"
 _LEAST = 64  # voxels a side of the window about the structures, where volumes are as large
@@ -55,7 +58,7 @@ def run_pictures(
         ``training.png``, ``predictions.png`` and, where something was learned, ``augmentations.png`` or ``policy.png``.
     """
     draw: dict[str, Callable[[Path], Path]] = {
-        TRAINING: lambda path: training_curves(run.log, path, classes=_names(datalist)[1:]),
+        TRAINING: lambda path: training_curves(run.log, path, classes=label_names(datalist)[1:]),
         PREDICTIONS: lambda path: prediction_picture(run, datalist, evaluation, path),
         AUGMENTATIONS: lambda path: augmentation_picture(run, datalist, path),
         POLICY: lambda path: policy_picture(run, path),
@@ -78,6 +81,27 @@ def _around(label: Tensor, size: tuple[int, ...]) -> tuple[slice, ...]:
     return (slice(None), *(slice(a, a + s) for a, s in zip(starts, size, strict=True)))
 
 
+def subject(run: Run, datalist: DataList, *, number: int = 0) -> tuple[Tensor, Tensor]:
+    """A training case of a run about its structures, as large as the run's patches at least.
+
+    Args:
+        run: its training has begun.
+        datalist: its data set.
+        number: of the case, in the order of the run's split.
+
+    Returns:
+        The normalised image (C, D, H, W), and the one-hot label (K, D, H, W), background first.
+    """
+    config, preprocessing = read_json(run.config), run.load_preprocessing()
+    case = _case(datalist, config["split"]["train"][number])
+    item = volumes(datalist, [case], preprocessing)[0]
+    # at least what the augmenters saw in training, and enough for a person to see where it is
+    patch = (n + 2 * m for n, m in zip(config["patch_size"], config["margin"], strict=True))
+    window = _around(item["label"], tuple(max(n, _LEAST) for n in patch))
+    classes = torch.arange(preprocessing.num_classes).view(-1, 1, 1, 1)
+    return item["image"][window], (item["label"][window] == classes).float()
+
+
 def augmentation_picture(run: Run, datalist: DataList, path: str | Path, *, seed: int = 0) -> Path:
     """Draw the first training case of a run before and after each of its augmenters.
 
@@ -90,19 +114,13 @@ def augmentation_picture(run: Run, datalist: DataList, path: str | Path, *, seed
     Returns:
         ``path``.
     """
-    config, preprocessing = read_json(run.config), run.load_preprocessing()
-    case = _case(datalist, config["split"]["train"][0])
-    item = volumes(datalist, [case], preprocessing)[0]
-    # at least what the augmenters saw in training, and enough for a person to see where it is
-    patch = (n + 2 * m for n, m in zip(config["patch_size"], config["margin"], strict=True))
-    window = _around(item["label"], tuple(max(n, _LEAST) for n in patch))
-    image, label = item["image"][window], item["label"][window]
-    classes = torch.arange(preprocessing.num_classes).view(-1, 1, 1, 1)
-    one_hot = (label == classes).float()
+    preprocessing = run.load_preprocessing()
+    image, one_hot = subject(run, datalist)
     panels = augmentation_panels(augmenters.load(run.augmenters), image, one_hot, seed=seed)
     return augmentation_figure(
-        panels, path, spacing=preprocessing.spacing, classes=_names(datalist)[1:], orientation=preprocessing.orientation
-    )
+        panels, path, spacing=preprocessing.spacing, classes=label_names(datalist)[1:],
+        orientation=preprocessing.orientation,
+    )  # fmt: skip
 
 
 def policy_picture(run: Run, path: str | Path) -> Path:
@@ -133,18 +151,22 @@ def prediction_picture(run: Run, datalist: DataList, evaluation: Evaluation, pat
         ``path``.
     """
     rows = []
-    for name, title in _chosen(evaluation).items():
+    for name, title in chosen_cases(evaluation).items():
         case = _case(datalist, name)
-        image, spacing = _canonical(case.images[0])
-        reference = None if case.label is None else _canonical(case.label)[0].long()[0]
-        prediction = _canonical(run.validation / f"{name}.nii.gz")[0].long()[0]
+        image, spacing = canonical(case.images[0])
+        reference = None if case.label is None else canonical(case.label)[0].long()[0]
+        prediction = canonical(run.validation / f"{name}.nii.gz")[0].long()[0]
         rows.append(PredictionRow(title, image, reference, prediction, spacing, _dice(evaluation, name)))
     values = datalist.label_values[1:]
-    return prediction_figure(rows, path, classes=dict(zip(_names(datalist)[1:], values, strict=True)))
+    return prediction_figure(rows, path, classes=dict(zip(label_names(datalist)[1:], values, strict=True)))
 
 
-def _chosen(evaluation: Evaluation) -> dict[str, str]:
-    """The cases to draw and their titles."""
+def chosen_cases(evaluation: Evaluation) -> dict[str, str]:
+    """The cases to draw, the worst, the median and the best by their mean Dice, and their titles.
+
+    Args:
+        evaluation: of predictions.
+    """
     without = {c for c, v in zip(evaluation.cases, evaluation.values["dice"], strict=True) if np.isnan(v).all()}
     # a case with no structure, neither in its reference nor predicted, is no best case
     order = [case for case in evaluation.worst("dice") if case not in without] or list(evaluation.cases)
@@ -167,14 +189,22 @@ def _case(datalist: DataList, name: str) -> Case:
     return next(c for c in datalist.training if c.name == name)
 
 
-def _names(datalist: DataList) -> list[str]:
-    """A name for each label value; with regions values have none of their own."""
+def label_names(datalist: DataList) -> list[str]:
+    """A name for each label value; with regions values have none of their own.
+
+    Args:
+        datalist: a data set.
+    """
     names = {value: name for name, value in datalist.labels.items()}
     return [names.get(v) or names.get((v,)) or f"label {v}" for v in datalist.label_values]
 
 
-def _canonical(path: Path) -> tuple[Tensor, tuple[float, ...]]:
-    """The first channel (1, D, H, W) of a file with its axes to the right, front and head, and the voxel size in mm."""
+def canonical(path: Path) -> tuple[Tensor, tuple[float, ...]]:
+    """The first channel (1, D, H, W) of a file with its axes to the right, front and head, and the voxel size in mm.
+
+    Args:
+        path: of a NIfTI file.
+    """
     image = nib.as_closest_canonical(read_nifti(path).image)
     voxels = np.asarray(image.dataobj, dtype=np.float32)
     voxels = voxels.reshape(*voxels.shape[:3], -1)[..., 0]

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 import torch
 
 from monai_autoaug.policies import Policies
+from monai_autoaug.policies.evidence import COLLAPSED
 
-__all__ = ["PolicyRow", "policy_rows", "verdict"]
+__all__ = ["COLLAPSED", "PolicyRow", "policy_rows", "verdict"]
 
 _ROUNDED = 1e-4  # what files and logits in float32 may lose
-_COLLAPSED = 0.9  # the probability from which on a cascade is as good as certain
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,19 @@ class PolicyRow:
         True
         """
         return self.start is not None and self.probability > self.start + _ROUNDED
+
+    @property
+    def collapsed(self) -> bool:
+        """Whether its cascade has become as good as certain of it without evidence; a start near there is no collapse.
+
+        >>> PolicyRow("all", "gamma", "no gamma", 0.97, 0.9, decided=False, no_op=False).collapsed
+        True
+        >>> PolicyRow("all", "gamma", "no gamma", 0.91, 0.9, decided=False, no_op=False).collapsed
+        False
+        """
+        if self.start is None or self.decided or self.no_op or self.probability < COLLAPSED:
+            return False
+        return 1 - self.probability <= (1 - self.start) / 2  # what is left to chance has been halved at least
 
 
 @torch.no_grad()
@@ -106,9 +119,7 @@ def verdict(rows: Sequence[PolicyRow]) -> tuple[str, bool]:
     number = len({row.cascade for row in rows})
     of = f"{number} cascade{'s' * (number != 1)}"
     decided = {row.cascade for row in rows if row.decided and not row.no_op}
-    collapsed = {
-        row.cascade for row in rows if row.rose and row.probability >= _COLLAPSED and not row.decided and not row.no_op
-    }
+    collapsed = {row.cascade for row in rows if row.collapsed}
     told = f"{len(decided)} of {of} decided; not decided: pale" if decided else f"none of {of} is decided"
     if collapsed:
         told += f"; {len(collapsed)} collapsed onto an operation that is not decided"

@@ -46,7 +46,7 @@ from monai_autoaug.report.style import (
     write,
 )
 
-__all__ = ["PredictionRow", "prediction_figure"]
+__all__ = ["PredictionRow", "near", "prediction_figure"]
 
 _ROW, _NARROW, _LINE = 3.1, 0.7, 0.18  # inches: the highest panel; the least column; a line of the captions
 _AROUND = 10.0  # mm: the least that is shown around the structures
@@ -96,7 +96,7 @@ def prediction_figure(rows: Sequence[PredictionRow], path: str | Path, *, classe
     if not rows:
         raise ConfigError("a picture of predictions needs at least one case")
     values, margin = list(classes.values()), 0.1
-    rows = [_near(row, values) for row in rows]
+    rows = [near(row, values) for row in rows]
     laid = [sizes(r.prediction.shape, r.spacing, planes()) for r in rows]
     room = WIDTH - 2 * (margin + GAP)
     scales = [min(room / sum(widths), _ROW / max(heights)) for widths, heights in laid]  # inches a mm
@@ -127,8 +127,13 @@ def prediction_figure(rows: Sequence[PredictionRow], path: str | Path, *, classe
     return save(made, path)
 
 
-def _near(row: PredictionRow, values: Sequence[int]) -> PredictionRow:
-    """The part of a case that holds the structures, drawn and predicted, with a quarter of its size around it."""
+def near(row: PredictionRow, values: Sequence[int]) -> PredictionRow:
+    """The part of a case that holds the structures, drawn and predicted, with a quarter of its size around it.
+
+    Args:
+        row: the case.
+        values: label values of the structures.
+    """
     there = torch.isin(row.prediction, torch.tensor(values))
     if row.reference is not None:
         there |= torch.isin(row.reference, torch.tensor(values))

@@ -16,6 +16,7 @@ from matplotlib.legend import Legend
 from matplotlib.lines import Line2D
 
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.montage import COLOURS
 from monai_autoaug.writing import write_whole
 
 __all__ = [
@@ -24,8 +25,6 @@ __all__ = [
 ]  # fmt: skip
 
 BACKGROUND, TEXT, FAINT = "#0e1116", "#e8eaed", "#9aa4af"
-# told apart on grey images, also with protanopia, deuteranopia and tritanopia (at least 24 apart in CIELAB)
-COLOURS = ("#ffb000", "#22c7f0", "#f03c5a", "#a54bff", "#f0e196", "#d24b96", "#6978d2", "#ff000f")
 BRIGHTER, DARKER = "#ff6b4a", "#3f8cff"
 LARGE, MEDIUM, SMALL = 13.0, 10.5, 9.0  # font sizes in points: titles, keys, everything else
 WIDTH, GAP = 9.0, 0.06  # inches: of the widest picture, about what a web page shows; between panels

@@ -99,18 +99,51 @@ def free_port() -> int:
         return int(s.getsockname()[1])
 
 
+WATCH = """
+import torch.distributed as dist
+from ignite.engine import Events
+
+
+def watch(trainer):
+    'After every update all ranks have the same weights and policies, to the bit, and other noise.'
+
+    def compare(engine):
+        method = engine.method
+        modules = {n: p.module for n, p in method.players.items()} | dict(method.policies())
+        modules["network"] = method.task.network
+        here = {f"{n}.{k}": p.detach().cpu() for n, m in modules.items() for k, p in m.named_parameters()}
+        noise = method.generator.get_state()
+        everyone = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, [here, noise])
+        for other, drawn in everyone[1:]:
+            assert other.keys() == everyone[0][0].keys()
+            assert all((value == everyone[0][0][key]).all() for key, value in other.items())
+            assert (drawn != everyone[0][1]).any()
+        if dist.get_rank() == 0:
+            print("all ranks are equal:", sorted(modules), flush=True)
+
+    trainer.add_event_handler(Events.ITERATION_COMPLETED, compare)
+"""
+
+
 def run_in_two_processes(bundle: Path, data: Path, **options: object) -> str:
-    """Train by the multi-GPU configuration on the CPU."""
+    """Train by the multi-GPU configuration on the CPU; both processes are compared after every update."""
+    (bundle / "watch_ranks.py").write_text(WATCH)
+    watch = {"_target_": "watch_ranks.watch", "trainer": "@train::trainer"}
+    steps = ["$@watched", *read(bundle, "multi_gpu_train")["run"]]
+    (bundle / "configs" / "watched.json").write_text(json.dumps({"watched": watch, "run": steps}))
     launcher = (
         "-m", "torch.distributed.run", "--nnodes=1", "--nproc_per_node=2", "--master_addr=127.0.0.1",
         f"--master_port={free_port()}", "-m", "monai.bundle",
     )  # fmt: skip
     more = [part for name, value in options.items() for part in (f"--{name}", value)]
-    return call(
+    log = call(
         bundle, "run", "--meta_file", "configs/metadata.json", "--config_file",
-        "['configs/train.json','configs/multi_gpu_train.json']", "--logging_file", "configs/logging.conf",
-        "--dataset_dir", data, *more, launcher=launcher,
+        "['configs/train.json','configs/multi_gpu_train.json','configs/watched.json']", "--logging_file",
+        "configs/logging.conf", "--dataset_dir", data, *more, launcher=launcher,
     )  # fmt: skip
+    assert "all ranks are equal: [" in log
+    return log
 
 
 def infer_without_this_package(bundle: Path, data: Path, *options: object) -> None:

@@ -32,7 +32,8 @@ from monai_autoaug.methods import METHODS
 
 def test_help_and_version() -> None:
     shown = call("--help").output
-    assert [line.split()[0] for line in shown.split("Commands:")[1].strip().splitlines()] == list(COMMANDS)
+    listed = shown.split("Commands:\n")[1].split("\n\n")[0].splitlines()
+    assert [line.split()[0] for line in listed] == list(COMMANDS)
     assert "Not a medical device" in shown
     assert call("--version").output.strip() == f"monai-autoaug, version {__version__}"
     for name in COMMANDS:

@@ -305,7 +305,7 @@ def test_demo_in_small(method: str, tmp_path: Path) -> None:
     assert (folder / "run" / "augmentations.png").exists() == (method != "none")
     assert (folder / "unlabelled").exists() == (method == "task_driven")
     assert "8 cases: 6 train the network, 2 validate it" in result.output
-    assert ("; 8 images without a label are learned from, too" in result.output) == (method == "task_driven")
+    assert (", and 8 unlabelled images" in result.output) == (method == "task_driven")
     assert f"{method}: 2 validation cases" in result.output
     again = call("demo", "--output", folder)
     assert again.exit_code == 2
@@ -359,5 +359,5 @@ def test_the_bar_shows_every_stage(data: Path, tmp_path: Path) -> None:
     assert process.wait(timeout=60) == 0
     text = seen.decode(errors="replace")
     stages = ("checking", "preparing", "training", "predicting", "evaluating", "drawing")
-    for word in (*stages, "epoch 2/2", "loss ", "Dice 0."):
+    for word in (*stages, "epoch 2/2", "loss ", "Dice 0.", "(head ", "iB"):
         assert word in text, word

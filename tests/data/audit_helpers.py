@@ -25,7 +25,7 @@ def edit_file(path: Path, edit: Edit) -> None:
 def like(image: nib.Nifti1Image, voxels: np.ndarray, affine: np.ndarray | None = None) -> nib.Nifti1Image:
     """Other voxels, or another affine, in both forms."""
     affine = image.affine if affine is None else affine
-    out = type(image)(voxels, affine)
+    out = type(image)(voxels, affine, dtype=voxels.dtype)
     out.set_sform(affine, code=1)
     return out
 
@@ -59,7 +59,7 @@ def sheared(cosine: float) -> Edit:
     """A shear that only the sform can hold."""
 
     def edit(image: nib.Nifti1Image) -> nib.Nifti1Image:
-        zooms = np.array(image.header.get_zooms())
+        zooms = np.array(image.header.get_zooms()[:3])
         axes = image.affine[:3, :3] / zooms
         axes[:, 1] = cosine * axes[:, 0] + np.sqrt(1 - cosine**2) * axes[:, 1]
         affine = image.affine.copy()

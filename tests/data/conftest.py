@@ -15,4 +15,4 @@ from monai_autoaug.data.datalist import DataList
 @pytest.fixture
 def data(tmp_path: Path) -> DataList:
     """Three good cases."""
-    return read_datalist(write_phantom(tmp_path, cases=3, size=16))
+    return read_datalist(write_phantom(tmp_path / "data", cases=3, size=16))

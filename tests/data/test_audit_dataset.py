@@ -27,7 +27,11 @@ from monai_autoaug.data.datalist import Case, DataList, Split
 
 def test_good_data_raises_nothing(hippocampus: Path) -> None:
     full = read_datalist(hippocampus)
-    assert audit(replace(full, training=full.training[:60])) == []
+    found = audit(replace(full, training=full.training[:60]))
+    # some of these MR images do hold values of a million
+    assert [(f.check, f.severity) for f in found] == [("half_precision", "warn")]
+    assert float(found[0].came) > 65504
+    assert "more cases" in found[0].message
 
 
 @pytest.mark.parametrize("channels", [1, 2])
@@ -159,6 +163,67 @@ def test_the_same_image_in_another_form_is_the_same_image(data: DataList, edit: 
         edit_file(b.images[0], set_voxel((0, 0, 0), 1000))
     found = audit(data, parts=Split((a, c), (), (b,)))
     assert [f.check for f in found if f.severity == "refuse"] == ([] if edit == "other" else ["leakage"])
+
+
+def test_a_class_that_only_validation_cases_hold(data: DataList) -> None:
+    a, b, c = data.training
+    for case in (a, b):
+        edit_file(case.label, voxels(lambda v: np.where(v == 3, 0, v)))
+    assert audit(data) == []
+    found = audit(data, parts=Split((a,), (b,), (c,)))
+    assert [(f.check, f.severity) for f in found] == [("absent_class", "warn")]
+    assert found[0].message == 'the label "round" occurs in no training case'
+    assert found[0].came == "no voxel of [3] in 2 labels, but in validation"
+    assert "--split-seed" in found[0].remedy
+    assert audit(data, parts=Split((c,), (a,), (b,))) == []
+
+
+@pytest.mark.parametrize(("left", "right"), [("kidney_left", "Kidney Right"), ("L lung", "R lung")])
+def test_left_and_right_under_mirroring(data: DataList, left: str, right: str) -> None:
+    found = audit(replace(data, labels={"background": 0, left: 1, "spine": 2, right: 3}))
+    assert [(f.check, f.severity) for f in found] == [("left_right_labels", "warn")]
+    assert left in found[0].message
+    assert right in found[0].message
+    assert "mirroring exchanges them" in found[0].message
+    assert f"laterality ([[{left}, {right}]])" in found[0].remedy
+
+
+def test_intensities_beyond_half_precision_are_warned_of_once(data: DataList) -> None:
+    for i, case in enumerate(data.training):
+        edit_file(case.images[0], set_voxel((1, 1, 1), 70000.0 + i))
+    found = audit(data)
+    assert [(f.check, f.severity, f.case) for f in found] == [("half_precision", "warn", data.training[2].name)]
+    assert "so do 2 more cases" in found[0].message
+    assert found[0].file == str(data.training[2].images[0].relative_to(data.folder))
+
+
+def test_findings_of_the_data_set_name_files(data: DataList) -> None:
+    first, second, third = data.training
+    same_image(first, second)
+    for path in (third.images[0], third.label):
+        edit_file(path, moved(np.diag([9.0, 9, 9, 1])))
+    found = audit(data, parts=Split((first, third), (), (second,)))
+    told = {f.check: f.file for f in found}
+    assert told["leakage"] == str(second.images[0].relative_to(data.folder))
+    assert told["unusual_spacing"] == str(third.images[0].relative_to(data.folder))
+
+
+def test_ctrl_c_stops_the_audit_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is not begun is not read any more."""
+    from monai_autoaug.data import audit_views
+
+    data = read_datalist(write_phantom(tmp_path, cases=1, size=16))
+    cases = tuple(replace(data.training[0], name=f"case_{i}") for i in range(200))
+    read = []
+    original = audit_views.read_nifti
+    monkeypatch.setattr(audit_views, "read_nifti", lambda path: (read.append(path), original(path))[1])
+
+    def stop(done: int, total: int) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        audit(replace(data, training=cases), workers=2, progress=stop)
+    assert len(read) < 200
 
 
 def test_no_foreground_anywhere(data: DataList) -> None:

@@ -10,6 +10,7 @@ from io import StringIO
 from rich.console import Console
 
 from monai_autoaug.data import Finding, findings_to_json, print_findings
+from monai_autoaug.data.findings import Severity
 
 
 def test_table_and_json() -> None:
@@ -29,3 +30,18 @@ def test_table_and_json() -> None:
     assert [Finding(**f) for f in content["findings"]] == found
     print_findings([], Console(file=text, width=200))
     assert "0 refused, 0 warnings, 0 notes" in text.getvalue()
+
+
+def test_the_same_of_many_files_is_told_once() -> None:
+    def shown(severity: Severity, count: int) -> str:
+        text = StringIO()
+        found = [Finding(f"c{i}", "x", severity, "is odd", "even", f"{i}", "look", f"{i}.nii") for i in range(count)]
+        print_findings(found, Console(file=text, width=200))
+        assert len(json.loads(findings_to_json(found))["findings"]) == count
+        return text.getvalue()
+
+    assert "0.nii and 19 more files" in shown("warn", 20)
+    assert "5.nii" not in shown("note", 20)
+    assert all(f"{i}.nii" in shown("warn", 3) for i in range(3))
+    assert all(f" {i}.nii" in shown("refuse", 20) for i in range(20))  # each of these has to be mended
+    assert "0 refused, 20 warnings" in shown("warn", 20)

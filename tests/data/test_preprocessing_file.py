@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from monai_autoaug.data import Preprocessing, read_datalist, write_phantom
+from monai_autoaug.data.statistics import IntensityStatistics
 from monai_autoaug.errors import ConfigError
 
 
@@ -48,6 +49,8 @@ def test_files_that_are_not_finite_or_not_json(tmp_path: Path) -> None:
     text = path.read_text()
     path.write_text(text.replace(str(json.loads(text)["statistics"][0]["mean"]), "NaN"))
     with pytest.raises(ConfigError, match="mean must be a finite number"):
+        IntensityStatistics(float("nan"), 1.0, 0.0, 1.0, 0.0, 1.0)
+    with pytest.raises(ConfigError, match="NaN is no number"):
         Preprocessing.load(path)
     path.write_text(text[:100])
     with pytest.raises(ConfigError, match="can't be read"):

@@ -34,8 +34,14 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
-    return train(options(data, tmp_path_factory.mktemp("run") / "run", **JOINT, meta_cases=2))
+def heard() -> list[Progress]:
+    """What the listener of `run` hears."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def run(data: Path, tmp_path_factory: pytest.TempPathFactory, heard: list[Progress]) -> Run:
+    return train(options(data, tmp_path_factory.mktemp("run") / "run", **JOINT, meta_cases=2), listener=heard.append)
 
 
 def logits(run: Run) -> list[torch.Tensor]:
@@ -47,6 +53,16 @@ def logits(run: Run) -> list[torch.Tensor]:
 
 def split_of(run: Run) -> dict[str, set[str]]:
     return {part: set(names) for part, names in json.loads(run.config.read_text())["split"].items()}
+
+
+def test_progress_tells_how_undecided_the_policies_are(run: Run, heard: list[Progress]) -> None:
+    ends = [p.ended for p in heard if p.ended is not None]
+    assert len(ends) == 2
+    for ended, row in zip(ends, rows(run), strict=True):
+        assert ended.entropy == pytest.approx(
+            {name: row[f"entropy_{name}"] for name in ("background", "foreground", "views")}, rel=1e-4
+        )
+        assert 0 < min(ended.entropy.values()) <= 1
 
 
 def test_a_run_leaves_its_policies(run: Run, data: Path) -> None:

@@ -50,11 +50,30 @@ def test_a_run_leaves_everything(data: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(prediction.affine, image.affine)
         assert set(np.unique(np.asarray(prediction.dataobj))) <= {0, 1, 2, 3}
     stages = [p.stage for p in heard]
-    assert stages == ["checking"] * 5 + ["preparing"] * 6 + ["training"] * 11 + ["predicting"] * 2
+    assert stages == ["checking"] * 5 + ["preparing"] * 6 + ["training"] * 14 + ["predicting"] * 2
     assert [p.note for p in heard if p.note] == ["5 cases: 3 train the network, 2 validate it"]
-    # every iteration, and again after each validation
-    assert [p.done for p in heard if p.stage == "training"] == [1, 2, 3, 4, 5, 6, 6, 7, 8, 9, 9]
-    assert [p.dice is None for p in heard if p.stage == "training"] == [True] * 6 + [False] * 5
+    # every iteration, and again after each validation and at the end of each epoch
+    assert [p.done for p in heard if p.stage == "training"] == [1, 2, 3, 3, 4, 5, 6, 6, 6, 7, 8, 9, 9, 9]
+    assert [p.dice is None for p in heard if p.stage == "training"] == [True] * 7 + [False] * 7
+
+
+def test_the_end_of_an_epoch_tells_what_its_line_in_the_log_does(data: Path, tmp_path: Path) -> None:
+    heard: list[Progress] = []
+    run = train(options(data, tmp_path / "run", method="none"), listener=heard.append)
+    log, ends = [json.loads(line) for line in run.log.read_text().splitlines()], [p for p in heard if p.ended]
+    assert [p.epoch for p in ends] == [1, 2, 3]
+    assert sum(p.ended.seconds for p in ends if p.ended) == pytest.approx(log[-1]["seconds"], abs=0.01)
+    for row, progress in zip(log, ends, strict=True):
+        ended = progress.ended
+        assert ended is not None
+        assert progress.dice == pytest.approx(row["dice"], rel=1e-4) if "dice" in row else not ended.dice
+        assert ended.dice == pytest.approx(
+            {name: row[f"dice_{name}"] for name in ("head", "body", "round") if f"dice_{name}" in row}, rel=1e-4
+        )
+        assert ended.loss == pytest.approx(row["loss"], rel=1e-4)
+        assert ended.memory is None or 100 < ended.memory < 100_000
+        assert ended.device_memory is None
+        assert ended.entropy == {}  # there is no policy
 
 
 def test_the_same_seed_gives_the_same_run_and_another_seed_another(data: Path, tmp_path: Path) -> None:

@@ -124,5 +124,5 @@ def test_warnings_and_skipped_updates_are_not_forgotten(
     summary = json.loads(run.summary.read_text())
     assert summary["skipped_updates"] == {"network": 1}
     assert summary["warnings"] == [
-        "it has collapsed", "1 of 9 updates of network were skipped, because its gradient was not finite"
+        "it has collapsed", "1 of 9 updates of network were skipped, because its loss or gradient was not finite"
     ]  # fmt: skip

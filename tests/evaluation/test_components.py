@@ -170,8 +170,9 @@ def test_predictions_are_cleaned_before_they_are_written(regions: bool, tmp_path
     run.folder.mkdir()
     preprocessing = Preprocessing.fit(datalist, datalist.training)
     preprocessing.save(run.preprocessing)
-    options = {"method": "none", "method_options": {}}
-    run.config.write_text(json.dumps({"patch_size": [16, 16, 16], "options": options}), encoding="utf-8")
+    options = {"data": "data", "method": "none", "method_options": {}}
+    content = {"patch_size": [16] * 3, "margin": [0] * 3, "options": options, "split": {"train": [], "validation": []}}
+    run.config.write_text(json.dumps(content), encoding="utf-8")
     torch.manual_seed(0)
     options = {"channels": [4, 8]}
     outputs = preprocessing.num_outputs

@@ -145,3 +145,20 @@ def test_no_collapse_is_reported_while_the_augmentation_warms_up() -> None:
     method.step(Fixed())
     method.on_epoch(2)
     assert any("affine" in w for w in method.warnings())
+
+
+def test_a_resumed_training_tells_the_same_of_its_epochs() -> None:
+    """Batches that are too small for all kinds: which one came first, epochs ago, must not matter."""
+    batches = Fixed(size=2, shape=(16, 16, 16))
+    whole = build(warm_up=0, width=2)
+    for _ in range(3):
+        whole.step(batches)
+    whole.on_epoch(1)
+    resumed = build(warm_up=0, width=2)
+    resumed.task.network.load_state_dict(whole.task.network.state_dict())
+    resumed.task.optimizer.load_state_dict(copy.deepcopy(whole.task.optimizer.state_dict()))
+    resumed.load_state_dict(copy.deepcopy(whole.state_dict()))
+    for method in (whole, resumed):
+        for _ in range(3):
+            method.step(batches)
+    assert whole.on_epoch(2) == resumed.on_epoch(2)

@@ -39,12 +39,14 @@ class OwnBatches:
 OPTIONS: dict[str, dict[str, Any]] = {
     "adversarial": {"warm_up": 0}, "general_adversarial": {"width": 2}, "bilevel": {"update_every": 2},
     "task_driven": {"width": 4, "warm_up": 1},
+    "joint_policy": {"warm_up": 0, "update_every": 1, "pool": 2, "views": 2},
 }  # fmt: skip
 PLAYERS = {
     "adversarial": {"generators", "discriminator"},
     "general_adversarial": {"generator", "class_discriminator", "dissimilarity_discriminator"},
     "bilevel": {"augmenter"},
     "task_driven": {"generator", "discriminator"},
+    "joint_policy": set(),
 }
 
 
@@ -59,26 +61,42 @@ def _train(number: int, folder: str, name: str) -> None:
     adversarial = name == "adversarial"
     network = built() if adversarial else UNet(3, 1, 3, (4, 8), (2,), num_res_units=1)
     optimizer = torch.optim.SGD(network.parameters(), 1e-2)
-    task = Task(network, optimizer, losses, Precision("cpu"), build=built)
+    task = Task(network, optimizer, losses, Precision("cpu"), steps=20, build=built)
     method = methods.build(name, task, seed=3, **OPTIONS[name])
-    batches = OwnBatches(number)
+    batches, history = OwnBatches(number), []
+    learned: dict[str, nn.Module] = {n: p.module for n, p in method.players.items()} | dict(method.policies())
     for _ in range(3):
         method.step(batches)
-    content = {"network": {k: v.clone() for k, v in network.state_dict().items()}, "method": method.state_dict()}
+        history.append({f"{n}.{k}": v.clone() for n, m in learned.items() for k, v in m.state_dict().items()})
+    content: dict[str, Any] = {
+        "network": {k: v.clone() for k, v in network.state_dict().items()},
+        "method": method.state_dict(),
+    }
     if adversarial:
         task.fresh(number)  # even from seeds of their own, ranks begin with the same weights
-    torch.save(content | {"fresh": network.state_dict()}, f"{folder}/{number}.pt")
+    torch.save(content | {"fresh": network.state_dict(), "history": history}, f"{folder}/{number}.pt")
     dist.destroy_process_group()
 
 
 LONG = [pytest.param(n, marks=pytest.mark.long) for n in ("general_adversarial", "task_driven")]
 
 
-@pytest.mark.parametrize("name", ["adversarial", "bilevel", *LONG])
+def _equal_after_every_update(first: list[dict[str, Tensor]], second: list[dict[str, Tensor]]) -> None:
+    assert len(first) == len(second) == 3
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for key, tensor in one.items():
+            assert torch.equal(tensor, other[key]), key
+    assert any(not torch.equal(v, first[0][k]) for k, v in first[-1].items())
+
+
+@pytest.mark.parametrize("name", ["adversarial", "bilevel", "joint_policy", *LONG])
 def test_two_ranks_stay_together(name: str, tmp_path: Path) -> None:
+    """Whatever a method learns is the same on both after each update, weights and running statistics."""
     mp.spawn(_train, (str(tmp_path), name), nprocs=2)
     first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in range(2))
     assert not torch.equal(first["method"]["generator"], second["method"]["generator"])  # noise differs by rank
+    _equal_after_every_update(first["history"], second["history"])
     pairs = [(first["network"], second["network"])]
     players = first["method"]["players"]
     pairs += [(players[n]["module"], second["method"]["players"][n]["module"]) for n in players]

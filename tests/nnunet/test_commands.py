@@ -125,6 +125,17 @@ def test_a_stopped_training_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -
     assert f"stopped; go on with: monai-autoaug {' '.join(words)} --c" in result.output
 
 
+def test_a_stopped_prediction_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
+    def stop() -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(predicting, "predict_entry_point", stop)
+    words = ["nnunet", "predict", "-i", "in", "-o", "out", "-d", "4", "-c", "3d_fullres"]
+    result = CliRunner().invoke(main, words)
+    assert result.exit_code == 130
+    assert f"stopped; go on with: monai-autoaug {' '.join(words)} --continue_prediction" in result.output
+
+
 def predictions(folder: Path) -> dict[str, np.ndarray]:
     return {p.name: np.asarray(nib.load(p).dataobj) for p in sorted(folder.glob("*.nii.gz"))}
 

@@ -31,8 +31,9 @@ def learned(**options: Any) -> TrainingPolicy:
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A policy beside which training is started."""
+    """A policy beside which training is started, where no fold has been trained before."""
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("nnUNet_results", str(tmp_path / "results"))
     return policies.save(tmp_path / "policy.json", training=learned())
 
 

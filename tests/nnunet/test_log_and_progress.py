@@ -113,6 +113,7 @@ def test_a_training_says_everything_once_and_draws_its_policies(
     assert log.count("Expected movement of the training policy's logits") == 1
     assert log.count("WARNING: the policy is updated") == 1  # in two epochs
     assert log.count("entropy_background ") == 2
+    assert log.count("(memory at most ") == log.count("Pseudo dice") == log.count("Epoch time") == 2
     assert "entropy_background_gamma" not in log  # the line stays short; the file beside it has all
     assert (Path(trainer.output_folder) / "autoaug.jsonl").read_text().count("entropy_background_gamma") == 2
     assert [[len(panel.epochs) for panel in panels] for panels in drawn] == [[1, 1, 1], [2, 2, 2]]

@@ -137,6 +137,7 @@ JOINT = """
 import json, sys
 from pathlib import Path
 import torch, torch.distributed as dist
+from monai_autoaug.nnunet.task import TrainerBatches
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAug
 
 dist.init_process_group("gloo")
@@ -158,13 +159,21 @@ plans["continue_training"] = False
 trainer = nnUNetTrainerAutoAug(plans, "3d_fullres", 0, dataset_json, torch.device("cpu"))
 trainer.initialize()
 start = {n: p.logits.detach().clone() for n, p in trainer.method.policies().items()}
-served, draw = [], trainer.layout.batch
-object.__setattr__(trainer.layout, "batch", lambda raw, device: served.append(raw["data"].sum()) or draw(raw, device))
+served, draw = [], TrainerBatches.next
+
+
+def noted(batches, stream):
+    batch = draw(batches, stream)
+    served.append(float(batch.image.sum()))
+    return batch
+
+
+TrainerBatches.next = noted
 trainer.run_training()
 for epoch in range(2):
     a, b = everywhere(trainer._split.meta(epoch))
     assert a == b
-a, b = everywhere([float(s) for s in served])
+a, b = everywhere(served)
 assert len(a) == len(b) == 12  # training and meta-validation
 assert a != b  # each rank draws patches of its own
 for name, policy in trainer.method.policies().items():

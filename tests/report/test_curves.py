@@ -15,7 +15,7 @@ from matplotlib.image import imread
 from monai_autoaug.errors import DataError
 from monai_autoaug.methods.collapse import WARN_ABOVE, WARN_BELOW
 from monai_autoaug.report import training_curves
-from monai_autoaug.report.curves import _TOPICS, _looks, read_log
+from monai_autoaug.report.curves import TOPICS, _looks, read_log
 from monai_autoaug.report.style import COLOURS
 
 
@@ -41,7 +41,7 @@ def test_training_curves(tmp_path: Path) -> None:
 
 def test_names_have_one_look_and_structures_the_colours_of_the_other_pictures() -> None:
     curve = ([1], [1.0])
-    loss, dice, share, *_ = _TOPICS
+    loss, dice, share, *_ = TOPICS
     found = {loss: {"mean": curve, "affine": curve}, dice: {"mean": curve, "tail": curve, "head": curve},
              share: {"affine": curve}}  # fmt: skip
     looks = _looks(found, ["head", "tail"])

@@ -24,8 +24,8 @@ from monai_autoaug.report import (
     augmentation_panels,
     prediction_figure,
 )
-from monai_autoaug.report.pictures import _chosen, _dice
-from monai_autoaug.report.predictions import _near
+from monai_autoaug.report.pictures import _dice, chosen_cases
+from monai_autoaug.report.predictions import near
 from monai_autoaug.report.slices import _without_specks, planes, scale_bar, show_slice, sides, slices
 from monai_autoaug.report.style import COLOURS, figure, key, key_height, structure_keys
 
@@ -186,10 +186,10 @@ def test_slices_show_as_many_structures_as_they_can() -> None:
 def test_predictions_have_planes_sides_a_bar_and_their_structures_near(tmp_path: Path, made: list[Figure]) -> None:
     truth = ball((60, 60, 60), (30, 30, 30), 4).long()
     row = PredictionRow("case", torch.rand(1, 60, 60, 60), truth, truth.roll(6, 0), (1.0, 1.0, 2.0), "Dice 0.5")
-    near = _near(row, [1])
-    assert near.image.shape[1:] == near.prediction.shape == (33, 27, 17)  # structures, 10 mm around them
-    assert near.reference is not None
-    assert near.reference.sum() == truth.sum()
+    cut = near(row, [1])
+    assert cut.image.shape[1:] == cut.prediction.shape == (33, 27, 17)  # structures, 10 mm around them
+    assert cut.reference is not None
+    assert cut.reference.sum() == truth.sum()
     prediction_figure([row], tmp_path / "p.png", classes={"ball": 1})
     said = texts(made[0])
     keys = {"prediction (coloured)", "label", "ball"}
@@ -232,10 +232,10 @@ def test_a_small_change_of_intensity_looks_small(tmp_path: Path, made: list[Figu
 def test_worst_median_and_best_are_named_with_their_dice() -> None:
     values = np.array([[0.5, 0.7], [np.nan, np.nan], [0.9, np.nan], [0.1, 0.2]])
     result = Evaluation(("a", "b", "c", "d"), ("head", "tail"), {"dice": values})
-    assert _chosen(result) == {"d": "worst: d", "a": "median: a", "c": "best: c"}
+    assert chosen_cases(result) == {"d": "worst: d", "a": "median: a", "c": "best: c"}
     assert _dice(result, "a") == "Dice 0.60: head 0.50, tail 0.70"
     assert _dice(result, "c") == "Dice 0.90: head 0.90"
     assert "not defined" in _dice(result, "b")
     two = Evaluation(("a", "b"), ("head",), {"dice": np.array([[0.5], [0.4]])})
-    assert _chosen(two) == {"b": "worst: b", "a": "best: a"}
-    assert _chosen(Evaluation(("a",), ("head",), {"dice": np.array([[np.nan]])})) == {"a": "a"}
+    assert chosen_cases(two) == {"b": "worst: b", "a": "best: a"}
+    assert chosen_cases(Evaluation(("a",), ("head",), {"dice": np.array([[np.nan]])})) == {"a": "a"}

@@ -1,0 +1,148 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Cells that several processes want: one gets each, and a dead one's is taken over."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from monai_autoaug.evaluation.comparison import claims
+from monai_autoaug.evaluation.comparison.claims import Claim, holder
+
+# loads the module alone: the package around it takes seconds to import
+LOAD = (
+    "import importlib.util, sys, time, pathlib;"
+    f"spec = importlib.util.spec_from_file_location('claims', {claims.__file__!r});"
+    "claims = importlib.util.module_from_spec(spec); sys.modules['claims'] = claims; spec.loader.exec_module(claims);"
+)
+
+
+def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "waited for too long"
+        time.sleep(0.02)
+
+
+def written(folder: Path, number: int = 1, **changes: object) -> Path:
+    file = folder / f"claim.{number}"
+    file.write_text(json.dumps({**claims._myself(), **changes}))
+    return file
+
+
+def test_one_of_many_gets_it(tmp_path: Path) -> None:
+    """Eight processes that start together, each for all of twenty folders."""
+    for number in range(20):
+        (tmp_path / str(number)).mkdir()
+    code = LOAD + (
+        "root = pathlib.Path(sys.argv[1]);"
+        "[time.sleep(0.001) for _ in iter(lambda: (root / 'go').exists(), True)];"
+        "got = [f.name for f in sorted(root.iterdir()) if f.is_dir() and claims.Claim.take(f)];"
+        "print(*got, flush=True); sys.stdin.read()"
+    )
+    processes = [
+        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        for _ in range(8)
+    ]
+    time.sleep(0.5)
+    (tmp_path / "go").touch()
+    got = [process.stdout.readline().split() for process in processes if process.stdout]
+    for process in processes:
+        process.communicate()
+    assert sorted(int(name) for names in got for name in names) == list(range(20))
+
+
+def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
+    code = LOAD + "claim = claims.Claim.take(pathlib.Path(sys.argv[1])); print('mine', flush=True); time.sleep(60)"
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    assert Claim.take(tmp_path) is None
+    assert holder(tmp_path) == f"process {process.pid} on {platform.node()}"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert holder(tmp_path) is None
+    claim = Claim.take(tmp_path)
+    assert claim is not None
+    assert claim.path.name == "claim.2"
+    claim.release(all_of_them=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_of_another_machine_age_alone_counts(tmp_path: Path) -> None:
+    file = written(tmp_path, machine="elsewhere", process=1)
+    assert Claim.take(tmp_path, stale=60) is None
+    old = time.time() - 61
+    os.utime(file, (old, old))
+    claim = Claim.take(tmp_path, stale=60)
+    assert claim is not None
+    claim.release()
+
+
+def test_another_process_with_the_number_of_a_dead_one(tmp_path: Path) -> None:
+    written(tmp_path, begun="1")  # this test's own number, but begun at another time
+    claim = Claim.take(tmp_path)
+    assert (claim is not None) == (claims._begun(os.getpid()) is not None)
+    if claim is not None:
+        claim.release()
+
+
+def test_of_a_process_that_cannot_be_seen_age_alone_counts(tmp_path: Path) -> None:
+    """A container with the same name of the machine: its processes have numbers of their own."""
+    written(tmp_path, space="another", process=2**22 + 1)
+    assert Claim.take(tmp_path) is None
+
+
+def test_what_is_just_being_written_is_not_taken(tmp_path: Path) -> None:
+    (tmp_path / "claim.1").touch()
+    assert Claim.take(tmp_path) is None
+    assert holder(tmp_path) == "another process"
+
+
+def test_it_beats(tmp_path: Path) -> None:
+    claim = Claim.take(tmp_path, heartbeat=0.05)
+    assert claim is not None
+    os.utime(claim.path, (1, 1))
+    until(lambda: time.time() - claim.path.stat().st_mtime < 5)
+    claim.release()
+    assert not claim.path.exists()
+
+
+def test_who_was_away_for_long_has_lost_it(tmp_path: Path) -> None:
+    lost = threading.Event()
+    claim = Claim.take(tmp_path, lost=lost.set, heartbeat=0.05)
+    assert claim is not None
+    written(tmp_path, 2, machine="elsewhere")
+    assert lost.wait(10)
+    assert claim.is_lost
+    claim.release()
+    assert [f.name for f in tmp_path.iterdir()] == ["claim.2"]  # the other's stays
+
+
+def test_what_is_done_is_not_claimed(tmp_path: Path) -> None:
+    assert Claim.take(tmp_path, done=lambda: True) is None
+    answers = iter([False, True])  # done by another process, between looking and creating
+    assert Claim.take(tmp_path, done=lambda: next(answers)) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_higher_number_that_appears_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    found = iter([0, 0, 5])
+    monkeypatch.setattr(claims, "_highest", lambda folder: next(found))
+    assert Claim.take(tmp_path) is None
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_nobody_works_in_a_folder_that_is_not_there(tmp_path: Path) -> None:
+    assert holder(tmp_path / "none") is None

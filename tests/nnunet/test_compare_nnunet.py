@@ -1,0 +1,218 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""A comparison by host "nnunet": what nnU-Net's commands are given, and all of it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+
+from monai_autoaug.data import DataList, read_datalist, write_phantom
+from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.evaluation.comparison import Plan, Setting, compare, plan
+from monai_autoaug.evaluation.comparison.cells import Cell, CellFolder
+from monai_autoaug.evaluation.comparison.comparing import check_arms, prepare_nnunet
+from monai_autoaug.evaluation.comparison.nnunet_work import NnunetCell, configuration_of, small_of
+from monai_autoaug.evaluation.comparison.working import Place
+from monai_autoaug.nnunet import experiment, launcher
+from monai_autoaug.nnunet.experiment import Experiment
+
+SMALL = {"patch_size": [16, 16, 16], "features": [4, 8], "epochs": 20, "iterations_per_epoch": 2,
+         "val_iterations_per_epoch": 1}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> DataList:
+    return read_datalist(write_phantom(tmp_path_factory.mktemp("compared") / "data", cases=8, size=20))
+
+
+def made(data: DataList, folder: Path, *arms: str, options: dict[str, Any] | None = None, **setting: Any) -> Plan:
+    given = {"test_cases": 2, "validation_cases": 1, **setting}
+    own = Setting(host="nnunet", options=SMALL if options is None else options, **given)
+    return plan(data, folder, own, arms=arms, counts=(3,), seeds=(0,))
+
+
+def begun(own: Plan, number: int, workers: int | None = 0) -> tuple[Cell, NnunetCell]:
+    cell = own.cells()[number]
+    folder = own.place(cell)
+    folder.begin(cell)
+    place = Place(own.datalist.folder, own.folder, "cpu", workers)
+    return cell, NnunetCell(folder, cell.config, place, own.datalist, torch.device("cpu"))
+
+
+class Heard:
+    """What nnU-Net's commands were called with."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        for name in ("train", "predict"):
+            monkeypatch.setattr(launcher, name, self.hear)
+
+    def hear(self, arguments: list[str]) -> None:
+        self.arguments = arguments
+        self.environment = {k: v for k, v in os.environ.items() if k.startswith(("nnUNet", "MONAI_AUTOAUG"))}
+        config = self.environment.get("MONAI_AUTOAUG_CONFIG")
+        self.options = None if config is None else yaml.safe_load(Path(config).read_text())
+
+
+def test_a_training_is_nnunets_own_command(data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    heard = Heard(monkeypatch)
+    own = made(data, tmp_path / "out", "nnunet", "joint_policy/learned:views=3:lr=0.1")
+    Experiment(own.folder / "nnunet", "compare").preprocessed.mkdir(parents=True)
+    cell, work = begun(own, 0, workers=2)
+    assert work.train()
+    assert heard.arguments == ["900", "small", "0", "-tr", "nnUNetTrainerAutoAugNone", "-p", "nnUNetPlans", "-device",
+                               "cpu"]  # fmt: skip
+    # the network's size is in the plans
+    assert heard.options == {"epochs": 20, "iterations_per_epoch": 2, "val_iterations_per_epoch": 1, "save_every": 2,
+                             "loader": "stock", "method": "none", "seed": 0}  # fmt: skip
+    assert heard.environment["nnUNet_n_proc_DA"] == "2"
+    folder = Path(heard.environment["nnUNet_preprocessed"]) / "Dataset900_compare"
+    split = json.loads((folder / "splits_final.json").read_text())
+    assert split == [{"train": sorted(cell.config["train"]), "val": sorted(cell.config["validation"])}]
+    assert heard.environment["nnUNet_results"] == str(own.place(cell).run / "results")
+    _, work = begun(own, 1)
+    work.train()
+    assert heard.options["method_options"] == {"classes": "all", "test_time": False, "views": 3}
+    assert heard.options["lr"] == 0.1
+    assert "-tr nnUNetTrainerAutoAug " in " ".join(heard.arguments)
+
+
+def test_nnunet_has_its_own_number_of_workers_unless_told(
+    data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard(monkeypatch)
+    monkeypatch.delenv("nnUNet_n_proc_DA")
+    own = made(data, tmp_path / "out", "nnunet", "none")
+    Experiment(own.folder / "nnunet", "compare").preprocessed.mkdir(parents=True)
+    begun(own, 0, workers=None)[1].train()
+    assert "nnUNet_n_proc_DA" not in heard.environment
+
+
+def test_a_stopped_training_goes_on_and_one_that_has_ended_does_not(
+    data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard = Heard(monkeypatch)
+    own = made(data, tmp_path / "out", "nnunet", "none", options={"save_every": 7})
+    Experiment(own.folder / "nnunet", "compare").preprocessed.mkdir(parents=True)
+    _, work = begun(own, 1)
+    work.fold.mkdir(parents=True)
+    (work.fold / "checkpoint_latest.pth").touch()
+    assert not work.train()
+    assert heard.arguments[-1] == "--c"
+    assert heard.arguments[1] == "3d_fullres"
+    assert heard.options["save_every"] == 7
+    assert heard.options["base_augmentation"] == "none"
+    (work.fold / "checkpoint_final.pth").touch()
+    del heard.arguments
+    assert not work.train()
+    assert not hasattr(heard, "arguments")
+
+
+@pytest.mark.parametrize(("test_time", "plain"), [("own", False), ("none", True)])
+def test_test_cases_are_predicted(
+    data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, test_time: str, plain: bool
+) -> None:
+    heard = Heard(monkeypatch)
+    own = made(data, tmp_path / "out", "nnunet", "none", test_time=test_time)
+    cell, work = begun(own, 0)
+    by_name = {case.name: case for case in data.training}
+    images: list[str] = []
+    original = heard.hear
+
+    def hear(arguments: list[str]) -> None:
+        original(arguments)
+        images.extend(sorted(f.name for f in Path(arguments[1]).iterdir()))
+
+    monkeypatch.setattr(launcher, "predict", hear)
+    work.predict([by_name[name] for name in cell.config["test"]])
+    assert images == sorted(f"{name}_0000.nii.gz" for name in cell.config["test"])
+    assert ("--disable_tta" in heard.arguments) is plain
+    assert heard.environment.get("MONAI_AUTOAUG_TEA") == ("0" if plain else None)
+    assert heard.options is None  # prediction needs none
+    assert not Path(heard.arguments[1]).exists()
+
+
+def test_what_training_took_is_of_its_epochs(data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = made(data, tmp_path / "out", "nnunet", "none")
+    _, work = begun(own, 0)
+    content = {"logging": {"epoch_start_timestamps": [10.0, 500.0], "epoch_end_timestamps": [12.0, 503.5]}}
+    monkeypatch.setattr("monai_autoaug.nnunet.checkpoint.read_checkpoint", lambda path: content)
+    assert work.trained() == {"seconds": 5.5, "epochs": 2, "iterations": 4}  # not what lay between two attempts
+    assert work.learned(("policy_updates",)) == {}
+    work.fold.mkdir(parents=True)
+    (work.fold / "autoaug.jsonl").write_text('{"epoch": 0}\n{"epoch": 1, "policy_updates": 3, "other": 1}\n')
+    assert work.learned(("policy_updates",)) == {"policy_updates": 3}
+
+
+def test_options_of_the_plans() -> None:
+    assert configuration_of({}) == "3d_fullres"
+    assert configuration_of({"configuration": "3d_lowres"}) == "3d_lowres"
+    assert configuration_of(SMALL) == experiment.SMALL
+    assert small_of({"features": [4]}) is None
+    assert small_of(SMALL) == {"patch_size": [16, 16, 16], "features": [4, 8], "batch_size": 2}
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [({"patch_size": [8, 8, 8]}, "needs features"), ({"epochs": 0}, "arm 'nnunet': .*epochs must be a positive"),
+     ({"precision": "half"}, "precision must be one of")],
+)  # fmt: skip
+def test_what_cannot_work_is_refused(data: DataList, tmp_path: Path, options: dict[str, Any], told: str) -> None:
+    with pytest.raises(ConfigError, match=told):
+        check_arms(made(data, tmp_path / "out", "nnunet", "none", options=options))
+
+
+def test_arms_can_be_built(data: DataList, tmp_path: Path) -> None:
+    check_arms(made(data, tmp_path / "out", "nnunet", "da5", "joint_policy", "bilevel/flip", "random"))
+
+
+def test_data_are_prepared_once(data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[set[str], Any]] = []
+
+    def prepare(self: Experiment, datalist: DataList, cases: Any, *, small: Any, **given: Any) -> None:
+        calls.append(({c.name for c in cases}, small))
+        self.preprocessed.mkdir(parents=True)
+        (self.preprocessed / "prepared").touch()
+
+    def unlabelled(self: Experiment, cases: Any, channels: int, configuration: str) -> None:
+        calls.append(({c.name for c in cases}, configuration))
+        (self.preprocessed / f"unlabelled_{configuration}").touch()
+
+    monkeypatch.setattr(Experiment, "prepare", prepare)
+    monkeypatch.setattr(Experiment, "prepare_unlabelled", unlabelled)
+    own = made(data, tmp_path / "out", "none", "task_driven", unlabelled_cases=2)
+    place = Place(data.folder, own.folder, "cpu")
+    for _ in range(2):
+        prepare_nnunet(own, place)
+    assert calls == [({*own.parts.pool, *own.parts.validation}, small_of(SMALL)), (set(own.parts.unlabelled), "small")]
+    assert {f.name for f in (own.folder / "nnunet").iterdir()} == {"preprocessed"}  # no claim is left
+    _, work = begun(own, 1)
+    (work.experiment.preprocessed / "unlabelled_small").unlink()
+    with pytest.raises(CheckpointError, match="unlabelled images were not preprocessed"):
+        work.train()
+
+
+@pytest.mark.long
+def test_all_of_it(data: DataList, tmp_path: Path) -> None:
+    """nnU-Net plans, trains and predicts; two arms of a few iterations, one of which learns from unlabelled images."""
+    options = SMALL | {"epochs": 1}
+    own = made(data, tmp_path / "out", "nnunet-no-gamma", "task_driven:width=4:base_augmentation=none", options=options,
+               unlabelled_cases=1)  # fmt: skip
+    summary, failed = compare(own, Place(data.folder, own.folder, "cpu", 0))
+    assert failed == {}
+    assert (summary.done, summary.total) == (2, 2)
+    for row in summary.rows:
+        assert row.metrics["dice"].mean is not None
+        assert row.training_seconds is not None
+        assert row.iterations is not None
+    for cell in own.cells():
+        folder: CellFolder = own.place(cell)
+        _, result = folder.read()
+        assert result["inference"]["cases"] == 2
+        assert result["peak_memory"]["host_mib"] > 100

@@ -1,0 +1,111 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""nnU-Net's folders for many trainings on parts of one data set."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import nibabel as nib
+import numpy as np
+import pytest
+
+from monai_autoaug.data import Case, DataList, read_datalist, write_phantom
+from monai_autoaug.errors import AutoAugError, ConfigError
+from monai_autoaug.nnunet.experiment import DATASET, Experiment, _run, small_configuration, write_images, write_raw
+
+
+def test_raw_data_are_links_and_a_description(tmp_path: Path) -> None:
+    data = read_datalist(write_phantom(tmp_path / "data", cases=3, size=16))
+    folder = write_raw(tmp_path / "raw" / "Dataset900_a", data, data.training[:2])
+    images = sorted((folder / "imagesTr").iterdir())
+    assert [f.name for f in images] == [f"{c.name}_0000.nii.gz" for c in data.training[:2]]
+    assert all(f.is_symlink() for f in images)
+    content = json.loads((folder / "dataset.json").read_text())
+    assert (content["numTraining"], content["labels"], content["file_ending"]) == (2, data.labels, ".nii.gz")
+    write_raw(folder, data, data.training[2:])
+    assert len(list((folder / "labelsTr").iterdir())) == 1  # what was there is gone
+
+
+def test_regions_and_an_ignore_label_are_told(tmp_path: Path) -> None:
+    case = Case("a", (tmp_path / "a.nii",), tmp_path / "label.nii")
+    for file in (*case.images, case.label):
+        assert file is not None
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), file)
+    data = DataList(tmp_path, "nnunet", ("MRI",), {"background": 0, "whole": (1, 2), "core": 2}, (1, 2), 3, (case,))
+    content = json.loads((write_raw(tmp_path / "raw", data, data.training) / "dataset.json").read_text())
+    assert content["labels"] == {"background": 0, "whole": [1, 2], "core": 2, "ignore": 3}
+    assert content["regions_class_order"] == [1, 2]
+    assert content["file_ending"] == ".nii"
+    with pytest.raises(ConfigError, match="a has no label"):
+        write_raw(tmp_path / "raw", data, [Case("a", case.images)])
+
+
+def test_channels_of_one_file_become_files(tmp_path: Path) -> None:
+    values = np.arange(2 * 3 * 4 * 2, dtype=np.float32).reshape(2, 3, 4, 2)
+    nib.save(nib.Nifti1Image(values, np.diag([1, 2, 3, 1.0])), tmp_path / "a.nii.gz")
+    case = Case("a", (tmp_path / "a.nii.gz",))
+    write_images(tmp_path / "images", case, 2)
+    for channel in range(2):
+        image = nib.load(tmp_path / "images" / f"a_{channel:04d}.nii.gz")
+        assert np.array_equal(image.get_fdata(), values[..., channel])
+        assert np.allclose(image.affine, np.diag([1, 2, 3, 1.0]))
+    write_images(tmp_path / "copied", case, 1, link=False)
+    assert not (tmp_path / "copied" / "a_0000.nii.gz").is_symlink()
+
+
+def test_files_that_end_differently_are_refused(tmp_path: Path) -> None:
+    case = Case("a", (tmp_path / "a.nii.gz",), tmp_path / "label.nii")
+    for file in (*case.images, case.label):
+        assert file is not None
+        nib.save(nib.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), file)
+    with pytest.raises(ConfigError, match="end alike"):
+        write_raw(tmp_path / "raw", DataList(tmp_path, "nnunet", ("MRI",), {"background": 0, "a": 1}), [case])
+
+
+@pytest.mark.parametrize("blocks", ["n_conv_per_stage", "n_blocks_per_stage"])
+def test_a_small_configuration(blocks: str) -> None:
+    planned = {"architecture": {"network_class_name": "net", "arch_kwargs": {blocks: [2] * 5, "n_stages": 5}}}
+    found = small_configuration(planned, features=[8, 16, 32], patch_size=(24, 24, 16), batch_size=3)
+    arguments = found["architecture"]["arch_kwargs"]
+    assert (arguments["n_stages"], arguments["features_per_stage"], arguments[blocks]) == (3, [8, 16, 32], [2, 2, 2])
+    assert (found["inherits_from"], found["patch_size"], found["batch_size"]) == ("3d_fullres", [24, 24, 16], 3)
+    assert planned["architecture"]["arch_kwargs"]["n_stages"] == 5  # untouched
+
+
+def test_views_share_the_data_and_have_splits_of_their_own(tmp_path: Path) -> None:
+    own = Experiment(tmp_path / "nnunet", "Task 04_b")
+    assert own.name == f"Dataset{DATASET}_Task04b"
+    (own.preprocessed / "cases").mkdir(parents=True)
+    (own.preprocessed / "plans.json").write_text("{}")
+    (own.preprocessed / "splits_final.json").write_text("[]")
+    assert not own.prepared
+    for number in range(2):
+        home = tmp_path / "cells" / str(number)
+        own.view(home, ["c", "a"], [f"v{number}"])
+        own.view(home, ["c", "a"], [f"v{number}"])  # again, as a resumed training does
+        folder = home / "preprocessed" / own.name
+        assert json.loads((folder / "splits_final.json").read_text()) == [{"train": ["a", "c"], "val": [f"v{number}"]}]
+        assert (folder / "cases").is_dir()
+        assert not os.path.isabs(os.readlink(folder / "plans.json"))  # the folder may lie elsewhere on other machines
+    assert (own.preprocessed / "splits_final.json").read_text() == "[]"
+
+
+def test_nnunet_finds_the_folders_within_a_block_only(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("nnUNet_results", "before")
+    monkeypatch.setenv("MONAI_AUTOAUG_CONFIG", "mine.yaml")
+    own = Experiment(tmp_path / "nnunet", "a")
+    with own.environment(tmp_path / "cell", EXTRA_OF_TEST="1"):
+        assert os.environ["nnUNet_results"] == str(tmp_path / "cell" / "results")
+        assert os.environ["nnUNet_raw"] == str(tmp_path / "nnunet" / "raw")
+        assert (os.environ["EXTRA_OF_TEST"], "MONAI_AUTOAUG_CONFIG" in os.environ) == ("1", False)
+        assert (tmp_path / "cell" / "preprocessed").is_dir()
+    assert (os.environ["nnUNet_results"], os.environ["MONAI_AUTOAUG_CONFIG"]) == ("before", "mine.yaml")
+    assert "EXTRA_OF_TEST" not in os.environ
+
+
+def test_why_nnunet_could_not_plan(tmp_path: Path) -> None:
+    with pytest.raises(AutoAugError, match="could not plan .* plan.txt ends with\nboom"):
+        _run(["bash", "-c", "echo boom; exit 3"], tmp_path / "plan.txt")
