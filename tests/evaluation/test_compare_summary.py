@@ -195,7 +195,7 @@ def told(own: Plan) -> str:
 def test_notes_say_what_the_interval_covers(tmp_path: Path) -> None:
     three = told(done(tmp_path / "three"))
     assert "95 % intervals are over test cases and seeds" in three
-    assert "Of 3 seeds, how much trainings vary is a rough estimate." in three
+    assert "How much trainings vary is estimated from 3 seeds, so the intervals are wide" in three
     assert "Holm's method for 3 comparisons" in three
     assert "8 test cases, which no arm has looked at" in three
     assert "drawn from 14 cases by the seed" in three
