@@ -81,6 +81,18 @@ def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_process_that_nobody_has_waited_for(tmp_path: Path) -> None:
+    """A zombie works on nothing; in a container whose first process is no init it stays."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    written(tmp_path, process=process.pid, begun=claims._begun(process.pid))
+    assert holder(tmp_path) == f"process {process.pid} on {platform.node()}"
+    process.kill()
+    until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    assert holder(tmp_path) is None
+    process.wait()
+
+
 def test_of_another_machine_age_alone_counts(tmp_path: Path) -> None:
     file = written(tmp_path, machine="elsewhere", process=1)
     assert Claim.take(tmp_path, stale=60) is None

@@ -1,15 +1,17 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""A comparison killed at any moment: what is there is whole, the next command goes on, and the result is the same."""
+"""A comparison killed or stopped at any moment: what is there is whole, and the next command has the same result."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import random
 import signal
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -18,6 +20,7 @@ from typing import Any
 import pytest
 import torch
 from fault_helpers import (
+    PATIENCE,
     begin,
     chances,
     children,
@@ -57,18 +60,26 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom(tmp_path_factory.mktemp("kills") / "data", cases=8, size=16)
 
 
-def compare(words: list[str], output: Path) -> None:
+def nothing() -> None:
+    """An undisturbed machine."""
+
+
+def compare(words: list[str], output: Path, disturb: Callable[[], None]) -> None:
     """The command in this process, whose cells are forked ones."""
     scheduling.subprocess.Popen = Forked  # type: ignore[misc, assignment]
+    disturb()
     command(words, output)
 
 
-def start(processes: ForkServerContext, data: Path, folder: Path) -> BaseProcess:
+def start(
+    processes: ForkServerContext, data: Path, folder: Path, disturb: Callable[[], None] = nothing, epochs: int = 3
+) -> BaseProcess:  # fmt: skip
     words = ["compare", "--data", data, "--methods", "none,adversarial:width=2:warm_up=0", "--seeds", 1, "--cases", 3,
-             "--output", folder, "--epochs", 3, "--iterations", 2, "--test-cases", 3, "--validation-cases", 1,
+             "--output", folder, "--epochs", epochs, "--iterations", 2, "--test-cases", 3, "--validation-cases", 1,
              "--option", "network_options={channels: [2, 4]}", "--option", "patch_size=[8, 8, 8]", "--option",
              "batch_size=2", "--device", "cpu"]  # fmt: skip
-    return begin(processes, compare, [str(word) for word in words], folder.parent / f"{folder.name}.txt", COLUMNS="400")
+    given = [str(word) for word in words]
+    return begin(processes, compare, given, folder.parent / f"{folder.name}.txt", disturb, COLUMNS="400")
 
 
 def kill(process: BaseProcess, moments: random.Random) -> bool:
@@ -156,3 +167,62 @@ def as_whole(folder: Path, whole: Path) -> None:
     assert not temporary(folder)
     for cell in cells(folder):
         same(values(cell), values(CellFolder(whole / "cells" / cell.path.name)))
+
+
+def until_trained(process: BaseProcess, folder: Path) -> None:
+    """Wait for the first checkpoint of the first cell."""
+    deadline = time.monotonic() + PATIENCE
+    while not list(folder.glob("cells/*/run/checkpoint.pt")):
+        assert process.exitcode is None, said(folder.parent / f"{folder.name}.txt")
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_ctrl_c_gives_the_cell_back(data: Path, tmp_path: Path, processes: ForkServerContext) -> None:
+    """From a terminal; the cell, in a group of its own, is ended by the command."""
+    folder = tmp_path / "out"
+    process = start(processes, data, folder, epochs=500)
+    until_trained(process, folder)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGINT)
+    process.join()
+    assert process.exitcode == 130
+    assert gone(process.pid, seconds=1)
+    told = said(tmp_path / "out.txt")
+    assert f"stopped; go on with: monai-autoaug compare --resume --output {folder}" in told
+    assert "Traceback" not in told
+    complete(folder)
+    assert not temporary(folder)
+    assert not list(folder.rglob("claim.*"))
+
+
+def full_disk_for_a_checkpoint() -> None:
+    """A disk that has room for anything but the first cell's second checkpoint."""
+    original, seen = os.replace, []
+
+    def replace(source: Any, target: Any, **given: Any) -> None:
+        if Path(target).name == "checkpoint.pt":
+            seen.append(target)
+            if len(seen) == 2 and "none" in str(target):
+                raise OSError(errno.ENOSPC, "No space left on device")
+        original(source, target, **given)
+
+    os.replace = replace
+
+
+def test_a_full_disk_in_a_cell(data: Path, tmp_path: Path, processes: ForkServerContext) -> None:
+    """The others are done; the same command goes on with it."""
+    folder, whole = tmp_path / "out", tmp_path / "whole"
+    ended(start(processes, data, whole))
+    process = start(processes, data, folder, full_disk_for_a_checkpoint)
+    process.join()
+    told = said(tmp_path / "out.txt")
+    assert process.exitcode == 1, told
+    file = folder / "cells" / "none_3_0" / "run" / "checkpoint.pt"
+    assert f"none_3_0 could not be done: {file}: No space left on device" in told
+    assert "1 of 2 cells are done" in told
+    assert "Traceback" not in told
+    assert torch.load(file, weights_only=True)
+    assert not temporary(folder)
+    ended(start(processes, data, folder))
+    as_whole(folder, whole)

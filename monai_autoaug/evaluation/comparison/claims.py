@@ -152,9 +152,13 @@ def _myself() -> dict[str, Any]:
 
 
 def _begun(process: int) -> str | None:
-    """When a process began, in the system's own unit, so that another one with its number isn't taken for it."""
+    """When a process began, in the system's own unit, so that another one with its number isn't taken for it.
+
+    None: it has ended, also where nobody has asked how yet (a zombie, which in a container without init stays).
+    """
     try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return None if fields[0] in ("Z", "X") else fields[19]
     except (OSError, IndexError):
         return None
 
