@@ -30,18 +30,28 @@ def _tended(target: Callable[..., Any], *given: Any, **named: Any) -> Any:
 
 @contextlib.contextmanager
 def tended_processes() -> Iterator[None]:
-    """Processes that are started within the block leave Ctrl-C to this one, and end when it does, however it ends."""
+    """Processes that are started within the block leave Ctrl-C to this one, and end when it does, however it ends.
+
+    After an error they are ended at once: each would tell that the others are gone, below what a user is to read.
+    """
     plain = BaseProcess.start
+    started: list[BaseProcess] = []
 
     def start(process: BaseProcess) -> None:
         target = getattr(process, "_target", None)
         if target is not None:
             process._target = partial(_tended, target)  # type: ignore[attr-defined]
         plain(process)
+        started.append(process)
 
     BaseProcess.start = start  # type: ignore[method-assign]
     try:
         yield
+    except BaseException:
+        for process in reversed(started):  # what keeps the queues was first
+            process.kill()
+            process.join()
+        raise
     finally:
         BaseProcess.start = plain  # type: ignore[method-assign]
 
