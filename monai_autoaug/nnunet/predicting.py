@@ -44,7 +44,7 @@ def tended_processes() -> Iterator[None]:
         plain(process)
         started.append(process)
 
-    BaseProcess.start = start  # type: ignore[method-assign]
+    BaseProcess.start = start  # type: ignore[method-assign, assignment]
     try:
         yield
     except BaseException:
