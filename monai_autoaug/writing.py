@@ -182,4 +182,13 @@ def _lives(process: int) -> bool:
         return False
     except OSError:  # it is another user's
         return True
-    return True
+    return not _is_zombie(process)
+
+
+def _is_zombie(process: int) -> bool:
+    """Whether it has ended and nobody has asked how: briefly after a kill, for ever in a container without init."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # no such file system, or it has just gone
+        return False
+    return state in ("Z", "X")

@@ -8,6 +8,7 @@ import io
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def test_a_killed_write_leaves_the_former_file_and_the_next_write_tidies_up(tmp_
     subprocess.run([sys.executable, "-c", another, str(tmp_path / "b.json")], check=True)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json"]
     assert path.read_text() == "old"
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_process_that_nobody_has_waited_for_writes_no_more(tmp_path: Path) -> None:
+    """A zombie: for a moment after a kill, and for good in a container whose first process is no init."""
+    writer = "import os, pathlib, sys; (pathlib.Path(sys.argv[1]) / sys.argv[2].format(os.getpid())).write_text('ha')"
+    name = f".a.json@{platform.node()}@{{}}.part"
+    process = subprocess.Popen([sys.executable, "-c", writer, str(tmp_path), name])
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (tmp_path / name.format(process.pid)).exists()
+    write_text(tmp_path / "b.json", "new")
+    assert [file.name for file in tmp_path.iterdir()] == ["b.json"]
+    process.wait()
 
 
 def test_what_a_living_process_or_another_machine_writes_stays(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def compare(ctx: click.Context, /, list_arms: bool, dry_run: bool, resume: bool,
     asked = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in given.items() if n != "output"}
     with resumable(lambda: again if plan.asked.exists() else None), bars() as listener:
         summary, failed = run(plan, place, asked=asked, wait=not given["no_wait"], listener=listener)
-    write(plan, summary)
+    summary = _write_latest(plan, summary)
     show(summary)
     for name, reason in failed.items():
         click.secho(f"{name} could not be done: {reason}", fg="red", err=True)
@@ -207,6 +207,18 @@ def _amount(option: str, text: Any) -> int | float:
         return int(text) if str(text).isdigit() else float(text)
     except ValueError as error:
         raise ConfigError(f"{option} must be a number of cases, or a share of them below 1; got {text!r}") from error
+
+
+def _write_latest(plan: Plan, summary: Summary) -> Summary:
+    """Write what is known; again if others have done more meanwhile, so that no table is replaced by an older one."""
+    from monai_autoaug.evaluation.comparison import summarise
+
+    while True:
+        write(plan, summary)
+        newer = summarise(plan) if summary.done < summary.total else summary
+        if newer.done <= summary.done:
+            return summary
+        summary = newer
 
 
 def write(plan: Plan, summary: Summary) -> list[Path]:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -31,7 +32,20 @@ from monai_autoaug.writing import write_text
 __all__ = ["DATASET", "PLANS", "SMALL", "Experiment", "small_configuration", "write_images", "write_raw"]
 
 DATASET, PLANS, SMALL = 900, "nnUNetPlans", "small"
-_PLAN = (
+_OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
+# standard input is a pipe whose other end only the parent holds; were the parent killed, a process that goes on would
+# write where the next one begins anew
+_TENDED = """
+import os, signal, threading
+def end():
+    while os.read(0, 1024):
+        pass
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+threading.Thread(target=end, daemon=True).start()
+"""
+_PLAN = _TENDED + (
     "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as run; run()"
 )
 
@@ -269,10 +283,18 @@ class Experiment:
 
 
 def _run(command: Sequence[str], log: Path) -> None:
-    """Run a command to its end."""
+    """Run a command to its end; it ends, with all that it has begun, when it is no longer waited for."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)  # noqa: S603  # our own
-    if done.returncode != 0:
+        process = subprocess.Popen(  # noqa: S603  # our own
+            command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, **_OWN_GROUP
+        )
+        with process:
+            try:
+                code = process.wait()
+            except BaseException:  # Ctrl-C, which does not reach a group of its own
+                os.killpg(process.pid, signal.SIGKILL) if hasattr(os, "killpg") else process.kill()
+                raise
+    if code != 0:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise AutoAugError(f"nnU-Net could not plan and preprocess the data set; {log.name} ends with\n{tail}")

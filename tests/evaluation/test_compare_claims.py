@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -80,6 +81,18 @@ def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_process_that_nobody_has_waited_for(tmp_path: Path) -> None:
+    """A zombie works on nothing; in a container whose first process is no init it stays."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    written(tmp_path, process=process.pid, begun=claims._begun(process.pid))
+    assert holder(tmp_path) == f"process {process.pid} on {platform.node()}"
+    process.kill()
+    until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    assert holder(tmp_path) is None
+    process.wait()
+
+
 def test_of_another_machine_age_alone_counts(tmp_path: Path) -> None:
     file = written(tmp_path, machine="elsewhere", process=1)
     assert Claim.take(tmp_path, stale=60) is None
@@ -108,6 +121,31 @@ def test_what_is_just_being_written_is_not_taken(tmp_path: Path) -> None:
     (tmp_path / "claim.1").touch()
     assert Claim.take(tmp_path) is None
     assert holder(tmp_path) == "another process"
+
+
+def test_of_a_process_that_was_killed_before_it_wrote(tmp_path: Path) -> None:
+    """A claim that says nothing is followed long before one whose process may only be slow."""
+    file = tmp_path / "claim.1"
+    file.touch()
+    old = time.time() - claims.UNWRITTEN - 1
+    os.utime(file, (old, old))
+    assert old > time.time() - claims.STALE
+    claim = Claim.take(tmp_path)
+    assert claim is not None
+    claim.release(all_of_them=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would wait for it."""
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*claim.1'"):
+        Claim.take(tmp_path)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_it_beats(tmp_path: Path) -> None:

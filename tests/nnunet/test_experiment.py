@@ -6,15 +6,27 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import nibabel as nib
 import numpy as np
 import pytest
+from fault_helpers import alive
 
 from monai_autoaug.data import Case, DataList, read_datalist, write_phantom
 from monai_autoaug.errors import AutoAugError, ConfigError
-from monai_autoaug.nnunet.experiment import DATASET, Experiment, _run, small_configuration, write_images, write_raw
+from monai_autoaug.nnunet.experiment import (
+    _TENDED,
+    DATASET,
+    Experiment,
+    _run,
+    small_configuration,
+    write_images,
+    write_raw,
+)
 
 
 def test_raw_data_are_links_and_a_description(tmp_path: Path) -> None:
@@ -109,3 +121,46 @@ def test_nnunet_finds_the_folders_within_a_block_only(tmp_path: Path, monkeypatc
 def test_why_nnunet_could_not_plan(tmp_path: Path) -> None:
     with pytest.raises(AutoAugError, match="could not plan .* plan.txt ends with\nboom"):
         _run(["bash", "-c", "echo boom; exit 3"], tmp_path / "plan.txt")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_planning_ends_with_the_process_that_began_it(tmp_path: Path) -> None:
+    """Kill -9 of a comparison: nobody is left that writes where the next command prepares the data anew."""
+    code = _TENDED + "print('up', flush=True)\nimport time\ntime.sleep(600)"
+    parent = (
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {code!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE, "
+        "start_new_session=True)\n"
+        "p.stdout.readline(); print(p.pid, flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    orphan = int(process.stdout.readline())
+    assert alive(orphan)
+    process.kill()
+    process.communicate()
+    ends(orphan)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_ctrl_c_ends_planning_and_what_it_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = tmp_path / "begun"
+    plain = subprocess.Popen.wait
+
+    def wait(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        monkeypatch.setattr(subprocess.Popen, "wait", plain)
+        while not begun.exists() or not begun.read_text().strip():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        _run(["bash", "-c", f"sleep 600 & echo $! > {begun}; wait"], tmp_path / "plan.txt")
+    ends(int(begun.read_text()))
+
+
+def ends(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
