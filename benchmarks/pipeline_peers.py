@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from monai_autoaug.data.batch import centre_crop
 from monai_autoaug.nnunet.patches import PatchLayout
 from monai_autoaug.policies import TrainingPolicy
 from monai_autoaug.policies.drawing import Drawing
@@ -32,14 +31,22 @@ def read_size(patch: int) -> int:
     return int(get_patch_size((patch,) * 3, TURN, TURN, TURN, (0.85, 1.25))[0])
 
 
-def ours(patch: int, channels: int, classes: int) -> Pipeline:
-    """The default of joint_policy at the start of its training, with the margin of nnU-Net's host: a quarter."""
+def ours(patch: int, channels: int, classes: int, *, faithful: bool = False, linear: bool = False) -> Pipeline:
+    """The default of joint_policy at the start of its training, with the margin of nnU-Net's host: a quarter.
+
+    Args:
+        patch: voxels of the final patch.
+        channels: of the image.
+        classes: with the background.
+        faithful: labels are made one-hot first, as the training process does it on a GPU; else as a worker does it.
+        linear: the soft label's argmax is wanted.
+    """
     margin = (math.ceil(patch / 4),) * 3
     layout = PatchLayout(
         heads=classes, image_channels=channels, regions=False, ignore_label=None, spacing=(1.0,) * 3,
         masked_channels=(False,) * channels, margin=margin, scales=None,
     )  # fmt: skip
-    drawing = Drawing(TrainingPolicy.preset("nnunet"))
+    drawing = Drawing(TrainingPolicy.preset("nnunet").requires_grad_(False), heads=0 if faithful else classes)
     generator = torch.Generator()
     off = (read_size(patch) - patch - 2 * margin[0]) // 2  # the same volume, of which ours reads less
 
@@ -47,8 +54,8 @@ def ours(patch: int, channels: int, classes: int) -> Pipeline:
         generator.manual_seed(number)
         size = slice(off, off + patch + 2 * margin[0])
         raw = {"data": image[None, :, size, size, size], "target": label[None, :, size, size, size], "keys": ["a"]}
-        drawn = drawing(layout.batch(raw, torch.device("cpu")), generator)
-        return drawn.image, drawn.label
+        drawn = drawing(layout.batch(raw, torch.device("cpu"), values=not faithful), generator)
+        return drawn.image, drawn.label.argmax(1, keepdim=True).short() if linear else drawn.label
 
     return draw
 
@@ -66,7 +73,7 @@ def batchgeneratorsv2(patch: int, channels: int, classes: int, *, nearest: bool 
             transform.mode_seg = "nearest"
 
     def draw(number: int, image: Tensor, label: Tensor) -> object:
-        np.random.seed(number)
+        np.random.seed(number)  # noqa: NPY002  # what it draws from
         torch.manual_seed(number)
         return transforms(image=image, segmentation=label)
 
@@ -134,7 +141,7 @@ def torchio(patch: int, channels: int, classes: int) -> Pipeline:
 
     def draw(number: int, image: Tensor, label: Tensor) -> object:
         torch.manual_seed(number)
-        np.random.seed(number)
+        np.random.seed(number)  # noqa: NPY002  # what it draws from
         random.seed(number)
         made = transforms(tio.Subject(image=tio.ScalarImage(tensor=image), label=tio.LabelMap(tensor=label)))
         return made.image.data, made.label.data
@@ -144,6 +151,8 @@ def torchio(patch: int, channels: int, classes: int) -> Pipeline:
 
 PIPELINES: dict[str, Callable[[int, int, int], Pipeline]] = {
     "ours": ours,
+    "ours, linear": lambda *sizes: ours(*sizes, linear=True),
+    "ours, faithful": lambda *sizes: ours(*sizes, faithful=True),
     "batchgeneratorsv2": batchgeneratorsv2,
     "batchgeneratorsv2, nearest": lambda *sizes: batchgeneratorsv2(*sizes, nearest=True),
     "MONAI": monai,
