@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from torch import Tensor
 
+from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import TrainingPolicy
+from monai_autoaug.policies.drawing import Compared, Drawing
 from monai_autoaug.transforms import execution, extra_cascades, in_place, separable, training_cascades
 from monai_autoaug.transforms.geometry import compose, resample
 from monai_autoaug.transforms.label_values import apply_to_values
@@ -133,3 +137,24 @@ def test_two_dimensions_and_many_classes_go_the_faithful_way() -> None:
 def test_one_hot_labels_are_refused() -> None:
     with pytest.raises(ConfigError, match="expected label values"):
         apply_to_values(torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 1, 8, 8, 8), 2, torch.zeros(1, 15), extra_cascades())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("class_of", ["centre", "sampled"])
+def test_a_drawing_takes_values_as_it_takes_channels(class_of: Literal["centre", "sampled"]) -> None:
+    policy = TrainingPolicy.preset("uniform", laterality=[(1, 2)])
+    drawing = Drawing(policy, class_of, compared=Compared(lambda step: True, below=9), heads=3)
+    image, label = sample(2, 1, 3)
+    hot = torch.stack([one_hot(y[0], 3) for y in label])
+    given = {"image": image, "classes": torch.tensor([2, 0]), "margin": MARGIN}
+    for seed in range(6):
+        first = drawing(Batch(label=label, **given), torch.Generator().manual_seed(seed), 0)
+        second = drawing(Batch(label=hot, **given), torch.Generator().manual_seed(seed), 0)
+        assert first.operations is not None
+        assert first.classes is not None
+        assert first.plain is not None
+        assert second.plain is not None
+        assert torch.equal(first.operations, second.operations)
+        assert torch.equal(first.classes, second.classes)
+        assert torch.equal(first.plain.label, second.plain.label)
+        torch.testing.assert_close(first.label, second.label, atol=2e-5, rtol=0)
+        torch.testing.assert_close(first.image, second.image, atol=2e-3, rtol=1e-3)
