@@ -86,8 +86,8 @@ def measure(folder: Path, files: list[Path], workers: list[int], rounds: int) ->
             if number:  # the first round imports and fills the system's cache
                 seconds[name].append((time.perf_counter() - wall, time.process_time() - cpu))
     voxels = read_all(files)
-    return {"volumes": len(files), "mib": round(voxels / 2**20, 1),
-            "compressed_mib": round(sum(f.stat().st_size for f in files) / 2**20, 1),
+    return {"volumes": len(files), "mib": round(voxels / 2**20, 3),
+            "compressed_mib": round(sum(f.stat().st_size for f in files) / 2**20, 3),
             "ways": {name: _row(name, seconds, len(files), voxels / 2**20) for name in ways}}  # fmt: skip
 
 

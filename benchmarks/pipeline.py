@@ -2,7 +2,7 @@
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
 """What augmentation at training time costs: ``python benchmarks/pipeline.py --output pipeline.json``.
 
-The default pipeline of this package (joint_policy's preset, as a worker of nnU-Net's host applies it), that of nnU-Net
+The default pipeline of this package (joint_policy's preset, as nnU-Net's host applies it), that of nnU-Net
 (batchgeneratorsv2 as nnUNetTrainer composes it), and the same operations by MONAI's and TorchIO's transforms make
 training samples of the same volumes, in turn, in one process and one thread, by process CPU time. What is measured is
 a patch as a loader reads it -> a patch as a network is trained on it. Draw n has the seed n in all of them; they draw
@@ -11,11 +11,12 @@ different things from it.
 Labels are where pipelines differ most, so it is said which of them a comparison is of:
 
 - soft: interpolated one-hot channels, as our losses take them (ours)
-- linear: the label of the highest of these channels (batchgeneratorsv2's default, "ours, linear")
+- linear: the label of the highest of these channels (batchgeneratorsv2's default, "ours, values, linear")
 - nearest: that of the nearest voxel ("batchgeneratorsv2, nearest", MONAI, TorchIO); ours can't, so it is compared doing
   more than they do
 
-"ours, faithful" is the way of all other labels and devices: through one-hot channels and a grid.
+"ours" is what the trainers do: through one-hot channels and a grid, to the last bit alike in workers and on the device.
+"ours, values" is a `Drawing` with ``heads``, which no trainer takes by itself: label values, separable resampling.
 
 A ratio is the mean of a peer over ours, for the same draws; the interval is a bootstrap over draws, the range is over
 repeats of all draws.
@@ -47,11 +48,11 @@ CLASSES = 3
 # ours, peer, at least how many times as fast, by channels
 COMPARISONS = {
     "as is": ("ours", "batchgeneratorsv2", {1: 3.0, 4: 1.0}),
-    "like for like, both linear": ("ours, linear", "batchgeneratorsv2", {1: 1.5, 4: 1.0}),
-    "linear to nearest": ("ours, linear", "batchgeneratorsv2, nearest", {}),
-    "faithful to as is": ("ours, faithful", "batchgeneratorsv2", {}),
-    "linear to MONAI's nearest": ("ours, linear", "MONAI", {}),
-    "linear to TorchIO's nearest": ("ours, linear", "TorchIO", {}),
+    "like for like, both linear": ("ours, values, linear", "batchgeneratorsv2", {1: 1.5, 4: 1.0}),
+    "linear to nearest": ("ours, values, linear", "batchgeneratorsv2, nearest", {}),
+    "label values to as is": ("ours, values", "batchgeneratorsv2", {1: 3.0, 4: 1.0}),
+    "linear to MONAI's nearest": ("ours, values, linear", "MONAI", {}),
+    "linear to TorchIO's nearest": ("ours, values, linear", "TorchIO", {}),
 }
 
 

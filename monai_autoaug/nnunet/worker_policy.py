@@ -128,14 +128,13 @@ class PolicyInWorker:
 
     def __init__(self, drawing: Drawing, layout: PatchLayout, versions: Versions) -> None:
         policy = copy.deepcopy(drawing.policy).cpu().requires_grad_(False)
-        heads = layout.heads if drawing.loss_region >= 1 else 0  # a box in which the loss is taken moves, too
-        self.drawing, self.versions = replace(drawing, policy=policy, heads=heads), versions
+        self.drawing, self.versions = replace(drawing, policy=policy), versions
         self.layout = replace(layout, scales=None)  # losses make lower resolutions out of the soft label
 
     def __call__(self, number: int, raw: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Batch ``number``, augmented for the step of this number; random numbers come from ``generator``."""
         self.drawing.policy.logits.copy_(self.versions.wait(number))
-        batch = self.layout.batch(raw, torch.device("cpu"), values=self.drawing.heads > 0)
+        batch = self.layout.batch(raw, torch.device("cpu"))
         return packed(self.drawing(batch, generator, number)) | {"keys": raw["keys"]}
 
 

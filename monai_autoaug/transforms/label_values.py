@@ -63,9 +63,7 @@ def apply_to_values(
     """
     form = tuple(label.shape)
     if label.is_floating_point() or form[1] != 1:
-        raise ConfigError(
-            f"expected label values (B, 1, ...) of an integer type, got {label.dtype} {form}"
-        )
+        raise ConfigError(f"expected label values (B, 1, ...) of an integer type, got {label.dtype} {form}")
     steps = execution._plan(image, indices, cascades, generator, None, None, False)
     full = tuple(image.shape[2:])
     margin = margin or (0,) * len(full)
