@@ -83,6 +83,26 @@ def test_a_training_is_nnunets_own_command(data: DataList, tmp_path: Path, monke
     assert "-tr nnUNetTrainerAutoAug " in " ".join(heard.arguments)
 
 
+@pytest.mark.parametrize("common", [{}, {"batch_size": 4}])
+def test_an_arm_has_a_batch_size_of_its_own(
+    data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: dict[str, int]
+) -> None:
+    """The plans hold the one that is common to all, also those of a small network."""
+    heard = Heard(monkeypatch)
+    own = made(data, tmp_path / "out", "none", "none:batch_size=8", options=SMALL | common)
+    Experiment(own.folder / "nnunet", "compare").preprocessed.mkdir(parents=True)
+    for number, size in enumerate((common.get("batch_size"), 8)):
+        begun(own, number)[1].train()
+        assert heard.options.get("batch_size") == size
+    assert small_of(own.setting.options)["batch_size"] == common.get("batch_size", 2)
+
+
+@pytest.mark.parametrize("option", ["features=[4]", "width=0.5", "patch_size=[8, 8, 8]", "configuration=3d_lowres"])
+def test_the_network_is_the_same_for_all_arms(data: DataList, tmp_path: Path, option: str) -> None:
+    with pytest.raises(ConfigError, match="is no OPTION=VALUE of method 'none' or of the host"):
+        made(data, tmp_path / "out", "none", f"none:{option}")
+
+
 def test_nnunet_has_its_own_number_of_workers_unless_told(
     data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

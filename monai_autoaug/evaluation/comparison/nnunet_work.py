@@ -69,7 +69,7 @@ class NnunetCell:
         """Of the trainer, as its file has them."""
         given = {n: v for n, v in self.config["options"].items() if n not in PLAN_OPTIONS}
         if small_of(self.config["options"]):
-            given = {n: v for n, v in given.items() if n not in ("features", "batch_size")}  # they are in the plans
+            given.pop("features")  # they are in the plans; an arm's own batch size isn't
         given.setdefault("save_every", max(1, min(50, int(given.get("epochs") or 1000) // _CHECKPOINTS)))
         own = {"method": self.config["method"], "seed": self.config["seed"]}
         methods = {"method_options": self.config["method_options"]} if self.config["method_options"] else {}
