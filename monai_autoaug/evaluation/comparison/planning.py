@@ -12,6 +12,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,7 @@ from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.evaluation.comparison.arms import Arm
 from monai_autoaug.evaluation.comparison.cells import Cell, CellFolder
-from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same, fingerprint, read_kept
+from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same, digest, fingerprint, read_kept
 from monai_autoaug.methods.policy_schedule import PolicySchedule
 from monai_autoaug.reading import read_json
 from monai_autoaug.writing import write_text
@@ -109,9 +110,7 @@ class Plan:
 
     def cell(self, arm: Arm, count: int, seed: int, changes: Mapping[str, Any] | None = None) -> Cell:
         """One cell."""
-        names: tuple[str, ...] = ()
-        if arm.learns_from_unlabelled:
-            names = self.parts.unlabelled or (f"digest {_digest(self.unlabelled)}",)
+        names = self.unlabelled_names if arm.learns_from_unlabelled else ()
         return Cell(arm, count, seed, self.setting, self.parts, self.data, changes, names)
 
     def cells(self) -> list[Cell]:
@@ -173,6 +172,11 @@ class Plan:
             changes["method_options"] = {"update_every": PolicySchedule(before * epochs).update_every}
         told = {"arm": arm.name, "cases": count, "reference": self.reference, "seeds": list(self.seeds)}
         return told | {"ratio": round(ratio, 4), "changes": changes}
+
+    @cached_property
+    def unlabelled_names(self) -> tuple[str, ...]:
+        """What tells the unlabelled images from others: names of labelled cases, or a digest of other images."""
+        return self.parts.unlabelled or (f"digest {digest(self.unlabelled)}",)
 
     def unlabelled_needed(self) -> bool:
         """Whether an arm learns from unlabelled images."""
@@ -274,12 +278,6 @@ def plan(
         folder, setting, datalist, fingerprint(datalist), parts, found, reference, numbers, tuple(seeds), equal_time,
         images,
     )  # fmt: skip
-
-
-def _digest(cases: Sequence[Case]) -> str:
-    """Of images: names and sizes of their files."""
-    content = [[case.name, [f.stat().st_size for f in case.images]] for case in cases]
-    return hashlib.sha256(json.dumps(sorted(content)).encode()).hexdigest()[:16]
 
 
 def write_once(path: Path, text: str) -> None:
