@@ -88,9 +88,8 @@ class NnunetCell:
         begun = (self.fold / "checkpoint_latest.pth").exists()
         if ended:
             return False
-        if self.config["unlabelled"]:
-            self._prepare_unlabelled()
-        self.experiment.view(self.folder.run, self.config["train"], self.config["validation"])
+        train, validation = self.config["train"], self.config["validation"]
+        self.experiment.view(self.folder.run, train, validation, unlabelled=self._unlabelled())
         file = write_text(self.folder.path / "nnunet.yaml", yaml.safe_dump(self._options()))
         arguments = [str(experiment.DATASET), self.configuration, "0", *self._name(), *(["--c"] if begun else [])]
         with self.experiment.environment(self.folder.run, **self._variables() | {CONFIG_VARIABLE: str(file)}):
@@ -104,9 +103,14 @@ class NnunetCell:
             return {}
         return {"nnUNet_n_proc_DA": str(workers), "nnUNet_def_n_proc": str(max(1, workers))}
 
-    def _prepare_unlabelled(self) -> None:
-        if not (self.experiment.preprocessed / f"unlabelled_{self.configuration}").exists():
+    def _unlabelled(self) -> Path | None:
+        """Where the images are that it learns from, too; of those that its configuration names, and no others."""
+        if not self.config["unlabelled"]:
+            return None
+        found = self.experiment.unlabelled(self.configuration, self.config["unlabelled"])
+        if not found.is_dir():
             raise CheckpointError("the unlabelled images were not preprocessed; begin the comparison anew")
+        return found
 
     def predict(self, test: Sequence[Case]) -> None:
         """Predict the test cases."""
