@@ -311,7 +311,7 @@ def test_why_data_could_not_be_prepared(data: DataList, tmp_path: Path, monkeypa
 @pytest.mark.long
 def test_all_of_it(data: DataList, tmp_path: Path) -> None:
     """nnU-Net plans, trains and predicts; two arms of a few iterations, one of which learns from unlabelled images."""
-    options = SMALL | {"epochs": 1}
+    options = SMALL | {"epochs": 3}  # a phase each
     own = made(data, tmp_path / "out", "nnunet-no-gamma", "task_driven:width=4:base_augmentation=none", options=options,
                unlabelled_cases=1)  # fmt: skip
     summary, failed = compare(own, Place(data.folder, own.folder, "cpu", 0))

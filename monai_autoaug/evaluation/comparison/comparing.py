@@ -7,9 +7,9 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from monai_autoaug.engines.claims import check_writable
 from monai_autoaug.engines.options import TrainOptions
@@ -34,7 +34,7 @@ def compare(
     place: Place,
     *,
     execute: Execute | None = None,
-    asked: Mapping[str, Any] | None = None,
+    begun: Callable[[], object] = lambda: None,
     wait: bool = True,
     listener: Listener = unheard,
 ) -> tuple[Summary, dict[str, str]]:
@@ -47,7 +47,7 @@ def compare(
         plan: what is compared, see `plan`.
         place: where this process works.
         execute: does a cell; None: a process of its own.
-        asked: what a command was asked for, see `planning.asked_of`.
+        begun: called once the folder is that of this comparison, before anything is trained.
         wait: for cells that others work on.
         listener: hears where the comparison is.
 
@@ -64,7 +64,8 @@ def compare(
     by_name = {case.name: case for case in plan.datalist.training}
     sound(replace(plan.datalist, training=tuple(by_name[n] for n in plan.parts.test), test=(), unlabelled=()),
           listener=listener)  # fmt: skip
-    plan.begin(asked)
+    plan.begin()
+    begun()
     if plan.setting.host == "nnunet" and execute is None:
         prepare_nnunet(plan, place, listener)
     do = execute or in_a_process(place)

@@ -24,12 +24,10 @@ from monai_autoaug.evaluation.comparison.arms import Arm
 from monai_autoaug.evaluation.comparison.cells import Cell, CellFolder
 from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same, digest, fingerprint, read_kept
 from monai_autoaug.methods.policy_schedule import PolicySchedule
-from monai_autoaug.reading import read_json
-from monai_autoaug.writing import write_text
 
-__all__ = ["Plan", "asked_of", "plan"]
+__all__ = ["Plan", "plan", "unlabelled_images"]
 
-SETTING, ASKED = "comparison.json", "command.json"
+SETTING = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -67,16 +65,8 @@ class Plan:
         """What all cells have in common, written once."""
         return self.folder / SETTING
 
-    @property
-    def asked(self) -> Path:
-        """What the command was asked for when it last began."""
-        return self.folder / ASKED
-
-    def begin(self, asked: Mapping[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         """Write what all cells have in common, or see that it is what is there.
-
-        Args:
-            asked: JSON values, to be kept for `asked_of`.
 
         Raises:
             ConfigError: the folder holds a comparison of another setting.
@@ -86,8 +76,6 @@ class Plan:
         if not self.file.exists():
             write_once(self.file, json.dumps(content, indent=1) + "\n")
         check_same(self.file, content)
-        if asked is not None:
-            write_text(self.asked, json.dumps(asked, indent=1) + "\n")
 
     def check(self) -> None:
         """Refuse a folder that holds a comparison of another setting, or a cell of another configuration.
@@ -183,25 +171,6 @@ class Plan:
         return any(arm.learns_from_unlabelled for arm in self.arms)
 
 
-def asked_of(folder: Path) -> dict[str, Any]:
-    """What a comparison was asked for when it last began.
-
-    Args:
-        folder: of the comparison.
-
-    Raises:
-        ConfigError: none has begun there.
-    """
-    try:
-        content: dict[str, Any] = read_json(folder / ASKED)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder}: no comparison to go on with ({error}); give the folder of one (--output), or its options as"
-            " when it was begun"
-        ) from error
-    return content
-
-
 def training_time(result: Mapping[str, Any], together: Sequence[Mapping[str, Any]]) -> float:
     """Seconds of a training: of CPU time where all ``together`` ran on the CPU and have it, else on the wall.
 
@@ -254,23 +223,7 @@ def plan(
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ConfigError(f"seeds must be different numbers of 0 or more, got {list(seeds)}")
     parts = Parts.of(datalist.training, setting)
-    images: tuple[Case, ...] = ()
-    if any(arm.learns_from_unlabelled for arm in found):
-        if unlabelled is not None:
-            if parts.unlabelled:
-                raise ConfigError("--unlabelled and --unlabelled-cases both choose unlabelled images; give one of them")
-            images = read_unlabelled(unlabelled, len(datalist.channels))
-        elif parts.unlabelled:
-            by_name = {case.name: case for case in datalist.training}
-            images = tuple(by_name[name] for name in parts.unlabelled)
-        elif datalist.unlabelled:
-            images = datalist.unlabelled
-        else:
-            wanting = next(arm.name for arm in found if arm.learns_from_unlabelled)
-            raise ConfigError(
-                f"arm {wanting!r} learns from unlabelled images, too: give their folder (--unlabelled), or take"
-                " labelled cases as such (--unlabelled-cases)"
-            )
+    images = unlabelled_images(datalist, parts, found, unlabelled)
     numbers = tuple(dict.fromkeys(parts.count(text) for text in counts))
     if not numbers:
         raise ConfigError("--cases names no number of training cases")
@@ -278,6 +231,39 @@ def plan(
         folder, setting, datalist, fingerprint(datalist), parts, found, reference, numbers, tuple(seeds), equal_time,
         images,
     )  # fmt: skip
+
+
+def unlabelled_images(
+    datalist: DataList, parts: Parts, arms: Sequence[Arm], folder: Path | None = None
+) -> tuple[Case, ...]:
+    """The images without labels that arms learn from; none where no arm does.
+
+    Args:
+        datalist: the data set.
+        parts: of it.
+        arms: that are compared.
+        folder: of images without labels; None: those of `Setting`, or those that the data set lists.
+
+    Raises:
+        ConfigError: there are none, or they are chosen twice.
+        DataError: the folder can't be used.
+    """
+    wanting = next((arm.name for arm in arms if arm.learns_from_unlabelled), None)
+    if wanting is None:
+        return ()
+    if folder is not None:
+        if parts.unlabelled:
+            raise ConfigError("--unlabelled and --unlabelled-cases both choose unlabelled images; give one of them")
+        return read_unlabelled(folder, len(datalist.channels))
+    if parts.unlabelled:
+        by_name = {case.name: case for case in datalist.training}
+        return tuple(by_name[name] for name in parts.unlabelled)
+    if datalist.unlabelled:
+        return datalist.unlabelled
+    raise ConfigError(
+        f"arm {wanting!r} learns from unlabelled images, too: give their folder (--unlabelled), or take labelled cases"
+        " as such (--unlabelled-cases)"
+    )
 
 
 def write_once(path: Path, text: str) -> None:
