@@ -175,9 +175,65 @@ def test_what_is_done_is_not_claimed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_higher_number_that_appears_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([0, 0, 5])
-    monkeypatch.setattr(claims, "_highest", lambda folder: next(found))
+def test_a_higher_number_that_appears_meanwhile(tmp_path: Path) -> None:
+    answers = iter([False, False])
+
+    def done() -> bool:
+        written(tmp_path, 5, machine="elsewhere", process=1)
+        return next(answers)
+
+    assert Claim.take(tmp_path, done=done) is None
+    assert [f.name for f in tmp_path.iterdir()] == ["claim.5"]
+
+
+def test_a_claim_that_is_released_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sees it as it goes and another one sees none, and is done looking before the first one creates its own."""
+    first = Claim.take(tmp_path)
+    assert first is not None
+    now, got = claims._now, []
+
+    def while_looking(folder: Path) -> float:
+        monkeypatch.setattr(claims, "_now", now)
+        first.release()
+        return now(folder)
+
+    def between() -> bool:
+        if not got:
+            got.append(Claim.take(tmp_path))
+        return False
+
+    monkeypatch.setattr(claims, "_now", while_looking)
+    assert Claim.take(tmp_path, done=between) is None
+    assert got[0] is not None
+    assert [f.name for f in tmp_path.iterdir()] == ["claim.1"]
+    assert got[0].path.name == "claim.1"
+    got[0].release()
+
+
+def test_a_stale_claim_that_is_removed_before_the_next_is_created(tmp_path: Path) -> None:
+    """Another process has taken it over, ended and removed all of them, and a third one has begun at 1 again."""
+    old = time.time() - 61
+    os.utime(written(tmp_path, machine="elsewhere", process=1), (old, old))
+    got: list[Claim | None] = []
+
+    def between() -> bool:
+        if not got:
+            second = Claim.take(tmp_path, stale=60)
+            assert second is not None
+            assert second.path.name == "claim.2"
+            second.release(all_of_them=True)
+            got.append(Claim.take(tmp_path, stale=60))
+        return False
+
+    assert Claim.take(tmp_path, done=between, stale=60) is None
+    assert got[0] is not None
+    assert [f.name for f in tmp_path.iterdir()] == [got[0].path.name] == ["claim.1"]
+    got[0].release()
+
+
+def test_a_claim_that_is_listed_but_not_there_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As network file systems do for a while."""
+    monkeypatch.setattr(claims, "_highest", lambda folder: 3)
     assert Claim.take(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 
