@@ -20,7 +20,10 @@ from typing import TYPE_CHECKING, Any, TypeVar
 if TYPE_CHECKING:
     from torch import nn
 
-__all__ = ["MALFORMED", "MEBIBYTE", "build", "check_archive", "check_content", "leaves", "read_json", "read_tensors", "read_text"]
+__all__ = [
+    "MALFORMED", "MEBIBYTE", "build", "check_archive", "check_content", "leaves", "read_json", "read_tensors",
+    "read_text",
+]  # fmt: skip
 
 Module = TypeVar("Module", bound="nn.Module")
 MEBIBYTE = 2**20
