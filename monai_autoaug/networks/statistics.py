@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 __all__ = ["KeptStatistics"]
 
@@ -18,6 +19,7 @@ class KeptStatistics:
 
     Args:
         network: any; most have no such buffers, and cost nothing.
+        norms: keep those of norm layers alone, which are all that a forward changes in the networks of this package.
 
     >>> norm = nn.BatchNorm1d(1)
     >>> kept = KeptStatistics(norm)
@@ -28,12 +30,13 @@ class KeptStatistics:
     (tensor([0.]), tensor([1.]))
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, *, norms: bool = False) -> None:
+        self.network, self.norms = network, norms
         self._values: Tensor | None = None
 
     def _buffers(self) -> list[Tensor]:
-        return [b for b in self.network.buffers() if b.is_floating_point() and b.numel()]
+        layers = [m for m in self.network.modules() if isinstance(m, _NormBase)] if self.norms else [self.network]
+        return [b for layer in layers for b in layer.buffers() if b.is_floating_point() and b.numel()]
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -53,6 +56,13 @@ class KeptStatistics:
         if values is None:
             return
         buffers = self._buffers()
+        if not buffers or bool(torch.isfinite(torch.cat([b.reshape(-1) for b in buffers])).all()):
+            return
         for buffer, former in zip(buffers, values.split([b.numel() for b in buffers]), strict=True):
             if not bool(torch.isfinite(buffer).all()) and bool(torch.isfinite(former).all()):
                 buffer.copy_(former.view_as(buffer))
+
+    def settle(self) -> None:
+        """`restore`, then `keep` what there is now: for networks that run before anyone can say that a step begins."""
+        self.restore()
+        self.keep()

@@ -59,6 +59,26 @@ def test_a_good_folder_works(run: Run) -> None:
     assert len(segment(run)) == 2
 
 
+def test_what_could_not_be_read_again_is_not_written(run: Run) -> None:
+    """Saving refuses all that loading does, and leaves the last good file."""
+    good = {"method": {"players": [torch.ones(2)]}, "clock": {"seconds": 1.0, "dice": float("nan")}}
+    run.save_checkpoint(good)
+    before = {f: f.read_bytes() for f in (run.checkpoint, run.model)}
+    for bad, says in (
+        ({"method": {"players": [torch.tensor([1.0, torch.nan])]}}, r"method.players\[0\] holds 1 values"),
+        ({"best": Path("x")}, "best is a PosixPath"),
+    ):
+        with pytest.raises(CheckpointError, match=f"checkpoint.pt: is not written, .*{says}.*the last good one stays"):
+            run.save_checkpoint(good | bad)
+    network = build_network("unet", 1, 4, channels=[4, 8])
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = torch.inf
+    with pytest.raises(CheckpointError, match="model.pt: is not written"):
+        run.save_model(network, **UNET)
+    assert {f: f.read_bytes() for f in before} == before
+    assert torch.equal(run.load_checkpoint()["method"]["players"][0], torch.ones(2))
+
+
 def model(change: Callable[[dict[str, Any]], Any]) -> Callable[[Run], None]:
     def edit(run: Run) -> None:
         content = torch.load(run.model)
