@@ -7,8 +7,8 @@ with the highest number counts. Its holder touches it again and again. One that 
 has ended on this machine, is stale: who wants the cell creates the next number, which only one can, and withdraws it if
 there is a lower one whose holder is at work after all: it was created between looking and creating, after all that was
 seen had been released. A holder that finds a higher number than its own, because it was away for long (a laptop that
-slept), has lost the cell and stops. A claim without content is of a process that was killed between creating and writing
-it, and is stale soon.
+slept), has lost the cell and stops. A claim without content is of a process that was killed between creating and
+writing it, and is stale soon.
 
 Ages are measured by the clock of the file system, because those of machines differ. Nothing depends on locks.
 """
