@@ -87,10 +87,10 @@ def _joined(steps: list[_Step]) -> list[_Step]:
     """Flips of a sample that follow each other as one."""
     made: list[_Step] = []
     for step in steps:
-        flips = step.operation.mirrors if step.operation.name.startswith("flip_") else ()
+        flips = (step.operation.mirrors or ()) if step.operation.name.startswith("flip_") else ()
         for k, row in enumerate(step.rows if flips else ()):
             before = next((s for s in made if s.rows == [row] and s.operation.name == "flips"), None)
-            axes = flips if before is None else tuple(sorted({*before.operation.mirrors, *flips}))
+            axes = flips if before is None else tuple(sorted({*(before.operation.mirrors or ()), *flips}))
             one = replace(step.operation, name="flips", function=partial(spatial.flip, axes=axes), mirrors=axes)
             if before is not None:
                 made.remove(before)

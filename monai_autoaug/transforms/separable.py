@@ -236,8 +236,8 @@ def _sets(padded: Tensor, classes: int) -> Tensor:
 def _interpolated(padded: Tensor, sets: Tensor, classes: int, positions: Callable[[Tensor], list[Tensor]]) -> Tensor:
     """The soft label (classes, ...): what all eight neighbours have, and where they differ, their weights."""
     soft = torch.empty(classes, *sets.shape)
-    for value, channel in enumerate(soft):
-        torch.eq(sets, 1 << value, out=channel)
+    for number, channel in enumerate(soft):
+        torch.eq(sets, 1 << number, out=channel)
     where = (sets & (sets - 1)).view(-1).nonzero()[:, 0]  # more than one bit: 0 in all channels
     corner = torch.zeros(len(where), dtype=torch.long)
     shares = []
