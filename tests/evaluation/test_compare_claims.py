@@ -190,7 +190,8 @@ def test_a_claim_that_is_released_while_it_is_looked_at(tmp_path: Path, monkeypa
     """One sees it as it goes and another one sees none, and is done looking before the first one creates its own."""
     first = Claim.take(tmp_path)
     assert first is not None
-    now, got = claims._now, []
+    now = claims._now
+    got: list[Claim | None] = []
 
     def while_looking(folder: Path) -> float:
         monkeypatch.setattr(claims, "_now", now)

@@ -61,7 +61,7 @@ class Heard:
         self.arguments = arguments
         self.environment = {k: v for k, v in os.environ.items() if k.startswith(("nnUNet", "MONAI_AUTOAUG"))}
         config = self.environment.get("MONAI_AUTOAUG_CONFIG")
-        self.options = None if config is None else yaml.safe_load(Path(config).read_text())
+        self.options: Any = None if config is None else yaml.safe_load(Path(config).read_text())
 
 
 def test_a_training_is_nnunets_own_command(data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
