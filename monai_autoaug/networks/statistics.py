@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 
+from monai_autoaug.precision import average_over_ranks, world_size
+
 __all__ = ["KeptStatistics"]
 
 
@@ -62,7 +64,16 @@ class KeptStatistics:
             if not bool(torch.isfinite(buffer).all()) and bool(torch.isfinite(former).all()):
                 buffer.copy_(former.view_as(buffer))
 
+    @torch.no_grad()
     def settle(self) -> None:
-        """`restore`, then `keep` what there is now: for networks that run before anyone can say that a step begins."""
+        """At the end of a step: `restore`, the mean over all ranks, and `keep` that.
+
+        For networks that run before anyone can say that a step begins, and that every rank shows samples of its own.
+        """
         self.restore()
+        buffers = self._buffers()
+        if buffers and world_size() > 1:
+            mean = average_over_ranks(torch.cat([b.reshape(-1) for b in buffers]))
+            for buffer, values in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(values.view_as(buffer))
         self.keep()
