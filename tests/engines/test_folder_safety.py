@@ -220,7 +220,8 @@ def test_resuming_from_a_checkpoint_that_is_not_finite(tmp_path: Path, where: st
     again, other = resuming()
     before = [v.clone() for v in other.state_dict().values()]
     states = {
-        "model.net": {k: v for k, v in content["model"].items() if k.startswith("net")}, "model.mask": {"mask": content["model"]["mask"]},
+        "model.net": {k: v for k, v in content["model"].items() if k.startswith("net")},
+        "model.mask": {"mask": content["model"]["mask"]},
         "optimizer": content["optimizer"], "autoaug": content["autoaug"]["method"]["players"],
     }  # fmt: skip
     tensor = next(v for _, v in leaves(states[where]) if isinstance(v, torch.Tensor) and v.is_floating_point())
