@@ -55,7 +55,9 @@ ARMS: dict[str, Arm] = {
     "none": Arm("nnUNetTrainerAutoAugNone"),
     "random": Arm("nnUNetTrainerAutoAugRandom", options=WARM),
     "adversarial": Arm("nnUNetTrainerAutoAugAdversarial", options=WARM),
-    "task_driven": Arm("nnUNetTrainerAutoAugTaskDriven", options=WARM),
+    "task_driven": Arm(
+        "nnUNetTrainerAutoAugTaskDriven", options={"method_options": {"warm_up": 0, "unlabelled": False}}
+    ),
     "joint_policy": Arm("nnUNetTrainerAutoAug"),
     "joint_policy, few workers": Arm("nnUNetTrainerAutoAug", few=True),
     "joint_policy, in workers": Arm("nnUNetTrainerAutoAug", options={"policy_place": "workers"}),

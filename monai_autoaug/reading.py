@@ -18,9 +18,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import nn
 
-__all__ = ["MALFORMED", "MEBIBYTE", "build", "check_archive", "leaves", "read_json", "read_tensors", "read_text"]
+__all__ = [
+    "MALFORMED", "MEBIBYTE", "build", "check_archive", "check_content", "leaves", "read_json", "read_tensors",
+    "read_text",
+]  # fmt: skip
 
 Module = TypeVar("Module", bound="nn.Module")
 MEBIBYTE = 2**20
@@ -153,14 +157,35 @@ def read_tensors(path: str | os.PathLike[str], *, device: Any = "cpu", finite: b
         raise
     except Exception as error:  # torch raises many kinds; what matters is the reason
         raise ValueError(f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}") from error
+    check_content(content, finite=finite)
+    return content
+
+
+def check_content(content: Any, *, finite: bool = True, meant: Mapping[str, torch.Tensor] | None = None) -> None:
+    """See that there are tensors, numbers and strings only, and tensors finite: of what was read or is to be written.
+
+    Args:
+        content: of a file of tensors.
+        finite: see `read_tensors`.
+        meant: tensors by their place as somebody else's network has made them: what is infinite there, as in masks of
+            attention, may be so.
+
+    Raises:
+        ValueError: what it is that doesn't belong there, and where.
+
+    >>> import torch
+    >>> check_content({"weights": [torch.ones(1), 2.0, "three"]})
+    """
+    import torch
+
     for where, value in leaves(content):
         if isinstance(value, torch.Tensor):
             count = int((~torch.isfinite(value)).sum()) if finite and value.is_floating_point() else 0
-            if count:
+            made = None if not count or meant is None else meant.get(where)
+            if count and (made is None or not torch.equal(made, value.to(made))):
                 raise ValueError(f"{where} holds {count} values that are not finite")
         elif not isinstance(value, str | int | float | bool | bytes | None):
             raise ValueError(f"{where} is a {type(value).__name__}; expected tensors, numbers and strings only")
-    return content
 
 
 def build(make: Callable[[], Module], state: Mapping[str, Any]) -> Module:

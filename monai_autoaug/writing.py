@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import os
 import platform
 import re
@@ -19,7 +20,7 @@ __all__ = ["dump_tensors", "write_tensors", "write_text", "write_together", "wri
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
     """Let ``write`` make a file beside ``path``, see it onto the disk, and put it in place in one step.
 
-    What processes of this machine that no longer live left of earlier writes is removed.
+    What processes of this machine, and of this container, that no longer live left of earlier writes is removed.
 
     Args:
         path: file to write; missing folders are made.
@@ -140,13 +141,18 @@ def dump_tensors(file: Path, content: Any, save: Callable[..., object] | None = 
 
 
 _cleaned: set[Path] = set()
+_LONGEST = 255  # bytes of a name
 
 
 def _temporary(path: Path) -> Path:
     """A name beside ``path`` that says who writes there; what others have left is removed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path.parent)
-    return path.with_name(f".{path.name}{_here()}{os.getpid()}.part")
+    ending = f"{_here()}{os.getpid()}.part"
+    name = path.name
+    if len(os.fsencode(f".{name}{ending}")) > _LONGEST:  # the file's own may be as long as a file system takes
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()[:16]
+    return path.with_name(f".{name}{ending}")
 
 
 def _to_disk(path: Path) -> None:
@@ -156,7 +162,12 @@ def _to_disk(path: Path) -> None:
 
 
 def _here() -> str:
-    return f"@{platform.node()}@"
+    """Whose numbers of processes are meant: containers may share a machine's name, but see none of each other's."""
+    try:
+        space = "".join(c for c in os.readlink("/proc/self/ns/pid") if c.isdigit())
+    except (OSError, AttributeError):  # no Linux
+        space = ""
+    return f"@{platform.node()}@{space}@"
 
 
 def _remove_leftovers(folder: Path) -> None:
@@ -182,4 +193,13 @@ def _lives(process: int) -> bool:
         return False
     except OSError:  # it is another user's
         return True
-    return True
+    return not _is_zombie(process)
+
+
+def _is_zombie(process: int) -> bool:
+    """Whether it has ended and nobody has asked how: briefly after a kill, for ever in a container without init."""
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[0]
+    except (OSError, IndexError):  # no such file system, or it has just gone
+        return False
+    return state in ("Z", "X")

@@ -35,7 +35,9 @@ def server() -> ForkServerContext:
     """The fork server of this test process, which has imported both hosts."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([
-        "fault_helpers", "monai_autoaug.cli", "monai_autoaug.commands.train", "monai_autoaug.engines",
+        "fault_helpers", "monai_autoaug.cli", "monai_autoaug.commands.train", "monai_autoaug.commands.compare",
+        "monai_autoaug.engines", "monai_autoaug.evaluation.comparison.child",
+        "monai_autoaug.evaluation.comparison.comparing", "monai_autoaug.report.comparison_page",
         "monai_autoaug.nnunet.launcher", "monai_autoaug.nnunet.trainers",
         "nnunetv2.run.run_training", "nnunetv2.inference.predict_from_raw_data",
     ])  # fmt: skip
@@ -73,33 +75,51 @@ def used(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def killed(process: BaseProcess, after: float, moments: random.Random) -> bool:
-    """Kill a process when it has had some seconds of processor time, however busy the machine is; False: it had ended.
+def used_by_all(pid: int) -> float:
+    """Seconds of processor time that a process has had, and those that it has begun."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        own = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+        return own + sum(taken for child in children(pid) if not math.isinf(taken := used_by_all(child)))
+    except (FileNotFoundError, ProcessLookupError):
+        return math.inf
+
+
+def waited(
+    process: BaseProcess, after: float, moments: random.Random, measure: Callable[[int], float] = used
+) -> None:  # fmt: skip
+    """Wait until a process has had some seconds of processor time, however busy the machine is, or has ended.
 
     Args:
         process: just begun.
         after: seconds.
         moments: draws what is finer than the system counts.
+        measure: `used`, or `used_by_all`.
     """
     assert process.pid is not None
     deadline = time.monotonic() + PATIENCE
-    while process.exitcode is None and used(process.pid) < after:
+    while process.exitcode is None and measure(process.pid) < after:
         assert time.monotonic() < deadline, "the process does nothing any more"
         time.sleep(0.002)
     time.sleep(moments.uniform(0, 0.012))
+
+
+def killed(process: BaseProcess, after: float, moments: random.Random) -> bool:
+    """Kill a process when it has had some seconds of processor time, see `waited`; False: it had ended."""
+    waited(process, after, moments)
     process.kill()
     process.join()
     assert process.exitcode in (0, -signal.SIGKILL), f"it ended by itself with {process.exitcode}"
     return bool(process.exitcode)
 
 
-def ended(process: BaseProcess) -> float:
+def ended(process: BaseProcess, measure: Callable[[int], float] = used) -> float:
     """Wait until a process has ended well; the seconds of processor time that it took."""
     assert process.pid is not None
     seconds, deadline = 0.0, time.monotonic() + PATIENCE
     while process.exitcode is None:
         assert time.monotonic() < deadline
-        now = used(process.pid)
+        now = measure(process.pid)
         seconds = seconds if math.isinf(now) else now
         time.sleep(0.01)
     assert process.exitcode == 0

@@ -203,7 +203,7 @@ def test_what_is_installed() -> None:
     assert [f for f in files if re.match(r"monai_autoaug/nnunet/ext/[^/]+\.py$", f)]
     assert not [f for f in files if f.split("/")[0] in ("tests", "bundles", "benchmarks", "docs", "build")]
     sizes = sum(f.locate().stat().st_size for f in distribution().files or [] if str(f).endswith(".py"))  # type: ignore[union-attr]
-    assert sizes < 2e6
+    assert sizes < 4e6  # data, weights or other people's code would make it larger
 
 
 def test_every_source_file_has_the_licence_header() -> None:

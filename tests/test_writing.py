@@ -5,16 +5,18 @@
 from __future__ import annotations
 
 import io
+import os
 import platform
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 
-from monai_autoaug.writing import write_tensors, write_text, write_whole
+from monai_autoaug.writing import _here, write_tensors, write_text, write_whole
 
 _KILLED = """
 import os, signal, sys
@@ -55,14 +57,70 @@ def test_a_killed_write_leaves_the_former_file_and_the_next_write_tidies_up(tmp_
     assert path.read_text() == "old"
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_process_that_nobody_has_waited_for_writes_no_more(tmp_path: Path) -> None:
+    """A zombie: for a moment after a kill, and for good in a container whose first process is no init."""
+    writer = "import os, pathlib, sys; (pathlib.Path(sys.argv[1]) / sys.argv[2].format(os.getpid())).write_text('ha')"
+    name = f".a.json@{platform.node()}@{{}}.part"
+    process = subprocess.Popen([sys.executable, "-c", writer, str(tmp_path), name])
+    deadline = time.monotonic() + 60
+    while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert (tmp_path / name.format(process.pid)).exists()
+    write_text(tmp_path / "b.json", "new")
+    assert [file.name for file in tmp_path.iterdir()] == ["b.json"]
+    process.wait()
+
+
 def test_what_a_living_process_or_another_machine_writes_stays(tmp_path: Path) -> None:
-    living = tmp_path / f".a.json@{platform.node()}@1.part"
-    elsewhere = tmp_path / f".a.json@x{platform.node()}@999999999.part"
-    for file in (living, elsewhere):
+    living = tmp_path / f".a.json{_here()}1.part"
+    elsewhere = tmp_path / f".a.json@x{_here().removeprefix('@')}999999999.part"
+    dead = tmp_path / f".a.json{_here()}999999999.part"
+    for file in (living, elsewhere, dead):
         file.write_text("ha")
     write_text(tmp_path / "a.json", "new")
     assert living.exists()
     assert elsewhere.exists()
+    assert not dead.exists()
+
+
+@pytest.mark.skipif(not Path("/proc/self/ns/pid").exists(), reason="needs namespaces of processes")
+def test_what_another_container_of_the_same_name_writes_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its processes have numbers of their own, which mean nothing here."""
+    seen = []
+
+    def look(file: Path) -> None:
+        seen.append(file.name)
+        file.write_text("ha")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "readlink", lambda path: "pid:[7]")
+        patch.setattr(os, "getpid", lambda: 999999999)
+        write_whole(tmp_path / "a.json", look)
+        (tmp_path / seen[0]).write_text("ha")
+    assert f"@{platform.node()}@7@999999999.part" in seen[0]
+    subprocess.run(
+        [sys.executable, "-c", "import sys; from monai_autoaug.writing import write_text; write_text(sys.argv[1], 'b')",
+         str(tmp_path / "b.json")], check=True,
+    )  # fmt: skip
+    assert sorted(p.name for p in tmp_path.iterdir()) == sorted(["a.json", "b.json", seen[0]])
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="needs SIGKILL")
+@pytest.mark.parametrize("name", ["x" * 250 + ".json", "é" * 125 + ".json"])
+def test_names_as_long_as_a_file_system_takes(tmp_path: Path, name: str) -> None:
+    """A temporary name is no longer, and what a killed write has left under one is found again."""
+    path = write_text(tmp_path / name, "old")
+    assert subprocess.run([sys.executable, "-c", _KILLED, str(path)], check=False).returncode < 0
+    assert path.read_text() == "old"
+    assert len(list(tmp_path.iterdir())) == 2
+    another = "import sys; from monai_autoaug.writing import write_text; write_text(sys.argv[1], 'new')"
+    subprocess.run([sys.executable, "-c", another, str(path)], check=True)
+    assert [p.name for p in tmp_path.iterdir()] == [name]
+    assert path.read_text() == "new"
 
 
 def test_files_of_tensors_do_not_tell_which_machine_wrote_them(tmp_path: Path) -> None:

@@ -10,6 +10,18 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from monai_autoaug.commands.asking import (
+    FILE,
+    again,
+    asked_before,
+    at_equal_time,
+    keep,
+    reference_of,
+    said,
+    seeds,
+    whole,
+    words,
+)
 from monai_autoaug.commands.habits import Command, amp_option, chosen_precision, device_option, key_values, offering
 
 if TYPE_CHECKING:
@@ -18,8 +30,6 @@ if TYPE_CHECKING:
 __all__ = ["compare"]
 
 _PATH = click.Path(path_type=Path)
-_FILES = ("comparison.html", "table.md", "table.csv", "cases.csv", "summary.json")
-
 
 _EXAMPLES = (
     "monai-autoaug compare --data DIR --methods none,nnunet,random --seeds 3",
@@ -66,15 +76,15 @@ _EXAMPLES = (
 @click.option("--dry-run", is_flag=True, help="Show the cells and about how long they take; train nothing.")
 @click.option("--arms", "list_arms", is_flag=True, help="List the arms of --host and what they are.")
 @click.option("--resume", is_flag=True,
-              help="Go on with the comparison in --output, with the options that it was last begun with.")  # fmt: skip
+              help="Go on with the comparison in --output: all its arms, seeds and numbers of cases.")  # fmt: skip
 @click.pass_context
 def compare(ctx: click.Context, /, list_arms: bool, dry_run: bool, resume: bool, **given: Any) -> None:
     """Train methods and baselines on the same cases and say which is better, by how much, and how surely.
 
     Test cases are set apart first, which no arm looks at. For each number of training cases and each seed every arm is
     trained on the same cases; one such training is a cell. The command can be stopped and called again (or --resume),
-    with more arms, seeds or numbers of cases, too; what is done stays. Called several times at once with one folder, on
-    any machines, it shares the work. Exit code 1: some cells could not be done.
+    with other arms, seeds or numbers of cases, too; what is done stays, and the tables show all of it. Called several
+    times at once with one folder, on any machines, it shares the work. Exit code 1: some cells could not be done.
     """
     from monai_autoaug.commands.console import bars, console
     from monai_autoaug.commands.foresight import show_cells
@@ -85,9 +95,11 @@ def compare(ctx: click.Context, /, list_arms: bool, dry_run: bool, resume: bool,
     if list_arms:
         _show_arms(given["host"])
         return
+    kept = asked_before(given["output"])
     if resume:
-        given = _asked_before(ctx, given)
-    plan = _plan(given)
+        given = again(ctx, given, kept)
+    given["reference"] = reference_of(ctx, given, kept)
+    plan = at_equal_time(ctx, _plan(given), kept)
     if dry_run:
         show_cells(plan, given["device"])
         return
@@ -96,31 +108,49 @@ def compare(ctx: click.Context, /, list_arms: bool, dry_run: bool, resume: bool,
         plan.datalist.folder.resolve(), plan.folder.resolve(), given["device"], given["workers"],
         None if unlabelled is None else unlabelled.resolve(),
     )  # fmt: skip
-    again = ["monai-autoaug", "compare", "--resume", "--output", str(plan.folder)]
+    command = ["monai-autoaug", "compare", "--resume", "--output", str(plan.folder)]
     asked = {n: str(v.resolve()) if isinstance(v, Path) else v for n, v in given.items() if n != "output"}
-    with resumable(lambda: again if plan.asked.exists() else None), bars() as listener:
-        summary, failed = run(plan, place, asked=asked, wait=not given["no_wait"], listener=listener)
-    write(plan, summary)
-    show(summary)
+    asked |= {"reference": plan.reference, "equal": "time" if plan.equal_time else "iterations"}
+    further = plan.reference if said(ctx, "reference") else None
+    with resumable(lambda: command if (plan.folder / FILE).exists() else None), bars() as listener:
+        _, failed = run(
+            plan, place, begun=lambda: keep(plan.folder, asked, further), wait=not given["no_wait"], listener=listener
+        )
+    names = _tell(plan, further)
     for name, reason in failed.items():
         click.secho(f"{name} could not be done: {reason}", fg="red", err=True)
-    console.print(f"everything is in {plan.folder} ({', '.join(_FILES)})", markup=False)
+    console.print(f"everything is in {plan.folder} ({', '.join(names)})", markup=False)
     ctx.exit(1 if failed else 0)
 
 
-def _asked_before(ctx: click.Context, given: Mapping[str, Any]) -> dict[str, Any]:
-    """The options that a comparison was last begun with, but for those that are given now."""
-    from click.core import ParameterSource
+def _tell(plan: Plan, further: str | None) -> list[str]:
+    """Write pages and tables of all that was asked for in the folder, by every reference; print one.
 
-    from monai_autoaug.evaluation.comparison.planning import asked_of
+    Args:
+        plan: of this call.
+        further: the reference that is printed; None: the comparison's first one.
 
-    kept = asked_of(given["output"])
-    for parameter in ctx.command.params:
-        name = parameter.name or ""
-        if name in kept and kept[name] is not None and isinstance(parameter.type, click.Path):
-            kept[name] = Path(kept[name])
-    now = {n: v for n, v in given.items() if ctx.get_parameter_source(n) != ParameterSource.DEFAULT}
-    return {**given, **{name: value for name, value in kept.items() if name in given}, **now}
+    Returns:
+        Names of the files.
+    """
+    from monai_autoaug.evaluation.comparison.summary import summarise
+
+    asked = asked_before(plan.folder)
+    names: list[str] = []
+    for reference in asked["references"]:
+        everything = whole(plan, asked, reference)
+        summary = summarise(everything)
+        while True:
+            files = write(everything, summary, first=reference == asked["reference"])
+            newer = summarise(everything) if summary.done < summary.total else summary
+            if newer.done <= summary.done:
+                break
+            summary = newer  # others have done more meanwhile, and no table is to be replaced by an older one
+        names += [file.name for file in files]
+        if reference == (further or asked["reference"]):
+            shown = summary
+    show(shown)
+    return names
 
 
 def _plan(given: Mapping[str, Any]) -> Plan:
@@ -146,8 +176,8 @@ def _plan(given: Mapping[str, Any]) -> Plan:
         tolerance=given["tolerance"],
     )  # fmt: skip
     return plan(
-        read_datalist(given["data"]), given["output"], setting, arms=_words(given["methods"]),
-        counts=_words(given["cases"]), seeds=_seeds(given["seeds"]), reference=given["reference"],
+        read_datalist(given["data"]), given["output"], setting, arms=words(given["methods"]),
+        counts=words(given["cases"]), seeds=seeds(given["seeds"]), reference=given["reference"],
         equal_time=given["equal"] == "time", unlabelled=given["unlabelled"],
     )  # fmt: skip
 
@@ -172,33 +202,6 @@ def _host_options(given: Mapping[str, Any]) -> dict[str, Any]:
     return options if precision is None else options | {"precision": precision}
 
 
-def _words(text: Any) -> list[str]:
-    """What commas separate; not those within brackets, of an arm's options."""
-    words, depth, word = [], 0, ""
-    for letter in f"{text},":
-        depth += (letter in "[{(") - (letter in "]})")
-        if letter == "," and depth <= 0:
-            words.append(word.strip())
-            word = ""
-        else:
-            word += letter
-    return [word for word in words if word]
-
-
-def _seeds(text: Any) -> list[int]:
-    from monai_autoaug.errors import ConfigError
-
-    words = str(text).split(",")
-    if not all(word.strip().isdigit() for word in words if word.strip()) or not any(word.strip() for word in words):
-        raise ConfigError(f"--seeds must be a number of seeds, or seeds separated by commas; got {text!r}")
-    numbers = [int(word) for word in words if word.strip()]
-    if len(words) > 1:
-        return numbers
-    if numbers[0] < 1:
-        raise ConfigError("--seeds must be at least 1; got 0")
-    return list(range(numbers[0]))
-
-
 def _amount(option: str, text: Any) -> int | float:
     """A number of cases, or a share of them."""
     from monai_autoaug.errors import ConfigError
@@ -209,24 +212,29 @@ def _amount(option: str, text: Any) -> int | float:
         raise ConfigError(f"{option} must be a number of cases, or a share of them below 1; got {text!r}") from error
 
 
-def write(plan: Plan, summary: Summary) -> list[Path]:
+def write(plan: Plan, summary: Summary, *, first: bool = True) -> list[Path]:
     """Write the tables and the page into the comparison's folder.
 
     Args:
         plan: of the comparison.
         summary: what is known of it.
+        first: whether its reference is the comparison's first one; files of others have it in their names.
     """
     import json
 
     from monai_autoaug.evaluation.comparison import tables
+    from monai_autoaug.evaluation.comparison.cells import file_name
     from monai_autoaug.report.comparison_page import page
     from monai_autoaug.writing import write_text
 
-    texts = (
-        page(summary), tables.markdown(summary), tables.summary_csv(summary), tables.cases_csv(plan),
-        json.dumps(summary.to_dict(), indent=1, allow_nan=False) + "\n",
-    )  # fmt: skip
-    return [write_text(plan.folder / name, text) for name, text in zip(_FILES, texts, strict=True)]
+    by = "" if first else f"_against_{file_name(plan.reference)}"
+    texts = {
+        f"comparison{by}.html": page(summary), f"table{by}.md": tables.markdown(summary),
+        f"table{by}.csv": tables.summary_csv(summary),
+        **({"cases.csv": tables.cases_csv(plan)} if first else {}),  # no reference is in them
+        f"summary{by}.json": json.dumps(summary.to_dict(), indent=1, allow_nan=False) + "\n",
+    }  # fmt: skip
+    return [write_text(plan.folder / name, text) for name, text in texts.items()]
 
 
 def show(summary: Summary) -> None:

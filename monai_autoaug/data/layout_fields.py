@@ -16,6 +16,8 @@ from monai_autoaug.data.nifti import nifti_stem
 from monai_autoaug.errors import DataError
 from monai_autoaug.reading import read_json
 
+_LONGEST_PATH = 1000  # characters; a file system takes 4096 bytes, those of the data set's own folder included
+
 __all__ = [
     "channel_files",
     "channel_names",
@@ -150,7 +152,7 @@ def find(folder: Path, name: object, file: Path, *, anywhere: bool = False) -> P
     Raises:
         DataError: it is no path, one that can't be shown, or one that leaves the folder.
     """
-    if not isinstance(name, str) or not name or name_fault(Path(name).name) or not name.isprintable():
+    if not isinstance(name, str) or not name.isprintable() or _path_fault(name) or len(name) > _LONGEST_PATH:
         raise DataError("names a file wrongly", file=file, expected="a path of a NIfTI file", came=_short(name))
     plain = os.path.normpath(name)
     if not anywhere and (os.path.isabs(plain) or plain.startswith("..")):
@@ -159,6 +161,15 @@ def find(folder: Path, name: object, file: Path, *, anywhere: bool = False) -> P
             remedy="copy the file into the data set's folder",
         )  # fmt: skip
     return folder / name
+
+
+def _path_fault(name: str) -> str:
+    """Why a path can't be meant: of its last part what `name_fault` says, of its folders what no system takes."""
+    path = Path(name)
+    folders = (part for part in path.parts[:-1] if part not in (path.anchor, ".", ".."))
+    # a folder may begin with a dot or a hyphen, unlike a file that a result is called after
+    faults = (name_fault("_" + part[1:] if part[0] in ".-" else part) for part in folders)
+    return name_fault(path.name) or next(filter(None, faults), "")
 
 
 def channel_files(image: Path, count: int) -> tuple[Path, ...]:

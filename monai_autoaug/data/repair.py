@@ -10,6 +10,7 @@ Nothing is guessed: each is asked for, and each file that was changed is named w
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -63,8 +64,8 @@ def check_repair(datalist: DataList, output: Path, fill: float | str | None) -> 
         fill: see `repair`.
 
     Raises:
-        ConfigError: the folder is not empty, or lies in the data set; a file lies elsewhere; or fill is no finite
-            number.
+        ConfigError: the folder is not empty, or lies in the data set; a file lies elsewhere, or its copy would; or fill
+            is no finite number.
     """
     if fill is not None and fill != "min" and (isinstance(fill, str) or not math.isfinite(fill)):
         raise ConfigError(f"fill must be a finite number or min, got {fill!r}")
@@ -73,10 +74,38 @@ def check_repair(datalist: DataList, output: Path, fill: float | str | None) -> 
     inside, outside = output.resolve(), datalist.folder.resolve()
     if inside.is_relative_to(outside) or outside.is_relative_to(inside):
         raise ConfigError(f"{output}: lies in the data set, or the data set in it; give a folder elsewhere")
-    cases = (*datalist.training, *datalist.test, *datalist.unlabelled)
-    elsewhere = [f for c in cases for f in c.images if not f.is_relative_to(datalist.folder)]
+    named = [file for file, _ in _named(datalist)]
+    elsewhere = [f for f in named if not _lies_in(f, datalist.folder)]
     if elsewhere:
         raise ConfigError(f"{elsewhere[0]}: lies outside the data set's folder, which alone is copied; move it there")
+    for file in named:
+        _check_target(_target(file, datalist.folder, output), file, output)
+
+
+def _lies_in(file: Path, folder: Path) -> bool:
+    """Whether a file lies in a folder by its path once every ``..`` in it is worked out."""
+    return Path(os.path.abspath(file)).is_relative_to(os.path.abspath(folder))
+
+
+def _target(file: Path, folder: Path, output: Path) -> Path:
+    """Where the copy of a file of the data set belongs: where dataset.json, copied as it is, looks for it."""
+    if file.is_relative_to(folder):
+        return output / file.relative_to(folder)
+    return output / Path(os.path.abspath(file)).relative_to(os.path.abspath(folder))
+
+
+def _check_target(target: Path, source: Path, output: Path) -> None:
+    """See, before and right at a write, that it can't reach anything but the copy.
+
+    Raises:
+        ConfigError: it would reach what lies elsewhere, or the file that it is a copy of.
+    """
+    same = target.exists() and source.exists() and target.samefile(source)
+    if same or not target.resolve().is_relative_to(output.resolve()):
+        raise ConfigError(
+            f"{source}: its copy {target} would be written outside the folder {output}, over data that may be the only"
+            " ones; name the file in dataset.json by a path without .."
+        )
 
 
 def repair(
@@ -117,7 +146,8 @@ def repair(
     wish, changes = _Wish(resample, fill), []
     files = dict(_files(datalist))
     for done, (source, (case, role)) in enumerate(files.items(), 1):
-        target = output / source.relative_to(datalist.folder)
+        target = _target(source, datalist.folder, output)
+        _check_target(target, source, output)
         changes += _mend(source, target, case, role, wish, datalist.folder)
         if progress is not None:
             progress(done, len(files))
@@ -127,17 +157,18 @@ def repair(
     return changes
 
 
-def _files(datalist: DataList) -> Iterator[tuple[Path, tuple[str, str]]]:
-    """Every file of the data set that lies in its folder, with its case and role."""
+def _named(datalist: DataList) -> Iterator[tuple[Path, tuple[str, str]]]:
+    """Every file that the data set names, wherever it lies, with its case and role."""
     cases: tuple[Case, ...] = (*datalist.training, *datalist.test, *datalist.unlabelled)
     for case in cases:
         labels = () if case.label is None else (case.label,)
         for role, files in (("image", case.images), ("label", labels)):
-            yield from (
-                (file, (case.name, role))
-                for file in files
-                if file.is_relative_to(datalist.folder) and not leaves_folder(file, datalist.folder)
-            )
+            yield from ((file, (case.name, role)) for file in files)
+
+
+def _files(datalist: DataList) -> Iterator[tuple[Path, tuple[str, str]]]:
+    """Those of them that no link leads out of the data set's folder."""
+    yield from ((f, whose) for f, whose in _named(datalist) if not leaves_folder(f, datalist.folder))
 
 
 def _mend(source: Path, target: Path, case: str, role: str, wish: _Wish, folder: Path) -> list[Finding]:
@@ -145,7 +176,7 @@ def _mend(source: Path, target: Path, case: str, role: str, wish: _Wish, folder:
     changes: list[Finding] = []
 
     def note(message: str, expected: str, came: str) -> None:
-        name = str(source.relative_to(folder))
+        name = os.path.relpath(source, folder)
         changes.append(Finding(case, "repaired", "note", message, expected, came, file=name))
 
     try:

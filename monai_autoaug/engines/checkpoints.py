@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
 import torch.distributed as dist
 from ignite.engine import Engine, Events
 from monai.data import SmartCacheDataset
 from monai.handlers import CheckpointLoader
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from monai_autoaug.data.patches import PatchBatches
@@ -27,7 +29,7 @@ from monai_autoaug.engines.random_states import (
 from monai_autoaug.engines.savers import AtomicCheckpointSaver
 from monai_autoaug.errors import AutoAugError, CheckpointError, ConfigError
 from monai_autoaug.precision import rank, world_size
-from monai_autoaug.reading import MALFORMED, check_archive
+from monai_autoaug.reading import MALFORMED, check_content, leaves, read_tensors
 
 if TYPE_CHECKING:
     from monai_autoaug.engines.trainer import AutoAugTrainer
@@ -165,13 +167,39 @@ class AutoAugState:
         restore_random_states(own["random"])
 
 
+class _Finite:
+    """What may be in a checkpoint, the same for writing and for loading: tensors that are finite.
+
+    Args:
+        objects: what is saved; where one of their networks has been made with something infinite, that may stay.
+    """
+
+    def __init__(self, objects: Mapping[str, Any]) -> None:
+        plain = {name: _unwrapped(o) for name, o in objects.items()}
+        states = {name: o.state_dict() for name, o in plain.items() if isinstance(o, nn.Module)}
+        made = ((where, value) for where, value in leaves(states) if isinstance(value, Tensor))
+        self.meant = {w: t.detach().cpu().clone() for w, t in made if not bool(torch.isfinite(t).all())}
+
+    def __call__(self, content: Any) -> None:
+        """See that everything is finite.
+
+        Raises:
+            ValueError: what is not, and where.
+        """
+        check_content(content, meant=self.meant)
+
+
+def _unwrapped(module: Any) -> Any:
+    return module.module if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel) else module
+
+
 class _StrictLoader(CheckpointLoader):
-    """``monai.handlers.CheckpointLoader`` of files that are whole, which names the file where it can't be used."""
+    """``monai.handlers.CheckpointLoader`` of whole files and finite tensors, which names a file that can't be used."""
 
     def __call__(self, engine: Engine) -> None:
-        """Load, once the file's checksums have been compared."""
+        """Load, once the file's checksums have been compared and its content has been looked at."""
         try:
-            check_archive(self.load_path)
+            _Finite(self.load_dict)(read_tensors(self.load_path, finite=False))
             super().__call__(engine)
         except AutoAugError:
             raise
@@ -238,6 +266,18 @@ class TrainingCheckpoint:
         saver = AtomicCheckpointSaver(
             str(self.path.parent), objects, save_interval=self.interval, n_saved=1, interval_filename=self.path.name
         )
+        finite = _Finite(objects)
+
+        def check(content: Any) -> None:
+            try:
+                finite(content)
+            except ValueError as error:
+                raise CheckpointError(
+                    f"{self.path}: is not written, since it could not be resumed from ({error}); the last good one"
+                    " stays. To do: lower the learning rate, clip the gradient, or train in float32"
+                ) from error
+
+        saver.check_interval(check)
         saver.attach(engine)
 
         def save_finished(engine: Any) -> None:

@@ -19,7 +19,7 @@ from monai_autoaug.engines.folder_schema import SCHEMAS
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.networks import expect_spatial_transformer
-from monai_autoaug.reading import MALFORMED, build, read_tensors
+from monai_autoaug.reading import MALFORMED, build, check_content, read_tensors
 from monai_autoaug.reading import read_json as read_json_file
 from monai_autoaug.writing import write_tensors, write_text
 
@@ -159,8 +159,12 @@ class Run:
         return self.folder / "validation_without_views.json"
 
     def save_checkpoint(self, content: Mapping[str, Any]) -> None:
-        """Write the checkpoint: tensors, numbers and strings."""
-        write_tensors(self.checkpoint, content)
+        """Write the checkpoint: tensors, numbers and strings.
+
+        Raises:
+            CheckpointError: it could not be loaded again; the file is as it was.
+        """
+        _save(self.checkpoint, content)
 
     def load_checkpoint(self) -> dict[str, Any]:
         """Read the checkpoint, without pickle, onto the CPU.
@@ -173,13 +177,17 @@ class Run:
     def save_model(
         self, network: nn.Module, *, name: str, inputs: int, outputs: int, options: Mapping[str, Any]
     ) -> None:
-        """Write the plain network with what is needed to build it."""
+        """Write the plain network with what is needed to build it.
+
+        Raises:
+            CheckpointError: it could not be loaded again; nothing is written.
+        """
         options = {n: list(v) if isinstance(v, tuple) else v for n, v in options.items()}
         content = {
             "format": _FORMAT, "version": _VERSION, "name": name, "inputs": inputs, "outputs": outputs,
             "options": options, "state": {k: v.detach().cpu() for k, v in network.state_dict().items()},
         }  # fmt: skip
-        write_tensors(self.model, content)
+        _save(self.model, content)
 
     def load_model(self) -> nn.Module:
         """Build the network and load its weights, on the CPU, in evaluation mode.
@@ -207,6 +215,18 @@ def _network(content: Mapping[str, Any]) -> nn.Module:
     network = build_network(content["name"], content["inputs"], content["outputs"], **content["options"])
     expect_spatial_transformer(network, content["state"])
     return network
+
+
+def _save(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a file of tensors, numbers and strings, if it is one that `_load` would read."""
+    try:
+        check_content(content)
+    except ValueError as error:
+        raise CheckpointError(
+            f"{path}: is not written, since it could not be read again ({error}); the last good one stays. To do: lower"
+            " the learning rate, clip the gradient, or train in float32; where none of that is at fault, report this"
+        ) from error
+    write_tensors(path, content)
 
 
 def _load(path: Path, missing: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ class _AtomicDiskSaver(DiskSaver):
     def __init__(self, directory: Path, filename: str | None) -> None:
         super().__init__(dirname=directory, require_empty=False, atomic=False)
         self.filename = filename
+        self.check: Callable[[Any], object] = _unchecked  # of what is to be written, before anything is
         self._outdated: list[Path] = []
 
     def __call__(self, checkpoint: Mapping[str, Any], filename: str, metadata: Mapping[str, Any] | None = None) -> None:
@@ -39,10 +40,15 @@ class _AtomicDiskSaver(DiskSaver):
         self._outdated = []
 
     def _save_func(self, checkpoint: Mapping[str, Any], path: Path, func: Callable[..., None]) -> None:
+        self.check(checkpoint)
         write_tensors(path, checkpoint, func, **self.kwargs)
 
     def remove(self, filename: str) -> None:
         self._outdated.append(self.dirname / (self.filename or filename))
+
+
+def _unchecked(content: Any) -> None:
+    """Anything may be saved."""
 
 
 class AtomicCheckpointSaver(CheckpointSaver):
@@ -83,6 +89,16 @@ class AtomicCheckpointSaver(CheckpointSaver):
                 f"n_saved={self._interval_checkpoint.n_saved} files can't all be named {filename!r}: leave out"
                 " interval_filename or n_saved"
             )
+
+    def check_interval(self, check: Callable[[Any], object]) -> None:
+        """Let ``check`` refuse, before it is written, what a checkpoint of ``save_interval`` shall hold.
+
+        Args:
+            check: raises an error of its own.
+        """
+        if self._interval_checkpoint is not None:
+            handler: Any = self._interval_checkpoint.save_handler
+            handler.check = check
 
     def forget(self) -> None:
         """Save the next network that has a metric, however good those before were; it takes their file's place."""

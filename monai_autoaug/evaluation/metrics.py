@@ -21,6 +21,7 @@ __all__ = [
 ]  # fmt: skip
 
 Mask = NDArray[np.bool_]
+Values = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -142,6 +143,23 @@ METRICS = {
     "hd95": Metric(hausdorff95, "mm", higher_is_better=False),
     "surface_dice": Metric(surface_dice),
 }
+
+
+def decide_pairs(one: Values, other: Values) -> tuple[Values, Values]:
+    """Dice values of two trainings on the same cases, without pairs that are lost to what one of them predicted.
+
+    A Dice value is not defined (NaN) where a structure is neither in the label nor predicted. Where only one training
+    predicts it there, the other, which rightly doesn't, has 1; where neither does, both stay without a value.
+
+    Args:
+        one: any shape.
+        other: of the same shape.
+
+    >>> decide_pairs(np.array([np.nan, 0.0, np.nan]), np.array([0.0, 0.9, np.nan]))
+    (array([ 1.,  0., nan]), array([0. , 0.9, nan]))
+    """
+    first, second = np.isnan(one), np.isnan(other)
+    return np.where(first & ~second, 1.0, one), np.where(second & ~first, 1.0, other)
 
 
 def decided(tolerance: float = 1.0) -> dict[str, Metric]:

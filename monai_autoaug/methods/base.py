@@ -11,7 +11,7 @@ from __future__ import annotations
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +21,7 @@ from monai_autoaug.errors import CheckpointError, ConfigError
 from monai_autoaug.methods.finite import check_finite
 from monai_autoaug.methods.phases import Phase
 from monai_autoaug.methods.task import Batches, Losses, Task
-from monai_autoaug.networks import auxiliary_state, load_auxiliary_state
+from monai_autoaug.networks import KeptStatistics, auxiliary_state, load_auxiliary_state
 from monai_autoaug.policies.drawing import Drawing
 from monai_autoaug.policies.evidence import Seen
 from monai_autoaug.precision import rank
@@ -36,6 +36,11 @@ class Player:
     module: nn.Module
     optimizer: torch.optim.Optimizer
     clip: float | None = None
+    statistics: KeptStatistics = field(init=False)  # as they were after the last good step
+
+    def __post_init__(self) -> None:
+        self.statistics = KeptStatistics(self.module, norms=True)
+        self.statistics.keep()
 
 
 class Method(ABC):
@@ -202,19 +207,27 @@ class Method(ABC):
 
     def update(self) -> None:
         """The second half of `descend`; nothing but the notice where further micro-batches are to come."""
-        task, precision = self.task, self.task.precision
+        task = self.task
         if task.last_micro_batch:
             for name in self._optimizers():
                 self._step(name)
-            precision.update()
-            self.steps += 1
+            self._end_step()
         task.notify("model", {})
 
+    def _end_step(self) -> None:
+        """What follows the updates of all players, however they were made."""
+        self.task.precision.update()
+        for player in self.players.values():  # one may have run behind its own update, or without one
+            player.statistics.settle()
+        self.steps += 1
+
     def _step(self, name: str) -> None:
-        """One player's checked update; of a skipped one of the network, its statistics aren't kept either."""
+        """One player's checked update; of a skipped one, its running statistics aren't kept either."""
         optimizer, clip = self._optimizers()[name]
         if name != "network":
-            self.task.precision.step(name, optimizer, clip=clip)
+            if not self.task.precision.step(name, optimizer, clip=clip):
+                self.players[name].statistics.restore()
+                self.players[name].statistics.keep()
             return
         loss, self._own_loss = self._own_loss, None
         if self.task.precision.step(name, optimizer, clip=clip, loss=loss):
@@ -226,6 +239,10 @@ class Method(ABC):
         """All that learns, by name: whatever of it is not finite must not get into a checkpoint."""
         return {name: optimizer for name, (optimizer, _) in self._optimizers().items()}
 
+    def _held(self) -> dict[str, nn.Module]:
+        """All modules of a checkpoint but the network, by name, for the same reason."""
+        return {name: player.module for name, player in self.players.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """All that the method adds to a checkpoint: tensors, numbers and strings only.
 
@@ -234,7 +251,7 @@ class Method(ABC):
         Raises:
             CheckpointError: something that has learned is not finite; the checkpoint before is to stay.
         """
-        check_finite(self._learned(), self.task.network)
+        check_finite(self._learned(), self.task.network, self._held())
         return {
             "name": self.name,
             "steps": self.steps,
@@ -266,6 +283,8 @@ class Method(ABC):
         for name, player in self.players.items():
             player.module.load_state_dict(state["players"][name]["module"])
             player.optimizer.load_state_dict(state["players"][name]["optimizer"])
+            player.statistics.forget()
+            player.statistics.keep()
         load_auxiliary_state(self.task.network, state["auxiliary"])
         self._restore_generator(state["generator"].cpu())
         self.task.precision.load_state_dict(state["precision"])

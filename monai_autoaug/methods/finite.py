@@ -16,14 +16,18 @@ __all__ = ["check_finite"]
 _STATISTICS = ("running_mean", "running_var", "auxiliary_mean", "auxiliary_variance")
 
 
-def check_finite(learned: Mapping[str, torch.optim.Optimizer], network: nn.Module) -> None:
+def check_finite(
+    learned: Mapping[str, torch.optim.Optimizer], network: nn.Module, held: Mapping[str, nn.Module] | None = None
+) -> None:
     """Refuse to keep what is not finite.
 
     Updates by gradients that are not finite are skipped, but a finite one can be so large that the sum is infinite.
 
     Args:
         learned: the optimisers of all players by name: their parameters and moments are looked at.
-        network: the segmentation network, whose running statistics are, too.
+        network: the segmentation network, whose running statistics are, too: not all buffers, as in some networks of
+            others a mask is infinite on purpose.
+        held: all other modules that a checkpoint holds, by name, also those that learn no more: all that they hold is.
 
     Raises:
         CheckpointError: something is not finite; the message says whose.
@@ -38,6 +42,11 @@ def check_finite(learned: Mapping[str, torch.optim.Optimizer], network: nn.Modul
     found = [f"the weights of {name}" for name, optimizer in learned.items() if not _finite(_tensors(optimizer))]
     if not _finite(getattr(module, name, None) for module in network.modules() for name in _STATISTICS):
         found.append("the running statistics of network")
+    for name, module in (held or {}).items():
+        if not _finite(module.buffers()):
+            found.append(f"the running statistics of {name}")
+        if name not in learned and not _finite(module.parameters()):
+            found.append(f"the weights of {name}")
     if found:
         raise CheckpointError(
             f"{' and '.join(found)} are not finite and would spoil the checkpoint, in which the last good state stays."

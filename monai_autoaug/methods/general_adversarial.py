@@ -234,8 +234,7 @@ class GeneralAdversarial(Method):
                 figures |= self._train_network({"clean": clean.cropped(), "general": moved})
             self._probe = source.image[:1].detach()
         if self.task.last_micro_batch:
-            self.task.precision.update()
-            self.steps += 1
+            self._end_step()
         self.task.notify("model", {})
         return self._means.add({"loss": figures["loss" if "loss" in figures else "generator_loss"]} | figures)
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.methods.base import Method, Player
@@ -60,6 +60,10 @@ class JointState(Method):
     def _learned(self) -> dict[str, torch.optim.Optimizer]:
         """See `Method._learned`; adds the policies."""
         return super()._learned() | {f"{name}_policy": player.optimizer for name, player in self.learners.items()}
+
+    def _held(self) -> dict[str, nn.Module]:
+        """See `Method._held`; adds the policies."""
+        return super()._held() | {f"{name}_policy": player.module for name, player in self.learners.items()}
 
     def _named(self) -> list[str]:
         """Classes, operations and views, so that a checkpoint of others is known by them."""

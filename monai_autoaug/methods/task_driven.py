@@ -325,6 +325,11 @@ class TaskDriven(Method):
         """The generators by kind."""
         return dict(self.generators.items())
 
+    def _held(self) -> dict[str, nn.Module]:
+        """See `Method._held`; adds the generators that don't learn now."""
+        frozen = {kind: g for kind, g in self.generators.items() if kind != self.phase.name}
+        return super()._held() | {f"the {kind} generator": g for kind, g in frozen.items()}
+
     def state_dict(self) -> dict[str, Any]:
         """See `Method.state_dict`; adds all generators, of which one is a player at most, and whose turn it is."""
         return super().state_dict() | {

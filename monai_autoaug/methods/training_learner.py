@@ -106,7 +106,12 @@ class TrainingLearner:
             return values / count
 
         judged = Sampled(worth(batch), drawn.classes, drawn.operations)
-        return loss, judged if batch.plain is None else replace(judged, plain=worth(batch.plain))
+        if batch.plain is None:
+            return loss, judged
+        compared = worth(batch.plain)
+        # where that isn't finite the sample can't be used: among others that are compared it would drown them
+        values = torch.where(torch.isfinite(compared), judged.values, torch.nan)
+        return loss, replace(judged, values=values, plain=compared)
 
     def _at_once(self, batch: Batch) -> int:
         """Samples whose graph fits where that of a training batch does, though it is in float32 here."""

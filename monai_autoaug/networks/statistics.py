@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from monai_autoaug.precision import average_over_ranks, world_size
 
 __all__ = ["KeptStatistics"]
 
@@ -18,6 +21,7 @@ class KeptStatistics:
 
     Args:
         network: any; most have no such buffers, and cost nothing.
+        norms: keep those of norm layers alone, which are all that a forward changes in the networks of this package.
 
     >>> norm = nn.BatchNorm1d(1)
     >>> kept = KeptStatistics(norm)
@@ -28,12 +32,13 @@ class KeptStatistics:
     (tensor([0.]), tensor([1.]))
     """
 
-    def __init__(self, network: nn.Module) -> None:
-        self.network = network
+    def __init__(self, network: nn.Module, *, norms: bool = False) -> None:
+        self.network, self.norms = network, norms
         self._values: Tensor | None = None
 
     def _buffers(self) -> list[Tensor]:
-        return [b for b in self.network.buffers() if b.is_floating_point() and b.numel()]
+        layers = [m for m in self.network.modules() if isinstance(m, _NormBase)] if self.norms else [self.network]
+        return [b for layer in layers for b in layer.buffers() if b.is_floating_point() and b.numel()]
 
     @torch.no_grad()
     def keep(self) -> None:
@@ -53,6 +58,22 @@ class KeptStatistics:
         if values is None:
             return
         buffers = self._buffers()
+        if not buffers or bool(torch.isfinite(torch.cat([b.reshape(-1) for b in buffers])).all()):
+            return
         for buffer, former in zip(buffers, values.split([b.numel() for b in buffers]), strict=True):
             if not bool(torch.isfinite(buffer).all()) and bool(torch.isfinite(former).all()):
                 buffer.copy_(former.view_as(buffer))
+
+    @torch.no_grad()
+    def settle(self) -> None:
+        """At the end of a step: `restore`, the mean over all ranks, and `keep` that.
+
+        For networks that run before anyone can say that a step begins, and that every rank shows samples of its own.
+        """
+        self.restore()
+        buffers = self._buffers()
+        if buffers and world_size() > 1:
+            mean = average_over_ranks(torch.cat([b.reshape(-1) for b in buffers]))
+            for buffer, values in zip(buffers, mean.split([b.numel() for b in buffers]), strict=True):
+                buffer.copy_(values.view_as(buffer))
+        self.keep()

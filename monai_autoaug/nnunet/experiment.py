@@ -3,16 +3,22 @@
 """nnU-Net's folders for many trainings on parts of one data set: raw, planned and preprocessed once, shared by all.
 
 Each training has a view of the preprocessed data set with a split of its own, in which its fold is 0, and results of
-its own. So several machines can train from the same folders at once, and none of them writes where others read.
+its own. So several machines can train from the same folders at once, and none of them writes where others read. What
+all share is made in a folder of its own and put in place in one step, so that of two processes that make it (one of
+which was away for so long that the other one took over) neither harms what the other one makes.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import os
 import shutil
 import subprocess
 import sys
+import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
@@ -20,96 +26,33 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import nibabel as nib
-import numpy as np
-
+from monai_autoaug.child_processes import OWN_GROUP, end
 from monai_autoaug.data import Case, DataList
-from monai_autoaug.errors import AutoAugError, ConfigError
+from monai_autoaug.errors import AutoAugError
 from monai_autoaug.nnunet.options import CONFIG_VARIABLE
+from monai_autoaug.nnunet.raw_data import write_images, write_raw
 from monai_autoaug.writing import write_text
 
 __all__ = ["DATASET", "PLANS", "SMALL", "Experiment", "small_configuration", "write_images", "write_raw"]
 
 DATASET, PLANS, SMALL = 900, "nnUNetPlans", "small"
-_PLAN = (
+# standard input is a pipe whose other end only the parent holds; were the parent killed, a process that goes on would
+# write where the next one begins anew
+_TENDED = """
+import os, signal, threading
+def end():
+    while os.read(0, 1024):
+        pass
+    if hasattr(os, "killpg"):
+        os.killpg(0, signal.SIGKILL)
+    os._exit(1)
+threading.Thread(target=end, daemon=True).start()
+"""
+_PREPARING = "preparing_"
+_POLL = 0.3  # seconds between two looks at whether to stop
+_PLAN = _TENDED + (
     "from nnunetv2.experiment_planning.plan_and_preprocess_entrypoints import plan_and_preprocess_entry as run; run()"
 )
-
-
-def write_images(folder: Path, case: Case, channels: int, *, link: bool = True) -> None:
-    """Put a case's image where nnU-Net looks for it: one file a channel.
-
-    Args:
-        folder: ``imagesTr`` or the like.
-        case: with a file for each channel, or one that holds all.
-        channels: how many.
-        link: by links; False: copies. Channels of one file are always written as files of their own.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    if len(case.images) == channels:
-        for channel, image in enumerate(case.images):
-            ending = ".nii.gz" if image.name.endswith(".gz") else ".nii"
-            _put(image, folder / f"{case.name}_{channel:04d}{ending}", link)
-        return
-    whole: Any = nib.load(case.images[0])
-    values = np.asanyarray(whole.dataobj)
-    for channel in range(channels):
-        target = folder / f"{case.name}_{channel:04d}.nii.gz"
-        if not target.exists():
-            nib.save(nib.Nifti1Image(values[..., channel], whole.affine), target)
-
-
-def _put(source: Path, target: Path, link: bool) -> None:
-    if target.is_symlink() or target.exists():
-        target.unlink()
-    if link:
-        target.symlink_to(source.resolve())
-    else:
-        shutil.copyfile(source, target)
-
-
-def write_raw(folder: Path, datalist: DataList, training: Sequence[Case]) -> Path:
-    """A raw data set of nnU-Net: links to images and labels, and ``dataset.json``.
-
-    Args:
-        folder: of the data set; what is in it is lost.
-        datalist: what the cases hold.
-        training: cases with labels.
-
-    Raises:
-        ConfigError: some files are compressed and others aren't, which nnU-Net can't read.
-
-    >>> import tempfile
-    >>> from monai_autoaug.data import read_datalist, write_phantom
-    >>> data = read_datalist(write_phantom(f"{tempfile.mkdtemp()}/data", cases=2, size=16))
-    >>> folder = write_raw(Path(tempfile.mkdtemp()) / "Dataset900_tiny", data, data.training[:1])
-    >>> [len([*(folder / name).iterdir()]) for name in ("imagesTr", "labelsTr")]
-    [1, 1]
-    """
-    shutil.rmtree(folder, ignore_errors=True)
-    channels = len(datalist.channels)
-    endings = set()
-    for case in training:
-        if case.label is None:
-            raise ConfigError(f"{case.name} has no label, so nnU-Net can't train on it")
-        endings.add(".nii.gz" if case.label.name.endswith(".gz") else ".nii")
-        (folder / "labelsTr").mkdir(parents=True, exist_ok=True)
-        write_images(folder / "imagesTr", case, channels)
-        (folder / "labelsTr" / f"{case.name}{max(endings)}").symlink_to(case.label.resolve())
-    endings |= {".nii.gz" if f.name.endswith(".gz") else ".nii" for f in (folder / "imagesTr").iterdir()}
-    if len(endings) > 1:
-        raise ConfigError("nnU-Net wants all files of a data set to end alike, in .nii.gz or in .nii; convert some")
-    labels: dict[str, Any] = {name: list(v) if isinstance(v, tuple) else v for name, v in datalist.labels.items()}
-    if datalist.ignore_label is not None:
-        labels["ignore"] = datalist.ignore_label
-    content: dict[str, Any] = {
-        "channel_names": {str(i): name for i, name in enumerate(datalist.channels)}, "labels": labels,
-        "numTraining": len(training), "file_ending": endings.pop(),
-    }  # fmt: skip
-    if datalist.regions_class_order is not None:
-        content["regions_class_order"] = list(datalist.regions_class_order)
-    write_text(folder / "dataset.json", json.dumps(content, indent=1) + "\n")
-    return folder
 
 
 def small_configuration(
@@ -198,8 +141,9 @@ class Experiment:
         small: Mapping[str, Any] | None = None,
         processes: int = 1,
         log: Path | None = None,
+        stop: threading.Event | None = None,
     ) -> None:
-        """Raw data, nnU-Net's plans, preprocessed data; what an interrupted call has left is made again.
+        """Raw data, nnU-Net's plans, preprocessed data; nothing is changed where they are there already.
 
         Args:
             datalist: what the cases hold.
@@ -208,56 +152,109 @@ class Experiment:
             small: options of `small_configuration`, which is then there by the name `SMALL`.
             processes: of nnU-Net.
             log: what nnU-Net prints.
+            stop: once it is set, the work ends soon.
 
         Raises:
-            AutoAugError: nnU-Net has failed; the message has the end of what it printed.
+            AutoAugError: nnU-Net has failed, and the message has the end of what it printed; or it was to stop.
         """
-        shutil.rmtree(self.preprocessed, ignore_errors=True)
-        write_raw(self.folder / "raw" / self.name, datalist, cases)
-        arguments = ["-d", str(DATASET), "-c", configuration, "-npfp", str(processes), "-np", str(processes)]
-        with self.environment(nnUNet_n_proc_DA=str(max(1, processes))):  # planning fails without a process
-            _run([sys.executable, "-c", _PLAN, *arguments], log or self.folder / "plan.txt")
-        if small is not None:
-            file = self.preprocessed / f"{PLANS}.json"
-            plans = json.loads(file.read_text(encoding="utf-8"))
-            plans["configurations"][SMALL] = small_configuration(plans["configurations"][configuration], **small)
-            write_text(file, json.dumps(plans, indent=1) + "\n")
-        write_text(self.preprocessed / "prepared", "")
+        with self._apart() as own:
+            write_raw(own.folder / "raw" / self.name, datalist, cases)
+            arguments = ["-d", str(DATASET), "-c", configuration, "-npfp", str(processes), "-np", str(processes)]
+            with own.environment(nnUNet_n_proc_DA=str(max(1, processes))):  # planning fails without a process
+                _run([sys.executable, "-c", _PLAN, *arguments], log or self.folder / "plan.txt", stop)
+            if small is not None:
+                file = own.preprocessed / f"{PLANS}.json"
+                plans = json.loads(file.read_text(encoding="utf-8"))
+                plans["configurations"][SMALL] = small_configuration(plans["configurations"][configuration], **small)
+                write_text(file, json.dumps(plans, indent=1) + "\n")
+            write_text(own.preprocessed / "prepared", "")
+            _go_on(stop)
+            if not self.prepared:
+                shutil.rmtree(self.preprocessed, ignore_errors=True)  # it holds nothing that is used
+                _put_in_place(own.preprocessed, self.preprocessed)
 
-    def prepare_unlabelled(self, cases: Iterable[Case], channels: int, configuration: str) -> None:
+    def unlabelled(self, configuration: str, names: Sequence[str]) -> Path:
+        """Where `prepare_unlabelled` puts images; it is there when that has ended.
+
+        Args:
+            configuration: as the trainings have it.
+            names: of the images, or a digest of them: what tells them from others.
+        """
+        key = hashlib.sha256(json.dumps([configuration, *names]).encode()).hexdigest()[:16]
+        return self.folder / "unlabelled" / key
+
+    def prepare_unlabelled(
+        self,
+        cases: Iterable[Case],
+        channels: int,
+        configuration: str,
+        names: Sequence[str],
+        *,
+        stop: threading.Event | None = None,
+    ) -> None:
         """Preprocess images without labels under the same plans, for methods that learn from these, too.
 
         Args:
             cases: their labels, if any, are not looked at.
             channels: of their images.
             configuration: as the trainings have it.
+            names: what tells these images from others, see `unlabelled`.
+            stop: as for `prepare`.
+
+        Raises:
+            AutoAugError: an image can't be used; or it was to stop.
         """
         from monai_autoaug.nnunet.unlabelled import preprocess_unlabelled
 
-        done = self.preprocessed / f"unlabelled_{configuration}"
+        done = self.unlabelled(configuration, names)
         if done.exists():
             return
-        folder = self.folder / "unlabelled"
-        shutil.rmtree(folder, ignore_errors=True)
-        for case in cases:
-            named = replace(case, name=case.name.replace("/", "_"))
-            write_images(folder, named, channels, link=False)  # the audit refuses links that lead out of a folder
-        with self.environment():
-            preprocess_unlabelled(str(DATASET), configuration, folder, plans=PLANS, overwrite=True)
-        shutil.rmtree(folder)
-        write_text(done, "")
+        with self._apart() as own:
+            images, made = own.folder / "images", own.folder / "made"
+            for case in cases:
+                named = replace(case, name=case.name.replace("/", "_"))
+                write_images(images, named, channels, link=False)  # the audit refuses links that lead out of a folder
+            self.view(own.folder, (), ())
+            with own.environment():
+                folder = preprocess_unlabelled(
+                    str(DATASET), configuration, images, plans=PLANS, progress=lambda done, total: _go_on(stop)
+                )
+            made.mkdir()
+            for part in (folder, folder.with_name(f"{folder.name}.json")):
+                part.rename(made / part.name)
+            _put_in_place(made, done)
 
-    def view(self, home: Path, train: Sequence[str], validation: Sequence[str]) -> None:
+    @contextmanager
+    def _apart(self) -> Iterator[Experiment]:
+        """Folders of the same data set that are this process's alone, until the block ends."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        folder = Path(tempfile.mkdtemp(prefix=_PREPARING, dir=self.folder))
+        own = Experiment(folder, "")
+        own.name = self.name
+        try:
+            yield own
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def tidy(self) -> None:
+        """Remove what processes that were killed while they prepared something have left; nothing may be prepared."""
+        for folder in self.folder.glob(f"{_PREPARING}*"):
+            shutil.rmtree(folder, ignore_errors=True)
+
+    def view(
+        self, home: Path, train: Sequence[str], validation: Sequence[str], *, unlabelled: Path | None = None
+    ) -> None:
         """A training's view of the preprocessed data, with its cases as fold 0.
 
         Args:
             home: of the training.
             train: names.
             validation: names.
+            unlabelled: images that it learns from, too, see the method `unlabelled`; None: none.
         """
         folder = home / "preprocessed" / self.name
         folder.mkdir(parents=True, exist_ok=True)
-        for source in self.preprocessed.iterdir():
+        for source in (*self.preprocessed.iterdir(), *(unlabelled.iterdir() if unlabelled is not None else ())):
             target = folder / source.name
             if source.name == "splits_final.json" or target.exists():
                 continue
@@ -268,11 +265,36 @@ class Experiment:
         write_text(folder / "splits_final.json", json.dumps(split, indent=1) + "\n")
 
 
-def _run(command: Sequence[str], log: Path) -> None:
-    """Run a command to its end."""
+def _put_in_place(made: Path, target: Path) -> None:
+    """Move a folder to where it belongs, in one step, unless another process has been faster."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        made.rename(target)
+    except OSError:
+        if not target.is_dir():
+            raise
+
+
+def _go_on(stop: threading.Event | None) -> None:
+    """Raise if the work is to end."""
+    if stop is not None and stop.is_set():
+        raise AutoAugError("the data are no longer prepared here: another process has taken that over")
+
+
+def _run(command: Sequence[str], log: Path, stop: threading.Event | None = None) -> None:
+    """Run a command to its end, or until it is to stop; all that it has begun ends with our wait."""
     log.parent.mkdir(parents=True, exist_ok=True)
     with log.open("ab") as file:
-        done = subprocess.run(command, stdout=file, stderr=subprocess.STDOUT, check=False)  # noqa: S603  # our own
-    if done.returncode != 0:
+        process = subprocess.Popen(  # noqa: S603  # our own
+            command, stdin=subprocess.PIPE, stdout=file, stderr=subprocess.STDOUT, **OWN_GROUP
+        )
+        try:
+            while process.poll() is None:
+                _go_on(stop)
+                with contextlib.suppress(subprocess.TimeoutExpired):
+                    process.wait(_POLL)
+        finally:
+            end(process)
+    if process.returncode != 0:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         raise AutoAugError(f"nnU-Net could not plan and preprocess the data set; {log.name} ends with\n{tail}")

@@ -3,7 +3,10 @@
 """nnU-Net's own files, whole or not there: it writes them where they belong, and a kill leaves half of one.
 
 Half a prediction is taken for a whole one by ``--continue_prediction``; half of a ``plans.json`` or of the splits,
-which all folds of a training share, stops those that have long been trained.
+which which all folds of a training share, stops those that have long been trained.
+
+On a full disk SimpleITK cuts NIfTI files off without a word, and later reads them as if they were whole; what it has
+written is therefore read to its end before it is put in place.
 """
 
 from __future__ import annotations
@@ -18,6 +21,8 @@ from typing import Any
 from nnunetv2.inference import export_prediction as host
 from nnunetv2.training import nnUNetTrainer as trainers  # noqa: N813  # a package of this name
 
+from monai_autoaug.data.nifti import is_nifti, read_nifti
+from monai_autoaug.errors import DataError
 from monai_autoaug.writing import write_text, write_together
 
 __all__ = ["export_prediction", "resample_and_save", "save_json", "whole_exports", "whole_json", "whole_picture"]
@@ -40,6 +45,10 @@ def export_prediction(*given: Any, **named: Any) -> None:
     Args:
         given: as for nnU-Net's function.
         named: likewise.
+
+    Raises:
+        DataError: the label map could not be written whole.
+        OSError: another file couldn't.
     """
     _whole(host.export_prediction_from_logits, "output_file_truncated", given, named)
 
@@ -63,9 +72,30 @@ def _whole(function: Any, name: str, given: Any, named: Any) -> None:
 
     def write(folder: Path) -> None:
         call.arguments[name] = str(folder / target.name)
-        function(*call.args, **call.kwargs)
+        try:
+            function(*call.args, **call.kwargs)
+        except RuntimeError as error:  # of formats whose writers do tell
+            if "ImageFileWriter" not in str(error):
+                raise
+            raise _cut_off(target.parent / f"{target.name}{ending}") from error
+        for file in folder.iterdir():
+            if is_nifti(file):
+                _read_to_the_end(file, target.parent / file.name)
 
     write_together(target.parent, write, last=ending)
+
+
+def _read_to_the_end(file: Path, target: Path) -> None:
+    """See that a NIfTI file, which belongs at ``target``, is whole."""
+    try:
+        read_nifti(file)
+    except DataError as error:
+        raise _cut_off(target, error.expected, error.came) from error
+
+
+def _cut_off(file: Path, expected: object = None, came: object = None) -> DataError:
+    remedy = "free some space on its disk"
+    return DataError("could not be written whole", file=file, expected=expected, came=came, remedy=remedy)
 
 
 @contextlib.contextmanager

@@ -164,10 +164,16 @@ def predict(arguments: Sequence[str]) -> None:
     Args:
         arguments: as for ``nnUNetv2_predict``; ``-tr`` defaults to nnUNetTrainerAutoAugAdversarial, and
             ``--tea volume`` averages views of whole volumes, not of patches.
+
+    Raises:
+        DataError: an image can't be read, or a prediction could not be written whole.
+        WorkerError: a process that reads or writes has died.
+        OSError: disk full, no permission.
     """
     from nnunetv2.inference import predict_from_raw_data as host
 
     from monai_autoaug.nnunet.exporting import whole_exports
+    from monai_autoaug.nnunet.predicting import faults_told, tended_processes
     from monai_autoaug.nnunet.volume_views import VolumePredictor
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
@@ -182,6 +188,8 @@ def predict(arguments: Sequence[str]) -> None:
         ),
         whole_exports(host),
         _as_command("predict", arguments),
+        tended_processes(),
+        faults_told(),
     ):
         host.predict_entry_point()
 

@@ -207,13 +207,15 @@ class PatchLayout:
     margin: tuple[int, ...]
     scales: Sequence[Sequence[float]] | None
 
-    def batch(self, raw: dict[str, Any], device: torch.device) -> Batch:
+    def batch(self, raw: dict[str, Any], device: torch.device, *, values: bool = False) -> Batch:
         """A training batch of nnU-Net's loader as a `Batch` on ``device``.
 
         Args:
             raw: ``data`` (B, C, ...), ``target`` (a tensor, or a list with deep supervision), ``keys``, and what a
                 `Recorder` noted; or what workers have augmented.
             device: where training runs.
+            values: leave the label as values (B, 1, ...) if it has nothing but classes and nothing else moves with it,
+                for a `Drawing` with ``heads``.
         """
         if "operations" in raw:
             return unpacked(raw, self, device)
@@ -221,7 +223,11 @@ class PatchLayout:
         target = raw["target"]
         target = [t.to(device, non_blocking=True) for t in target] if isinstance(target, list) else target.to(device)
         full = target[0] if isinstance(target, list) else target
-        label, valid = self.soft_label(full)
+        alone = not self.regions and self.ignore_label is None and raw.get("outside") is None
+        if values and alone and data.shape[1] == self.image_channels and not full.is_floating_point():
+            label, valid = full, None
+        else:
+            label, valid = self.soft_label(full)
         classes = raw.get("center_class")
         if self.regions:
             classes = class_at_centre(label, regions=True, valid=valid).to(device)  # label values are no regions

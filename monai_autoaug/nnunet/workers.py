@@ -23,7 +23,7 @@ import torch
 
 from monai_autoaug.errors import AutoAugError, DataError, WorkerError
 
-__all__ = ["Telling", "Watch", "begin_worker", "check", "started", "told"]
+__all__ = ["Telling", "Watch", "begin_worker", "check", "end_with_parent", "started", "told"]
 
 _FAULT = "fault"  # the only key of what comes instead of a batch
 _OFTEN = 0.5  # seconds between two looks at the workers
@@ -37,6 +37,11 @@ def begin_worker() -> None:
     words = np.random.randint(0, 2**31, 2)  # noqa: NPY002  # the generator that batchgenerators has seeded
     torch.default_generator.manual_seed(int(words[0]))
     random.seed(int(words[1]))
+    end_with_parent()  # were it killed, batchgenerators' workers would go on for ever
+
+
+def end_with_parent() -> None:
+    """Let this process end at once when the one that began it does, however that ends."""
     parent = multiprocessing.parent_process()
     if parent is None:
         return
@@ -45,7 +50,6 @@ def begin_worker() -> None:
         parent.join()
         os._exit(1)
 
-    # were the parent killed, batchgenerators' workers would go on for ever
     threading.Thread(target=wait, daemon=True).start()
 
 

@@ -127,11 +127,15 @@ class Pool:
         return everything.rows(ready) if bool(ready.any()) else None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The samples that wait; empty where there are none."""
-        if self._kept is None or not len(self._kept.values):
+        """The samples that wait, all of them finite; empty where there are none."""
+        kept = self._kept
+        if kept is None or not len(kept.values):
             return {}
-        names = ("values", "classes", "operations", "plain")
-        return dict(zip(names, self._kept.parts(), strict=True)) | {"age": self._clock - self._born}
+        known = torch.isfinite(kept.plain)
+        return {
+            "values": kept.values, "classes": kept.classes, "operations": kept.operations, "known": known,
+            "plain": torch.where(known, kept.plain, 0), "age": self._clock - self._born,
+        }  # fmt: skip
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Restore what ``state_dict`` gave."""
@@ -139,4 +143,6 @@ class Pool:
         if state:
             here = {name: tensor.cpu() for name, tensor in state.items()}
             self._born = -here.pop("age")
+            if "known" in here:  # older states have NaN where it isn't
+                here["plain"] = torch.where(here.pop("known"), here["plain"], torch.nan)
             self._kept = Sampled(**here)

@@ -23,7 +23,7 @@ from monai_autoaug.report.curves import TOPICS, Series, Topic, series_of
 from monai_autoaug.report.measure import DRAWS, logged_figures, measured_figures
 from monai_autoaug.report.privacy import Veil
 from monai_autoaug.report.source import Source, finite
-from monai_autoaug.report.verdict import Baseline, differences, verdict_of
+from monai_autoaug.report.verdict import Baseline, chooses_epoch, differences, verdict_of
 
 __all__ = ["FORMAT", "VERSION", "collect"]
 
@@ -78,7 +78,8 @@ def collect(source: Source, against: Sequence[Baseline] = (), *, names: bool = F
     content: dict[str, Any] = {
         "format": FORMAT, "version": VERSION, "host": source.host, "method": source.method,
         "about": _ABOUT.get(source.method, ""), "structures": list(source.structures),
-        "verdict": verdict_of(source, rows), "against": rows, "dice": _dice(source, veil), "facts": _facts(source),
+        "verdict": veil(verdict_of(source, rows)), "against": veil(rows), "dice": _dice(source, veil),
+        "facts": _facts(source),
         "policy": policy_content(source), "views": views_content(source), "generators": _generators(source),
         "curves": _curves(source), "audit": _audit(source, veil),
     }  # fmt: skip
@@ -120,7 +121,7 @@ def _dice(source: Source, veil: Veil) -> dict[str, Any] | None:
 
 def _facts(source: Source) -> dict[str, Any]:
     """What the training took; None for what isn't known."""
-    return {key: source.facts.get(key) for key in _FACTS}
+    return {key: source.facts.get(key) for key in _FACTS} | {"epoch_chosen": chooses_epoch(source.method)}
 
 
 def _generators(source: Source) -> list[dict[str, Any]]:

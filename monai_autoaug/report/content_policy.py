@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from monai_autoaug.evaluation.comparison.statistics import compare
+from monai_autoaug.evaluation.metrics import decide_pairs
 from monai_autoaug.policies.evidence import DECIDED
 from monai_autoaug.report.names import headings, readable, readable_cascade
 from monai_autoaug.report.policy_rows import PolicyRow, policy_rows, verdict
@@ -143,8 +144,8 @@ def views_content(source: Source) -> dict[str, Any] | None:
     share = dict(zip((o.name for o in policy.operations), policy.probabilities().tolist(), strict=True))
     gain: dict[str, Any] | None = None
     if source.evaluation is not None and source.without_views is not None:
-        both = [e.values["dice"][None] for e in (source.evaluation, source.without_views)]
-        found = compare(both[0], both[1])
+        both = (e.values["dice"][None] for e in (source.evaluation, source.without_views))
+        found = compare(*decide_pairs(*both))
         mean, low, high = found.interval
         gain = {"mean": finite(mean), "low": finite(low), "high": finite(high), "cases": found.cases,
                 "with": finite(source.evaluation.mean()), "without": finite(source.without_views.mean())}  # fmt: skip

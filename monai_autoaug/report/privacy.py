@@ -14,6 +14,12 @@ _SHORTEST = 3  # letters of a name that is looked for: shorter ones are words an
 _PART = r"[^\s,;:'\"<>|()\\/]"
 # from a drive, a home or a share on, or with two folders at least: "</b>" and "1/2" are none
 _PATH = re.compile(rf"(?<![\w.])(?:(?:[A-Za-z]:[\\/]|~[\\/]|\\\\)|/{_PART}+/)(?:{_PART}*[\\/])*{_PART}*\w")
+# relative ones: a file in a folder, and images by their suffix wherever they are
+_FILE = re.compile(
+    rf"(?<![\w.])(?:{_PART}+[\\/])+{_PART}*\.[A-Za-z]\w{{0,7}}\b"
+    rf"|{_PART}+\.(?:nii\.gz|nii|mha|mhd|nrrd|nhdr|hdr|img|dcm|ima|mgz|mgh|tar\.gz|zip|tar|tgz)\b",
+    re.IGNORECASE,
+)
 _HIDDEN = "\N{HORIZONTAL ELLIPSIS}"
 
 
@@ -47,7 +53,9 @@ class Veil:
             text = value
             for path in self._paths:
                 text = text.replace(path, "/known/path")
-            text = _PATH.sub(_HIDDEN, text)
+            if text in self._aliases:  # a short name too, where it is all that is said
+                return self._aliases[text]
+            text = _FILE.sub(_HIDDEN, _PATH.sub(_HIDDEN, text))
             return text if self._names is None else self._names.sub(lambda found: self._aliases[found[0]], text)
         if isinstance(value, dict):
             return {key: self(content) for key, content in value.items()}

@@ -15,11 +15,13 @@ import numpy as np
 from monai_autoaug.errors import ConfigError, DataError
 from monai_autoaug.evaluation import LEAST_CASES, Evaluation
 from monai_autoaug.evaluation.comparison.statistics import compare
+from monai_autoaug.evaluation.metrics import decide_pairs
 from monai_autoaug.evaluation.result import class_mean
+from monai_autoaug.methods import METHODS, find
 from monai_autoaug.report.reading import read_evaluation, read_source
 from monai_autoaug.report.source import Source, finite
 
-__all__ = ["Baseline", "differences", "read_baseline", "verdict_of"]
+__all__ = ["Baseline", "chooses_epoch", "differences", "read_baseline", "verdict_of"]
 
 NOTHING_LEARNED = ("none", "random")
 # what has to be alike for a difference to be the augmentation's
@@ -27,6 +29,7 @@ _ALIKE = {
     "epochs": "epochs", "iterations": "iterations", "batch_size": "batch size", "patch_size": "patch size",
     "parameters": "network parameters", "spacing": "voxel size",
 }  # fmt: skip
+_ALIKE_OPTIONS = {"learning_rate": "learning rate", "weight_decay": "weight decay", "network": "network"}
 
 
 @dataclass(frozen=True)
@@ -79,25 +82,42 @@ def _paired(one: Evaluation, other: Evaluation, what: str) -> tuple[Any, Any, li
         remedy = "train both with the same --split-seed and --validation-cases"
         raise DataError(f"{what} was validated on other cases", remedy=remedy)
     rows = [[e.values["dice"][e.cases.index(case)] for case in shared] for e in (one, other)]
-    return np.array(rows[0])[None], np.array(rows[1])[None], shared
+    return *decide_pairs(np.array(rows[0])[None], np.array(rows[1])[None]), shared
 
 
 def _unlike(source: Source, other: Source | None) -> list[str]:
-    """In which of what has to be alike two trainings differ."""
-    if other is None:
-        return ["whether both trained alike is not known (only its validation could be read)"]
+    """In which of what has to be alike for a difference to be the augmentation's two trainings differ."""
     found = []
-    for key, words in _ALIKE.items():
-        mine, theirs = source.facts.get(key), other.facts.get(key)
+    if chooses_epoch(source.method) and not (other is not None and chooses_epoch(other.method)):
+        found.append("epoch: chosen by these validation cases here, the last one there, so the result here is too good")
+    if other is None:
+        return found
+    pairs = [(words, source.facts.get(key), other.facts.get(key)) for key, words in _ALIKE.items()]
+    pairs += [(words, source.options.get(key), other.options.get(key)) for key, words in _ALIKE_OPTIONS.items()]
+    for words, mine, theirs in pairs:
         if mine is not None and theirs is not None and mine != theirs:
             found.append(f"{words}: {_said(mine)} here, {_said(theirs)} there")
-    seeds = [s.options.get("seed") for s in (source, other)]
-    if seeds[0] != seeds[1]:
-        found.append(f"seed: {seeds[0]} here, {seeds[1]} there")
     trained = [sum((s.facts.get("cases") or {}).get(part, 0) for part in ("train", "meta")) for s in (source, other)]
     if all(trained) and trained[0] != trained[1]:
         found.append(f"cases to learn from: {trained[0]} here, {trained[1]} there")
     return found
+
+
+def _unsure(source: Source, other: Source | None) -> list[str]:
+    """What a reader should know of another training, without which a difference still says something."""
+    if other is None:
+        return ["whether both trained alike is not known (only its validation could be read)"]
+    seeds = [s.options.get("seed") for s in (source, other)]
+    return [] if seeds[0] == seeds[1] else [f"seed: {seeds[0]} here, {seeds[1]} there"]
+
+
+def chooses_epoch(method: str) -> bool:
+    """Whether a method deploys the network of the epoch that was best on the validation cases.
+
+    >>> chooses_epoch("task_driven"), chooses_epoch("adversarial")
+    (True, False)
+    """
+    return method in METHODS and find(method).keeps_best
 
 
 def _said(value: Any) -> str:
@@ -116,7 +136,8 @@ def differences(source: Source, against: Sequence[Baseline]) -> list[dict[str, A
     Returns:
         For each: ``name``, ``mean``, ``low`` and ``high`` (95 % bootstrap interval over cases; None of too few), ``p``
         (Wilcoxon's signed-rank test over cases), ``cases``, ``here`` and ``there`` (mean Dice), ``outcome`` ("gain",
-        "none", "harm" or "few"), ``structures`` (the same of each) and ``unlike`` (in what else they differ).
+        "none", "harm" or "few"), ``structures`` (the same of each), ``unlike`` (in what else they differ, so that
+        nothing follows from the difference) and ``unsure`` (what a reader should know besides).
 
     Raises:
         DataError: they have other structures, or no case in common.
@@ -133,7 +154,8 @@ def differences(source: Source, against: Sequence[Baseline]) -> list[dict[str, A
             per_structure.append({"name": structure, **_difference(mine[..., [k]], theirs[..., [k]])})
         rows.append(
             {"name": name, **_difference(mine, theirs), "structures": per_structure,
-             "unlike": _unlike(source, baseline.source), "left_out": len(source.evaluation.cases) - len(shared)}
+             "unlike": _unlike(source, baseline.source), "unsure": _unsure(source, baseline.source),
+             "left_out": len(source.evaluation.cases) - len(shared)}
         )  # fmt: skip
     return rows
 
@@ -167,7 +189,8 @@ def _difference(mine: Any, theirs: Any) -> dict[str, Any]:
 def verdict_of(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Plain words for what `differences` found.
 
-    A gain is claimed only where the whole interval of the difference from every other training is above 0.
+    A gain is claimed only where the whole interval of the difference from every other training is above 0, and only if
+    nothing but the augmentation differs between them, as far as is known.
 
     Args:
         source: the training.
@@ -203,6 +226,11 @@ def verdict_of(source: Source, rows: Sequence[Mapping[str, Any]]) -> dict[str, A
     if source.method in NOTHING_LEARNED:
         told = f"Nothing was learned here (method {source.method}); the differences are those of the references."
         return {"outcome": "unknown", "headline": "References compared", "sentences": [told, seeds]}
+    unlike = [f"{row['name']} ({'; '.join(row['unlike'])})" for row in rows if row["unlike"]]
+    if unlike:
+        told = f"More than the augmentation differs from {' and '.join(unlike)}: what is due to which can't be told."
+        todo = "Train both alike (the same options but for the method's), or let monai-autoaug compare do it."
+        return {"outcome": "unknown", "headline": "No gain shown", "sentences": [told, todo]}
     if all(outcome == "gain" for outcome in outcomes):
         other = "the other training" if len(rows) == 1 else f"all {len(rows)} other trainings"
         told = f"Dice is higher than in {other} on the same cases; the whole 95 % interval is above 0."

@@ -58,6 +58,8 @@ def quarter_turn(x: Tensor, degrees: Tensor, *, plane: tuple[int, int]) -> Tenso
     """
     axes = (plane[0] + 2, plane[1] + 2)
     one = -1 if plane == (0, 2) else 1
+    if len(x) == 1 and degrees.device.type == "cpu":  # elsewhere the sign would have to be waited for
+        return torch.rot90(x, one if float(degrees) > 0 else -one, axes)
     ahead = (degrees > 0).view(-1, *[1] * (x.ndim - 1))
     return torch.where(ahead, torch.rot90(x, one, axes), torch.rot90(x, -one, axes))
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from cli_helpers import call
 
-from monai_autoaug.commands.compare import _seeds, _words
+from monai_autoaug.commands.asking import seeds, words
 from monai_autoaug.data import read_datalist, write_phantom
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.errors import ConfigError
@@ -127,13 +127,13 @@ def test_a_file_of_options(many: Path, tmp_path: Path) -> None:
         assert message in told("--config", config)
 
 
-def test_lists_of_words() -> None:
-    assert _words("none, joint_policy:without=[noise, gamma],random") == [
+def test_lists_ofwords() -> None:
+    assert words("none, joint_policy:without=[noise, gamma],random") == [
         "none", "joint_policy:without=[noise, gamma]", "random",
     ]  # fmt: skip
-    assert (_seeds("3"), _seeds("4,7"), _seeds("5,"), _seeds(2)) == ([0, 1, 2], [4, 7], [5], [0, 1])
+    assert (seeds("3"), seeds("4,7"), seeds("5,"), seeds(2)) == ([0, 1, 2], [4, 7], [5], [0, 1])
     with pytest.raises(ConfigError):
-        _seeds(",")
+        seeds(",")
 
 
 def made_up(place: Any) -> Any:

@@ -139,6 +139,38 @@ def test_paths_of_a_dataset_json(tmp_path: Path, where: str, place: object) -> N
         read_datalist(folder)
 
 
+@pytest.mark.parametrize(
+    "place",
+    ["x" * 300 + "/a.nii.gz", "images/" + "é" * 120 + "/a.nii.gz", "." * 300 + "/a.nii.gz", "-" * 300 + "/a.nii.gz",
+     "a/" * 2100 + "a.nii.gz", "a\\b/c.nii.gz"],
+    ids=range(6),
+)  # fmt: skip
+@pytest.mark.parametrize("layout", ["decathlon", "nnunet"])
+def test_folders_that_no_system_takes(tmp_path: Path, place: str, layout: str) -> None:
+    """Told as any other wrong path, whoever would have looked for it first."""
+    folder = write_phantom(tmp_path, cases=1, size=16, layout=layout)
+    content = json.loads((folder / "dataset.json").read_text())
+    if layout == "decathlon":
+        content["training"][0]["image"] = place
+    else:
+        content["dataset"] = {"one": {"images": ["../" + place], "label": "labelsTr/phantom_000.nii.gz"}}
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"dataset.json: names a file wrongly") as caught:
+        read_datalist(folder)
+    assert len(str(caught.value)) < 1000
+
+
+def test_hidden_folders_may_be_named(tmp_path: Path) -> None:
+    folder = write_phantom(tmp_path / "data", cases=1, size=16, layout="nnunet")
+    (tmp_path / ".cache" / "-own").mkdir(parents=True)
+    image = (folder / "imagesTr" / "phantom_000_0000.nii.gz").rename(tmp_path / ".cache" / "-own" / "a.nii.gz")
+    content = json.loads((folder / "dataset.json").read_text())
+    for place in (str(image), "../.cache/-own/a.nii.gz", "../data/./../.cache/-own/a.nii.gz"):
+        content["dataset"] = {"one": {"images": [place], "label": "labelsTr/phantom_000.nii.gz"}}
+        (folder / "dataset.json").write_text(json.dumps(content))
+        assert read_datalist(folder).training[0].images[0].samefile(image)
+
+
 @pytest.mark.parametrize("name", ["../../escape", "a/b", "..", "a\nb", ""])
 def test_names_of_cases_in_an_nnunet_table(tmp_path: Path, name: str) -> None:
     """A prediction is called after its case."""

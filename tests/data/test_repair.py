@@ -4,7 +4,10 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
+import shutil
 from pathlib import Path
 
 import nibabel as nib
@@ -182,3 +185,58 @@ def test_refusals(data: DataList, tmp_path: Path) -> None:
         with pytest.raises(ConfigError, match=says):
             repair(data, output, fill=fill)
     assert not (tmp_path / "new").exists()
+
+
+def listing(folder: Path, image: str, label: str) -> DataList:
+    """A data set of nnU-Net's in ``folder`` whose table names the files of its only case."""
+    write_phantom(folder, cases=1, size=16, layout="nnunet")
+    declared = folder / "dataset.json"
+    content = json.loads(declared.read_text())
+    content["dataset"] = {"one": {"images": [image], "label": label}}
+    declared.write_text(json.dumps(content))
+    return read_datalist(folder)
+
+
+@pytest.mark.parametrize("role", ["image", "label"])
+@pytest.mark.parametrize("place", ["../{}", "../other/{}", "../copy/../other/{}"])
+def test_a_file_outside_by_its_path_is_refused_and_never_written(tmp_path: Path, role: str, place: str) -> None:
+    inside = {"image": "imagesTr/case_00_0000.nii.gz", "label": "labelsTr/case_00.nii.gz"}
+    write_phantom(tmp_path / "data", cases=1, size=16, layout="nnunet")
+    names = {r: next((tmp_path / "data").glob(f"{p.split('/')[0]}/*")) for r, p in inside.items()}
+    named = {r: str(path.relative_to(tmp_path / "data")) for r, path in names.items()}
+    elsewhere = tmp_path / os.path.normpath(f"data/{place.format('mine.nii.gz')}")
+    elsewhere.parent.mkdir(exist_ok=True)
+    shutil.copyfile(names[role], elsewhere)
+    edit_file(elsewhere, sheared(0.008))  # something to mend, so that it would be written anew
+    before = elsewhere.read_bytes()
+    data = listing(tmp_path / "data", **named | {role: place.format("mine.nii.gz")})
+    with pytest.raises(ConfigError, match="mine.nii.gz: lies outside the data set's folder"):
+        repair(data, tmp_path / "copy")
+    assert elsewhere.read_bytes() == before
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_path_that_goes_out_and_in_again_is_not_followed_out_of_the_copy(tmp_path: Path) -> None:
+    """``data/../data/x`` lies in the data set; beside a copy named otherwise, the same way leads to the original."""
+    data = listing(tmp_path / "data", "../data/imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    image = next((tmp_path / "data" / "imagesTr").iterdir()).rename(tmp_path / "data" / "imagesTr" / "a.nii.gz")
+    next((tmp_path / "data" / "labelsTr").iterdir()).rename(tmp_path / "data" / "labelsTr" / "a.nii.gz")
+    edit_file(image, sheared(0.008))
+    before = image.read_bytes()
+    with pytest.raises(ConfigError, match="would be written outside the folder"):
+        repair(data, tmp_path / "copy")
+    assert image.read_bytes() == before
+    assert not (tmp_path / "copy").exists()
+
+
+def test_a_way_round_within_the_data_set_and_a_folder_given_by_a_relative_path(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listing(tmp_path / "data", "labelsTr/../imagesTr/a.nii.gz", "labelsTr/a.nii.gz")
+    for name in ("imagesTr", "labelsTr"):
+        file = next((tmp_path / "data" / name).iterdir()).rename(tmp_path / "data" / name / "a.nii.gz")
+        edit_file(file, sheared(0.008))
+    monkeypatch.chdir(tmp_path)
+    changes = repair(read_datalist(Path("data")), Path("copy"))
+    assert [c.file for c in changes] == ["imagesTr/a.nii.gz", "labelsTr/a.nii.gz"]
+    assert audit(read_datalist(tmp_path / "copy")) == []

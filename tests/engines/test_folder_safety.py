@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 from engine_helpers import loader, network, trainer
+from ignite.engine import Events
 
 from monai_autoaug import augmenters
 from monai_autoaug.data import Preprocessing, read_datalist, write_phantom
@@ -23,6 +24,7 @@ from monai_autoaug.engines.folder import Run, read_json
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.engines.segmentation import build_network
 from monai_autoaug.errors import AutoAugError, CheckpointError, ConfigError, PolicyError
+from monai_autoaug.reading import leaves
 
 UNET: dict[str, Any] = {"name": "unet", "inputs": 1, "outputs": 4, "options": {"channels": [4, 8]}}
 
@@ -57,6 +59,26 @@ def segment(run: Run) -> list[Path]:
 
 def test_a_good_folder_works(run: Run) -> None:
     assert len(segment(run)) == 2
+
+
+def test_what_could_not_be_read_again_is_not_written(run: Run) -> None:
+    """Saving refuses all that loading does, and leaves the last good file."""
+    good = {"method": {"players": [torch.ones(2)]}, "clock": {"seconds": 1.0, "dice": float("nan")}}
+    run.save_checkpoint(good)
+    before = {f: f.read_bytes() for f in (run.checkpoint, run.model)}
+    for bad, says in (
+        ({"method": {"players": [torch.tensor([1.0, torch.nan])]}}, r"method.players\[0\] holds 1 values"),
+        ({"best": Path("x")}, "best is a PosixPath"),
+    ):
+        with pytest.raises(CheckpointError, match=f"checkpoint.pt: is not written, .*{says}.*the last good one stays"):
+            run.save_checkpoint(good | bad)
+    network = build_network("unet", 1, 4, channels=[4, 8])
+    with torch.no_grad():
+        next(network.parameters()).view(-1)[0] = torch.inf
+    with pytest.raises(CheckpointError, match="model.pt: is not written"):
+        run.save_model(network, **UNET)
+    assert {f: f.read_bytes() for f in before} == before
+    assert torch.equal(run.load_checkpoint()["method"]["players"][0], torch.ones(2))
 
 
 def model(change: Callable[[dict[str, Any]], Any]) -> Callable[[Run], None]:
@@ -129,7 +151,7 @@ def test_checkpoints_of_a_run(tmp_path: Path, kind: str) -> None:
     elif kind == "cut":
         run.checkpoint.write_bytes(run.checkpoint.read_bytes()[:300])
     elif kind == "nan":
-        run.save_checkpoint({"a": torch.tensor([torch.nan])})
+        torch.save({"a": torch.tensor([torch.nan])}, run.checkpoint)
     elif kind == "other":
         torch.save(torch.ones(2), run.checkpoint)
     else:
@@ -164,6 +186,65 @@ def test_resuming_from_a_damaged_checkpoint(tmp_path: Path, kind: str) -> None:
     with pytest.raises(CheckpointError, match=r"checkpoint\.pt: can't be resumed from"):
         again.run()
     assert not (tmp_path / "made").exists()
+
+
+class Masked(torch.nn.Module):
+    """With a buffer that is infinite on purpose, as masks of attention are."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = network()
+        self.register_buffer("mask", torch.tensor([0.0, -torch.inf]))
+        self.register_buffer("scale", torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.net(x)
+        return out
+
+
+@pytest.mark.parametrize("where", ["model.net", "model.mask", "optimizer", "autoaug"])
+def test_resuming_from_a_checkpoint_that_is_not_finite(tmp_path: Path, where: str) -> None:
+    """Of what is infinite only what the network was made with; nothing is loaded before all has been looked at."""
+    path, net = tmp_path / "checkpoint.pt", Masked()
+    engine = trainer("adversarial", network=net, data=loader(), max_epochs=1)
+    TrainingCheckpoint(path, {"model": net, "optimizer": engine.optimizer}).attach(engine)
+    engine.run()
+    good, content = path.read_bytes(), torch.load(path)
+    assert content["model"]["mask"].tolist() == [0.0, -torch.inf]
+
+    def resuming() -> tuple[Any, Masked]:
+        again = trainer("adversarial", network=(other := Masked()), data=loader(), max_epochs=2)
+        TrainingCheckpoint(path, {"model": other, "optimizer": again.optimizer}, resume=True).attach(again)
+        return again, other
+
+    again, other = resuming()
+    before = [v.clone() for v in other.state_dict().values()]
+    states = {
+        "model.net": {k: v for k, v in content["model"].items() if k.startswith("net")},
+        "model.mask": {"mask": content["model"]["mask"]},
+        "optimizer": content["optimizer"], "autoaug": content["autoaug"]["method"]["players"],
+    }  # fmt: skip
+    tensor = next(v for _, v in leaves(states[where]) if isinstance(v, torch.Tensor) and v.is_floating_point())
+    tensor.view(-1)[0] = torch.nan
+    torch.save(content, path)
+    with pytest.raises(CheckpointError, match=rf"can't be resumed from .*{where}.* values that are not finite"):
+        again.run()
+    assert all(torch.equal(a, b) for a, b in zip(before, other.state_dict().values(), strict=True))
+    path.write_bytes(good)
+    again, other = resuming()
+    again.run()
+    assert again.state.epoch == 2
+
+
+def test_a_checkpoint_that_could_not_be_resumed_from_is_not_written(tmp_path: Path) -> None:
+    path, net = tmp_path / "checkpoint.pt", Masked()
+    engine = trainer("none", network=net, data=loader(), max_epochs=2)
+    engine.add_event_handler(Events.EPOCH_COMPLETED(once=2), lambda: net.scale.fill_(torch.nan))
+    TrainingCheckpoint(path, {"model": net}).attach(engine)
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt: is not written, .*model.scale holds 2 .*good one stays"):
+        engine.run()
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoint.pt"]
+    assert torch.load(path)["model"]["scale"].tolist() == [1.0, 1.0]
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,28 @@ def test_a_stopped_run_goes_on_as_if_it_had_not_stopped(data: Path, tmp_path: Pa
     assert all(torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True))
 
 
+@pytest.mark.parametrize(
+    ("batch_size", "changes", "waits"),
+    [(8, {"pool": 4}, False), (4, {"pool": 8, "paired": False}, True)],  # as many as pool x classes; and by choice
+    ids=["enough", "unpaired"],
+)
+def test_a_run_whose_samples_were_not_compared_goes_on_too(
+    data: Path, tmp_path: Path, batch_size: int, changes: dict[str, Any], waits: bool
+) -> None:
+    """What their unaugmented patches are worth is not known, which a checkpoint holds as something finite."""
+    given = JOINT | {"method_options": METHOD | changes, "batch_size": batch_size, "meta_cases": 2}
+    whole = train(options(data, tmp_path / "whole", **given))
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "stopped", **given), listener=stop_at(4))
+    stopped = Run(tmp_path / "stopped")
+    pool = stopped.load_checkpoint()["autoaug"]["method"]["learning"]["pool"]
+    assert not waits or (len(pool["known"]) > 0 and not pool["known"].any())
+    resume(stopped.folder)
+    assert rows(stopped) == rows(whole)
+    assert stopped.policy.read_bytes() == whole.policy.read_bytes()
+    assert all(torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True))
+
+
 def test_workers_change_nothing_and_a_run_says_what_it_will_do(data: Path, tmp_path: Path) -> None:
     heard: list[Progress] = []
     one, two = (

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import platform
@@ -80,6 +81,18 @@ def test_a_killed_process_is_followed_at_once(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_a_killed_process_that_nobody_has_waited_for(tmp_path: Path) -> None:
+    """A zombie works on nothing; in a container whose first process is no init it stays."""
+    process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    written(tmp_path, process=process.pid, begun=claims._begun(process.pid))
+    assert holder(tmp_path) == f"process {process.pid} on {platform.node()}"
+    process.kill()
+    until(lambda: Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z")
+    assert holder(tmp_path) is None
+    process.wait()
+
+
 def test_of_another_machine_age_alone_counts(tmp_path: Path) -> None:
     file = written(tmp_path, machine="elsewhere", process=1)
     assert Claim.take(tmp_path, stale=60) is None
@@ -110,6 +123,31 @@ def test_what_is_just_being_written_is_not_taken(tmp_path: Path) -> None:
     assert holder(tmp_path) == "another process"
 
 
+def test_of_a_process_that_was_killed_before_it_wrote(tmp_path: Path) -> None:
+    """A claim that says nothing is followed long before one whose process may only be slow."""
+    file = tmp_path / "claim.1"
+    file.touch()
+    old = time.time() - claims.UNWRITTEN - 1
+    os.utime(file, (old, old))
+    assert old > time.time() - claims.STALE
+    claim = Claim.take(tmp_path)
+    assert claim is not None
+    claim.release(all_of_them=True)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_full_disk_leaves_no_claim(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Others would wait for it."""
+
+    def full(*given: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(json, "dump", full)
+    with pytest.raises(OSError, match=r"No space left on device: '.*claim.1'"):
+        Claim.take(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_it_beats(tmp_path: Path) -> None:
     claim = Claim.take(tmp_path, heartbeat=0.05)
     assert claim is not None
@@ -137,9 +175,66 @@ def test_what_is_done_is_not_claimed(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_higher_number_that_appears_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    found = iter([0, 0, 5])
-    monkeypatch.setattr(claims, "_highest", lambda folder: next(found))
+def test_a_higher_number_that_appears_meanwhile(tmp_path: Path) -> None:
+    answers = iter([False, False])
+
+    def done() -> bool:
+        written(tmp_path, 5, machine="elsewhere", process=1)
+        return next(answers)
+
+    assert Claim.take(tmp_path, done=done) is None
+    assert [f.name for f in tmp_path.iterdir()] == ["claim.5"]
+
+
+def test_a_claim_that_is_released_while_it_is_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sees it as it goes and another one sees none, and is done looking before the first one creates its own."""
+    first = Claim.take(tmp_path)
+    assert first is not None
+    now = claims._now
+    got: list[Claim | None] = []
+
+    def while_looking(folder: Path) -> float:
+        monkeypatch.setattr(claims, "_now", now)
+        first.release()
+        return now(folder)
+
+    def between() -> bool:
+        if not got:
+            got.append(Claim.take(tmp_path))
+        return False
+
+    monkeypatch.setattr(claims, "_now", while_looking)
+    assert Claim.take(tmp_path, done=between) is None
+    assert got[0] is not None
+    assert [f.name for f in tmp_path.iterdir()] == ["claim.1"]
+    assert got[0].path.name == "claim.1"
+    got[0].release()
+
+
+def test_a_stale_claim_that_is_removed_before_the_next_is_created(tmp_path: Path) -> None:
+    """Another process has taken it over, ended and removed all of them, and a third one has begun at 1 again."""
+    old = time.time() - 61
+    os.utime(written(tmp_path, machine="elsewhere", process=1), (old, old))
+    got: list[Claim | None] = []
+
+    def between() -> bool:
+        if not got:
+            second = Claim.take(tmp_path, stale=60)
+            assert second is not None
+            assert second.path.name == "claim.2"
+            second.release(all_of_them=True)
+            got.append(Claim.take(tmp_path, stale=60))
+        return False
+
+    assert Claim.take(tmp_path, done=between, stale=60) is None
+    assert got[0] is not None
+    assert [f.name for f in tmp_path.iterdir()] == [got[0].path.name] == ["claim.1"]
+    got[0].release()
+
+
+def test_a_claim_that_is_listed_but_not_there_is_not_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As network file systems do for a while."""
+    monkeypatch.setattr(claims, "_highest", lambda folder: 3)
     assert Claim.take(tmp_path) is None
     assert list(tmp_path.iterdir()) == []
 

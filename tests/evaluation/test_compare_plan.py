@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import os
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -114,7 +115,7 @@ def test_unlabelled_images_are_part_of_the_configuration(tmp_path: Path) -> None
     (folder / "a.nii.gz").write_bytes(b"x")
     given = small_plan(tmp_path, arms, unlabelled=folder)
     first = {cell.arm.name: cell.config["unlabelled"] for cell in given.cells()}["task_driven"]
-    (folder / "a.nii.gz").write_bytes(b"xx")
+    (folder / "a.nii.gz").write_bytes(b"y")
     second = small_plan(tmp_path, arms, unlabelled=folder).cells()[1].config["unlabelled"]
     assert first[0].startswith("digest ")
     assert first != second
@@ -155,17 +156,33 @@ def test_more_arms_seeds_and_cases_are_no_other_setting(tmp_path: Path) -> None:
     more.begin()
 
 
-def test_other_data_are_refused(tmp_path: Path) -> None:
-    small_plan(tmp_path).begin()
-    (tmp_path / "data" / "label_003.nii.gz").write_bytes(b"another size")
-    with open(tmp_path / "data" / "image_003.nii.gz", "ab") as file:
-        file.write(b"more")
-    setting = Setting(test_cases=8, validation_cases=2)
+@pytest.mark.parametrize("role", ["image", "label"])
+def test_other_data_are_refused(tmp_path: Path, role: str) -> None:
+    """Files that were written again in place, too: an uncompressed label has the same size whatever it holds."""
     own = small_plan(tmp_path)
-    changed = replace(own, data=fingerprint(replace(own.datalist, channels=("CT",))))
-    with pytest.raises(ConfigError, match="data: "):
+    own.begin()
+    file = tmp_path / "data" / f"{role}_003.nii.gz"
+    content, times = file.read_bytes(), file.stat()
+    file.write_bytes(b"y" * len(content))
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    changed = replace(own, data=fingerprint(own.datalist))
+    with pytest.raises(ConfigError, match="data: .* so the data have changed since, or an older version, .* wrote"):
         changed.check()
-    assert setting == own.setting
+    file.write_bytes(content)
+    assert fingerprint(own.datalist) == own.data
+
+
+def test_what_a_data_set_declares_and_how_its_cases_are_called_is_part_of_it(tmp_path: Path) -> None:
+    own = datalist(tmp_path)
+    renamed = replace(own.training[0], name="case_100")
+    exchanged = replace(own.training[0], images=own.training[1].images)
+    others = [
+        replace(own, channels=("CT",)), replace(own, labels=own.labels | {"new": 3}), replace(own, ignore_label=3),
+        replace(own, training=own.training[1:]), replace(own, training=(renamed, *own.training[1:])),
+        replace(own, training=(exchanged, *own.training[1:])),
+    ]  # fmt: skip
+    assert len({fingerprint(one) for one in (own, *others)}) == 1 + len(others)
+    assert fingerprint(replace(own, training=own.training[::-1])) == fingerprint(own)
 
 
 def test_another_version_of_the_package_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

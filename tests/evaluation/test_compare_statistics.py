@@ -12,9 +12,9 @@ from scipy import stats
 
 from monai_autoaug.evaluation.comparison.statistics import (
     average_ranks,
-    bootstrap,
     compare,
     holm,
+    interval,
     signed_rank,
     smallest_p,
 )
@@ -81,24 +81,28 @@ def test_holm_leaves_out_what_is_no_test() -> None:
 def test_interval_covers_the_cases() -> None:
     """One seed and one structure: the classical bootstrap of a mean, whose deviation is known."""
     d = np.random.default_rng(0).normal(0.1, 0.2, (1, 40, 1))
-    mean, low, high = bootstrap(d, resamples=10000)
+    mean, low, high = interval(d, resamples=10000)
     assert mean == pytest.approx(d.mean())
     error = d.std(ddof=1) / np.sqrt(40)
     assert [low, high] == pytest.approx([mean - 1.96 * error, mean + 1.96 * error], abs=0.1 * error)
 
 
-@pytest.mark.parametrize("seeds", [3, 10])
+@pytest.mark.parametrize("seeds", [2, 3, 10])
 def test_interval_covers_the_seeds(seeds: int) -> None:
-    """All cases alike: the spread of the resampled means is that of a mean of so many seeds, with n - 1."""
+    """All cases alike: scipy's t test of the seeds' effects has the same bounds."""
     effects = np.random.default_rng(1).normal(0, 1, seeds)
     d = np.broadcast_to(effects[:, None, None], (seeds, 12, 1))
-    # the interval of 3 seeds has few steps, so its deviation is taken from many levels
-    levels = np.linspace(0.04, 0.96, 16)
-    bounds = [bootstrap(d, level=level, resamples=4000) for level in levels]
-    z = stats.norm.ppf((1 + levels) / 2)
-    widths = np.array([(b.high - b.low) / 2 for b in bounds])
-    slope = (widths * z).sum() / (z**2).sum()
-    assert slope == pytest.approx(effects.std(ddof=1) / np.sqrt(seeds), rel=0.12)
+    for level in (0.5, 0.95):
+        expected = stats.ttest_1samp(effects, 0).confidence_interval(level)
+        assert interval(d, level=level)[1:] == pytest.approx(tuple(expected))
+
+
+def test_both_parts_add_as_squares() -> None:
+    cases, effects = np.random.default_rng(5).normal(0, 0.1, 30), np.array([-0.1, 0.0, 0.1])
+    of_cases = interval(cases[None, :, None])
+    d = cases[None, :, None] + effects[:, None, None]
+    low = np.hypot(of_cases.mean - of_cases.low, stats.t.ppf(0.975, 2) * 0.1 / np.sqrt(3))
+    assert interval(d).mean - interval(d).low == pytest.approx(low)
 
 
 def test_seeds_widen_the_interval() -> None:
@@ -106,26 +110,26 @@ def test_seeds_widen_the_interval() -> None:
     cases = rng.normal(0, 0.05, (1, 30, 2))
     alike = np.repeat(cases, 4, axis=0)
     apart = alike + rng.normal(0, 0.1, (4, 1, 1))
-    narrow, wide = (bootstrap(d) for d in (alike, apart))
+    narrow, wide = (interval(d) for d in (alike, apart))
     assert wide.high - wide.low > 3 * (narrow.high - narrow.low)
 
 
 def test_structures_count_alike_and_undefined_values_are_left_out() -> None:
     d = np.full((2, 10, 2), np.nan)
     d[:, :, 0], d[:, :2, 1] = 0.2, 0.6
-    assert bootstrap(d).mean == pytest.approx(0.4)
-    low, high = bootstrap(d)[1:]
+    assert interval(d).mean == pytest.approx(0.4)
+    low, high = interval(d)[1:]
     # 0.2 where none of the two cases that have the second structure was drawn, stretched as said
     assert low == pytest.approx(0.4 - 0.2 * np.sqrt(10 / 9))
     assert high == pytest.approx(0.4)
 
 
 def test_of_few_cases_no_bounds_are_given() -> None:
-    assert np.isnan(bootstrap(np.zeros((3, 4, 1))).low)
+    assert np.isnan(interval(np.zeros((3, 4, 1))).low)
     only = np.full((3, 20, 1), np.nan)
     only[:, :4] = 1.0
-    assert bootstrap(only).mean == 1.0
-    assert np.isnan(bootstrap(only).high)
+    assert interval(only).mean == 1.0
+    assert np.isnan(interval(only).high)
 
 
 def test_compare_pairs_by_seed_case_and_structure() -> None:
@@ -141,15 +145,21 @@ def test_compare_pairs_by_seed_case_and_structure() -> None:
     assert swapped.interval.low < 0 < swapped.interval.high
 
 
-def test_intervals_cover_the_truth_as_often_as_they_say() -> None:
-    """Of trainings with effects of seeds and of cases, 95 % intervals should hold the true difference."""
+@pytest.mark.parametrize(
+    ("seeds", "of_seed", "of_case", "of_both"),
+    [(6, 0.03, 0.05, 0.05), (3, 0.05, 0.0, 0.01), (3, 0.0, 0.05, 0.05), (3, 0.02, 0.05, 0.05), (2, 0.05, 0.05, 0.05)],
+)
+def test_intervals_cover_the_truth_as_often_as_they_say(
+    seeds: int, of_seed: float, of_case: float, of_both: float
+) -> None:
+    """With effects of seeds and of cases, 95 % intervals should hold the true difference, of few seeds too."""
     rng = np.random.default_rng(4)
     held = 0
-    for _ in range(100):
-        d = rng.normal(0, 0.03, (6, 1, 1)) + rng.normal(0, 0.05, (1, 25, 1)) + rng.normal(0, 0.05, (6, 25, 1))
-        _, low, high = bootstrap(d, resamples=300)
+    for _ in range(400):
+        d = rng.normal(0, of_seed, (seeds, 1, 1)) + rng.normal(0, of_case, (1, 25, 1))
+        _, low, high = interval(d + rng.normal(0, of_both, (seeds, 25, 1)), resamples=300)
         held += low <= 0 <= high
-    assert 0.88 <= held / 100 <= 1.0
+    assert held / 400 >= 0.92
 
 
 def test_ranks_by_hand() -> None:

@@ -195,7 +195,7 @@ def told(own: Plan) -> str:
 def test_notes_say_what_the_interval_covers(tmp_path: Path) -> None:
     three = told(done(tmp_path / "three"))
     assert "95 % intervals are over test cases and seeds" in three
-    assert "Of 3 seeds, how much trainings vary is a rough estimate." in three
+    assert "How much trainings vary is estimated from 3 seeds, so the intervals are wide" in three
     assert "Holm's method for 3 comparisons" in three
     assert "8 test cases, which no arm has looked at" in three
     assert "drawn from 14 cases by the seed" in three
@@ -238,3 +238,15 @@ def test_no_path_and_no_case_is_in_a_summary(summary: Summary, tmp_path: Path) -
     text = json.dumps(summary.to_dict())
     assert "case_0" not in text
     assert str(tmp_path.parent) not in text
+
+
+def test_tables_are_not_replaced_by_older_ones(tmp_path: Path) -> None:
+    """Of a process that sums up while another one does the last cells."""
+    from monai_autoaug.commands.compare import _write_latest
+
+    own = small_plan(tmp_path)
+    run_cells(own.cells()[:2], own.place, making_up(GAINS))
+    early = summarise(own)
+    run_cells(own.cells(), own.place, making_up(GAINS))
+    assert (early.done, _write_latest(own, early).done) == (2, 4)
+    assert json.loads((own.folder / "summary.json").read_text())["done"] == 4

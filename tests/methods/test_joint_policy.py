@@ -15,12 +15,13 @@ from method_helpers import Fixed, losses, unet
 from torch import Tensor, nn
 
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.methods import Task
+from monai_autoaug.methods import Task, training_learner
 from monai_autoaug.methods.joint_policy import JointPolicy
 from monai_autoaug.methods.meta_gradient import meta_gradient
 from monai_autoaug.methods.meta_losses import view_losses
 from monai_autoaug.policies import Sampled
 from monai_autoaug.precision import Precision
+from monai_autoaug.reading import check_content
 
 
 class Streams(Fixed):
@@ -150,6 +151,26 @@ def test_pooled_samples_are_compared_with_their_patches_as_they_were(options: di
             start += len(cascade)
     method.step(streams)
     assert torch.allclose(found[1].plain, found[1].values, rtol=1e-3) == asked
+
+
+def test_a_comparison_that_is_not_finite_leaves_its_sample_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Uncorrected among corrected ones, it would drown them."""
+    original, asked = training_learner.per_sample_hypergradient, []
+
+    def spoilt(*given: Any, **options: Any) -> Tensor:
+        values = original(*given, **options)
+        asked.append(values)
+        return values if len(asked) % 2 else values.index_fill(0, torch.tensor([1]), torch.inf)  # the patch as it was
+
+    monkeypatch.setattr(training_learner, "per_sample_hypergradient", spoilt)
+    method = build(paired=True, pool=40, test_time=False, classes="all")
+    assert method.learning is not None
+    method.step(Streams(size=4, shape=(16, 16, 16)))
+    assert len(asked) == 2
+    assert method.learning.dropped == 1
+    assert len(method.state_dict()["learning"]["pool"]["values"]) == 3
+    check_content(method.state_dict())
+    assert any("worth of some samples was not finite" in w for w in method.warnings())
 
 
 @pytest.mark.parametrize("loss_region", [1.0, 0.5])

@@ -41,6 +41,11 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "task_driven": {"width": 4, "warm_up": 1},
     "joint_policy": {"warm_up": 0, "update_every": 1, "pool": 2, "views": 2},
 }  # fmt: skip
+# with batch norms, of which each rank sees samples of its own
+PAPER: dict[str, dict[str, Any]] = {
+    "adversarial": {"warm_up": 0, "width": 4, "noise_size": 4}, "task_driven": {"width": 4, "warm_up": 1},
+    "general_adversarial": {"width": 2, "width_discriminator": 2, "noise_size": 4},
+}  # fmt: skip
 PLAYERS = {
     "adversarial": {"generators", "discriminator"},
     "general_adversarial": {"generator", "class_discriminator", "dissimilarity_discriminator"},
@@ -54,7 +59,7 @@ def built() -> nn.Module:
     return methods.prepare("adversarial", UNet(3, 1, 3, (4, 8), (2,), num_res_units=1))
 
 
-def _train(number: int, folder: str, name: str) -> None:
+def _train(number: int, folder: str, name: str, paper: bool = False) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=number, world_size=2)
     torch.manual_seed(0)
@@ -62,7 +67,8 @@ def _train(number: int, folder: str, name: str) -> None:
     network = built() if adversarial else UNet(3, 1, 3, (4, 8), (2,), num_res_units=1)
     optimizer = torch.optim.SGD(network.parameters(), 1e-2)
     task = Task(network, optimizer, losses, Precision("cpu"), steps=20, build=built)
-    method = methods.build(name, task, seed=3, **OPTIONS[name])
+    options = {**PAPER[name], "fidelity": "paper"} if paper else OPTIONS[name]
+    method = methods.build(name, task, seed=3, **options)
     batches, history = OwnBatches(number), []
     learned: dict[str, nn.Module] = {n: p.module for n, p in method.players.items()} | dict(method.policies())
     for _ in range(3):
@@ -115,3 +121,16 @@ def test_two_ranks_stay_together(name: str, tmp_path: Path) -> None:
         player = "augmenter" if name == "bilevel" else "generator"
         made = {int(s["step"]) for s in players[player]["optimizer"]["state"].values()}
         assert made == {1 if name == "bilevel" else 2}
+
+
+@pytest.mark.parametrize("name", [
+    pytest.param(n, marks=() if n == "task_driven" else pytest.mark.long) for n in PAPER
+])  # fmt: skip
+def test_running_statistics_of_players_are_shared(name: str, tmp_path: Path) -> None:
+    """A checkpoint holds the players of one rank for all: they are the same after each step."""
+    mp.spawn(_train, (str(tmp_path), name, True), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{n}.pt", weights_only=True) for n in range(2))
+    _equal_after_every_update(first["history"], second["history"])
+    means = [k for k in first["history"][0] if k.endswith("running_mean")]
+    assert {k.split(".")[0] for k in means} >= PLAYERS[name] - {"class_discriminator", "dissimilarity_discriminator"}
+    assert any(not torch.equal(first["history"][-1][k], first["history"][0][k]) for k in means)

@@ -33,6 +33,16 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
+# players with batch norm, whose running statistics a forward changes at once
+PAPER: dict[str, tuple[str, dict[str, Any]]] = {
+    "adversarial": ("adversarial", {"discriminator_resamples": False, "warm_up": 0}),
+    "task_driven": ("task_driven", {}),
+    "general": ("general_adversarial", {}),
+    "decoder": ("general_adversarial", {"augmentation": "decoder"}),
+}
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+
 class Streams(Fixed):
     """Fixed batches of all streams, which can be spoilt."""
 
@@ -106,6 +116,50 @@ def test_a_batch_that_is_not_finite_leaves_no_trace(name: str) -> None:
     assert skipped <= changed(after, learned(method))
 
 
+def norms(method: Method) -> list[tuple[str, Any]]:
+    """Batch norms of the players."""
+    return [(n, m) for n, p in method.players.items() for m in p.module.modules() if isinstance(m, NORMS)]
+
+
+@pytest.mark.parametrize("case", PAPER)
+def test_running_statistics_of_players_come_back(case: str) -> None:
+    """One batch would make them NaN for good: those of the last good step stay, and training goes on from there."""
+    name, options = PAPER[case]
+    method, streams = build(name, fidelity="paper", **options), Streams()
+    assert norms(method)
+    method.step(streams)
+    before = [layer.running_var.clone() for _, layer in norms(method)]
+    streams.spoil("train", "real", "unlabelled", "meta")
+    method.step(streams)
+    assert sum(method.task.precision.skipped.values()) >= 2
+    method.state_dict()
+    for former, (player, layer) in zip(before, norms(method), strict=True):
+        assert bool(torch.isfinite(layer.running_var).all()), player
+        if method.task.precision.skipped[player]:
+            torch.testing.assert_close(layer.running_var, former, rtol=1.0, atol=1.0)
+    skipped = dict(method.task.precision.skipped)
+    streams.mend()
+    method.step(streams)
+    assert dict(method.task.precision.skipped) == skipped
+    assert all(bool(torch.isfinite(v).all()) for v in learned(method).values())
+    assert any(not torch.equal(v, layer.running_var) for v, (_, layer) in zip(before, norms(method), strict=True))
+
+
+def test_statistics_of_a_restored_player_are_those_of_the_checkpoint() -> None:
+    method, streams = build("task_driven", fidelity="paper"), Streams()
+    for _ in range(2):
+        method.step(streams)
+    resumed = build("task_driven", fidelity="paper")
+    resumed.load_state_dict(method.state_dict())
+    for _, layer in norms(resumed):
+        layer.running_mean.fill_(torch.nan)
+    for player in resumed.players.values():
+        player.statistics.settle()
+    for (_, own), (_, other) in zip(norms(method), norms(resumed), strict=True):
+        assert bool(own.running_mean.any())
+        assert torch.equal(own.running_mean, other.running_mean)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_training_stops_with_an_explanation(name: str) -> None:
     method, streams = build(name, precision=Precision("cpu", max_skipped=3)), Streams()
@@ -177,6 +231,37 @@ def test_what_is_infinite_does_not_get_into_a_checkpoint(name: str) -> None:
     norm.running_var[0] = torch.inf
     with pytest.raises(CheckpointError, match="the running statistics of network are not finite"):
         method.state_dict()
+
+
+@pytest.mark.parametrize("case", PAPER)
+def test_infinite_statistics_of_a_player_do_not_get_into_a_checkpoint(case: str) -> None:
+    name, options = PAPER[case]
+    method = build(name, fidelity="paper", **options)
+    for player, layer in norms(method):
+        layer.running_mean[0] = torch.nan
+        with pytest.raises(CheckpointError, match=f"the running statistics of {player} are not finite"):
+            method.state_dict()
+        layer.running_mean[0] = 0
+    method.state_dict()
+
+
+def test_a_generator_that_learns_no_more_is_looked_at_too() -> None:
+    method = build("task_driven", fidelity="paper")
+    for number, phase in enumerate(method.phases):
+        if number:
+            method.begin_phase(number)
+        for kind, generator in method.generators.items():  # type: ignore[union-attr]  # a ModuleDict
+            what = "generator" if kind == phase.name else f"the {kind} generator"
+            for tensors, says in ((generator.parameters(), "weights"), (generator.buffers(), "running statistics")):
+                tensor = next(t for t in tensors if t.is_floating_point() and t.numel() > 1)
+                former = tensor.detach().clone()
+                with torch.no_grad():
+                    tensor.view(-1)[0] = torch.inf
+                with pytest.raises(CheckpointError, match=f"the {says} of {what} are not finite"):
+                    method.state_dict()
+                with torch.no_grad():
+                    tensor.copy_(former)
+    assert len(method.phases) == 3
 
 
 @pytest.mark.parametrize("name", ["training", "test_time"])

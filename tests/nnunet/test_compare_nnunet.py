@@ -6,6 +6,9 @@ from __future__ import annotations
 
 import json
 import os
+import threading
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +17,10 @@ import torch
 import yaml
 
 from monai_autoaug.data import DataList, read_datalist, write_phantom
-from monai_autoaug.errors import CheckpointError, ConfigError
+from monai_autoaug.errors import AutoAugError, CheckpointError, ConfigError
 from monai_autoaug.evaluation.comparison import Plan, Setting, compare, plan
 from monai_autoaug.evaluation.comparison.cells import Cell, CellFolder
+from monai_autoaug.evaluation.comparison.claims import Claim
 from monai_autoaug.evaluation.comparison.comparing import check_arms, prepare_nnunet
 from monai_autoaug.evaluation.comparison.nnunet_work import NnunetCell, configuration_of, small_of
 from monai_autoaug.evaluation.comparison.working import Place
@@ -57,7 +61,7 @@ class Heard:
         self.arguments = arguments
         self.environment = {k: v for k, v in os.environ.items() if k.startswith(("nnUNet", "MONAI_AUTOAUG"))}
         config = self.environment.get("MONAI_AUTOAUG_CONFIG")
-        self.options = None if config is None else yaml.safe_load(Path(config).read_text())
+        self.options: Any = None if config is None else yaml.safe_load(Path(config).read_text())
 
 
 def test_a_training_is_nnunets_own_command(data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,6 +85,26 @@ def test_a_training_is_nnunets_own_command(data: DataList, tmp_path: Path, monke
     assert heard.options["method_options"] == {"classes": "all", "test_time": False, "views": 3}
     assert heard.options["lr"] == 0.1
     assert "-tr nnUNetTrainerAutoAug " in " ".join(heard.arguments)
+
+
+@pytest.mark.parametrize("common", [{}, {"batch_size": 4}])
+def test_an_arm_has_a_batch_size_of_its_own(
+    data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: dict[str, int]
+) -> None:
+    """The plans hold the one that is common to all, also those of a small network."""
+    heard = Heard(monkeypatch)
+    own = made(data, tmp_path / "out", "none", "none:batch_size=8", options=SMALL | common)
+    Experiment(own.folder / "nnunet", "compare").preprocessed.mkdir(parents=True)
+    for number, size in enumerate((common.get("batch_size"), 8)):
+        begun(own, number)[1].train()
+        assert heard.options.get("batch_size") == size
+    assert small_of(own.setting.options)["batch_size"] == common.get("batch_size", 2)
+
+
+@pytest.mark.parametrize("option", ["features=[4]", "width=0.5", "patch_size=[8, 8, 8]", "configuration=3d_lowres"])
+def test_the_network_is_the_same_for_all_arms(data: DataList, tmp_path: Path, option: str) -> None:
+    with pytest.raises(ConfigError, match="is no OPTION=VALUE of method 'none' or of the host"):
+        made(data, tmp_path / "out", "none", f"none:{option}")
 
 
 def test_nnunet_has_its_own_number_of_workers_unless_told(
@@ -172,36 +196,122 @@ def test_arms_can_be_built(data: DataList, tmp_path: Path) -> None:
     check_arms(made(data, tmp_path / "out", "nnunet", "da5", "joint_policy", "bilevel/flip", "random"))
 
 
+class Prepared:
+    """What nnU-Net was to prepare; nothing is."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.cases: list[set[str]] = []
+        self.small: Any = None
+        self.unlabelled: list[tuple[set[str], str]] = []
+        heard = self
+
+        def prepare(self: Experiment, datalist: DataList, cases: Any, *, small: Any, **given: Any) -> None:
+            heard.cases.append({c.name for c in cases})
+            heard.small = small
+            self.preprocessed.mkdir(parents=True)
+            (self.preprocessed / "prepared").touch()
+
+        def unlabelled(
+            self: Experiment, cases: Any, channels: int, configuration: str, names: Any, **given: Any
+        ) -> None:
+            heard.unlabelled.append(({c.name for c in cases}, configuration))
+            folder = self.unlabelled(configuration, names)
+            folder.mkdir(parents=True)
+            (folder / "content.txt").write_text(
+                "".join(c.images[0].read_bytes().decode("latin-1") for c in cases), "latin-1"
+            )
+
+        monkeypatch.setattr(Experiment, "prepare", prepare)
+        monkeypatch.setattr(Experiment, "prepare_unlabelled", unlabelled)
+
+
 def test_data_are_prepared_once(data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[set[str], Any]] = []
-
-    def prepare(self: Experiment, datalist: DataList, cases: Any, *, small: Any, **given: Any) -> None:
-        calls.append(({c.name for c in cases}, small))
-        self.preprocessed.mkdir(parents=True)
-        (self.preprocessed / "prepared").touch()
-
-    def unlabelled(self: Experiment, cases: Any, channels: int, configuration: str) -> None:
-        calls.append(({c.name for c in cases}, configuration))
-        (self.preprocessed / f"unlabelled_{configuration}").touch()
-
-    monkeypatch.setattr(Experiment, "prepare", prepare)
-    monkeypatch.setattr(Experiment, "prepare_unlabelled", unlabelled)
+    heard = Prepared(monkeypatch)
     own = made(data, tmp_path / "out", "none", "task_driven", unlabelled_cases=2)
     place = Place(data.folder, own.folder, "cpu")
     for _ in range(2):
         prepare_nnunet(own, place)
-    assert calls == [({*own.parts.pool, *own.parts.validation}, small_of(SMALL)), (set(own.parts.unlabelled), "small")]
-    assert {f.name for f in (own.folder / "nnunet").iterdir()} == {"preprocessed"}  # no claim is left
-    _, work = begun(own, 1)
-    (work.experiment.preprocessed / "unlabelled_small").unlink()
+    assert heard.cases == [{*own.parts.pool, *own.parts.validation}]
+    assert heard.small == small_of(SMALL)
+    assert heard.unlabelled == [(set(own.parts.unlabelled), "small")]
+    assert {f.name for f in (own.folder / "nnunet").iterdir()} == {"preprocessed", "unlabelled"}  # no claim is left
+
+
+def test_a_training_learns_from_the_unlabelled_images_that_it_names(
+    data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not from those that another call of the command, which then was stopped, has preprocessed."""
+    Heard(monkeypatch)
+    heard = Prepared(monkeypatch)
+    plans = {}
+    for content in ("those of A", "those of B"):
+        folder = tmp_path / content
+        folder.mkdir()
+        (folder / "image.nii.gz").write_text(content)
+        own = Setting(host="nnunet", options=SMALL, test_cases=2, validation_cases=1)
+        plans[content] = plan(
+            data, tmp_path / "out", own, arms=("none", "task_driven"), counts=(3,), seeds=(0,), unlabelled=folder
+        )
+    first, second = plans.values()
+    prepare_nnunet(first, Place(data.folder, first.folder, "cpu"))
+    cell, work = begun(second, 1)
     with pytest.raises(CheckpointError, match="unlabelled images were not preprocessed"):
         work.train()
+    prepare_nnunet(second, Place(data.folder, second.folder, "cpu"))
+    assert (len(heard.cases), len(heard.unlabelled)) == (1, 2)
+    work.train()
+    view = second.place(cell).run / "preprocessed" / "Dataset900_compare"
+    assert (view / "content.txt").read_text() == "those of B"
+    assert not os.path.isabs(os.readlink(view / "content.txt"))
+    plain, work = begun(second, 0)
+    work.train()
+    assert not (second.place(plain).run / "preprocessed" / "Dataset900_compare" / "content.txt").exists()
+
+
+def test_who_was_away_while_preparing_leaves_it_to_the_other(
+    data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process takes the claim over; this one stops, waits, and goes on with what the other one has made."""
+    monkeypatch.setattr(Claim, "take", partial(Claim.take, heartbeat=0.02))
+    monkeypatch.setattr("monai_autoaug.evaluation.comparison.comparing.POLL", 0.02)
+    own = made(data, tmp_path / "out", "nnunet", "none")
+    calls: list[bool] = []
+
+    def prepare(self: Experiment, *given: Any, stop: threading.Event, **more: Any) -> None:
+        (self.folder / "claim.2").write_text('{"machine": "elsewhere", "process": 1}')
+        calls.append(stop.wait(20))
+
+        def other() -> None:
+            time.sleep(0.2)
+            self.preprocessed.mkdir(parents=True)
+            (self.preprocessed / "prepared").touch()
+            (self.folder / "claim.2").unlink()
+
+        threading.Thread(target=other).start()
+        raise AutoAugError("another process has taken that over")
+
+    monkeypatch.setattr(Experiment, "prepare", prepare)
+    prepare_nnunet(own, Place(data.folder, own.folder, "cpu"))
+    assert calls == [True]
+    assert {f.name for f in (own.folder / "nnunet").iterdir()} == {"preprocessed"}
+
+
+def test_why_data_could_not_be_prepared(data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own = made(data, tmp_path / "out", "nnunet", "none")
+
+    def prepare(self: Experiment, *given: Any, **more: Any) -> None:
+        raise AutoAugError("nnU-Net could not plan")
+
+    monkeypatch.setattr(Experiment, "prepare", prepare)
+    with pytest.raises(AutoAugError, match="could not plan"):
+        prepare_nnunet(own, Place(data.folder, own.folder, "cpu"))
+    assert list((own.folder / "nnunet").iterdir()) == []
 
 
 @pytest.mark.long
 def test_all_of_it(data: DataList, tmp_path: Path) -> None:
     """nnU-Net plans, trains and predicts; two arms of a few iterations, one of which learns from unlabelled images."""
-    options = SMALL | {"epochs": 1}
+    options = SMALL | {"epochs": 3}  # a phase each
     own = made(data, tmp_path / "out", "nnunet-no-gamma", "task_driven:width=4:base_augmentation=none", options=options,
                unlabelled_cases=1)  # fmt: skip
     summary, failed = compare(own, Place(data.folder, own.folder, "cpu", 0))

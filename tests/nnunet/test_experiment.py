@@ -6,15 +6,31 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import nibabel as nib
 import numpy as np
 import pytest
+from fault_helpers import alive
 
 from monai_autoaug.data import Case, DataList, read_datalist, write_phantom
 from monai_autoaug.errors import AutoAugError, ConfigError
-from monai_autoaug.nnunet.experiment import DATASET, Experiment, _run, small_configuration, write_images, write_raw
+from monai_autoaug.nnunet import experiment
+from monai_autoaug.nnunet.experiment import (
+    _TENDED,
+    DATASET,
+    Experiment,
+    _run,
+    small_configuration,
+    write_images,
+    write_raw,
+)
 
 
 def test_raw_data_are_links_and_a_description(tmp_path: Path) -> None:
@@ -106,6 +122,145 @@ def test_nnunet_finds_the_folders_within_a_block_only(tmp_path: Path, monkeypatc
     assert "EXTRA_OF_TEST" not in os.environ
 
 
+def phantom(folder: Path) -> DataList:
+    return read_datalist(write_phantom(folder, cases=2, size=16))
+
+
+def planning(monkeypatch: pytest.MonkeyPatch, meanwhile: Callable[[], None] = lambda: None) -> list[Path]:
+    """nnU-Net's planning, which takes long and writes a file; where it did."""
+    folders: list[Path] = []
+
+    def run(command: object, log: Path, stop: object = None) -> None:
+        folder = Path(os.environ["nnUNet_preprocessed"]) / "Dataset900_a"
+        folder.mkdir()
+        folders.append(folder)
+        number = len(folders)
+        (folder / "half.txt").write_text(str(number))
+        if number == 1:
+            meanwhile()
+        assert (folder / "half.txt").read_text() == str(number)  # nobody else writes here
+        (folder / "whole.txt").write_text(str(number))
+
+    monkeypatch.setattr(experiment, "_run", run)
+    return folders
+
+
+def test_of_two_that_prepare_neither_harms_the_other(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One was away, the other one took over, and the first one wakes while or after that works."""
+    data, own = phantom(tmp_path / "data"), Experiment(tmp_path / "nnunet", "a")
+    own.preprocessed.mkdir(parents=True)  # of one that was killed
+    (own.preprocessed / "old.txt").touch()
+    folders = planning(monkeypatch, lambda: own.prepare(data, data.training))
+    own.prepare(data, data.training)
+    assert len(set(folders)) == 2
+    assert {f.name for f in own.preprocessed.iterdir()} == {"half.txt", "whole.txt", "prepared"}
+    assert (own.preprocessed / "whole.txt").read_text() == "2"  # the one that ended first
+    assert [f.name for f in own.folder.iterdir()] == ["preprocessed"]
+
+
+def test_who_is_to_stop_puts_nothing_in_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data, own, stop = phantom(tmp_path / "data"), Experiment(tmp_path / "nnunet", "a"), threading.Event()
+    planning(monkeypatch, stop.set)
+    with pytest.raises(AutoAugError, match="another process has taken that over"):
+        own.prepare(data, data.training, stop=stop)
+    assert not own.prepared
+    assert list(own.folder.iterdir()) == []
+    own.folder.joinpath("preparing_killed").mkdir()
+    own.tidy()
+    assert list(own.folder.iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="groups of processes")
+def test_what_runs_is_ended_with_all_that_it_has_begun(tmp_path: Path) -> None:
+    stop = threading.Event()
+    threading.Timer(0.5, stop.set).start()
+    began = time.monotonic()
+    with pytest.raises(AutoAugError, match="another process has taken that over"):
+        _run(["bash", "-c", f"sleep 60 & echo $! > {tmp_path}/child; wait"], tmp_path / "plan.txt", stop)
+    assert time.monotonic() - began < 15
+    child = int((tmp_path / "child").read_text())
+    end = time.monotonic() + 10
+    while Path(f"/proc/{child}/stat").exists() and Path(f"/proc/{child}/stat").read_text().split()[2] != "Z":
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_unlabelled_images_are_kept_apart_by_what_they_are(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    own, case = Experiment(tmp_path / "nnunet", "a"), Case("unlabelled/x", (tmp_path / "x.nii.gz",))
+    case.images[0].write_text("image")
+    own.preprocessed.mkdir(parents=True)
+    (own.preprocessed / "plans.json").write_text("{}")
+
+    def preprocess(dataset: str, configuration: str, folder: Path, *, plans: str, progress: Any) -> Path:
+        home = Path(os.environ["nnUNet_preprocessed"]) / own.name
+        assert (home / "plans.json").read_text() == "{}"
+        found = home / "data_unlabelled"
+        found.mkdir()
+        (found / "files.txt").write_text(" ".join(f.name for f in folder.iterdir()))
+        (home / "data_unlabelled.json").write_text("{}")
+        progress(1, 1)
+        return found
+
+    monkeypatch.setattr("monai_autoaug.nnunet.unlabelled.preprocess_unlabelled", preprocess)
+    for names in (["digest a"], ["digest b"], ["digest a"]):
+        own.prepare_unlabelled([case], 1, "3d_fullres", names)
+    folders = {own.unlabelled(c, names) for c in ("3d_fullres", "small") for names in (["digest a"], ["digest b"])}
+    assert len(folders) == 4
+    assert {f for f in folders if f.exists()} == {own.unlabelled("3d_fullres", [f"digest {x}"]) for x in "ab"}
+    folder = own.unlabelled("3d_fullres", ["digest a"])
+    assert {f.name for f in folder.iterdir()} == {"data_unlabelled", "data_unlabelled.json"}
+    assert (folder / "data_unlabelled" / "files.txt").read_text() == "unlabelled_x_0000.nii.gz"
+    assert [f.name for f in own.preprocessed.iterdir()] == ["plans.json"]
+    stop = threading.Event()
+    stop.set()
+    with pytest.raises(AutoAugError, match="another process has taken that over"):
+        own.prepare_unlabelled([case], 1, "small", ["digest a"], stop=stop)
+    assert {f.name for f in own.folder.iterdir()} == {"preprocessed", "unlabelled"}
+
+
 def test_why_nnunet_could_not_plan(tmp_path: Path) -> None:
     with pytest.raises(AutoAugError, match="could not plan .* plan.txt ends with\nboom"):
         _run(["bash", "-c", "echo boom; exit 3"], tmp_path / "plan.txt")
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_planning_ends_with_the_process_that_began_it(tmp_path: Path) -> None:
+    """Kill -9 of a comparison: nobody is left that writes where the next command prepares the data anew."""
+    code = _TENDED + "print('up', flush=True)\nimport time\ntime.sleep(600)"
+    parent = (
+        "import subprocess, sys, time\n"
+        f"p = subprocess.Popen([sys.executable, '-c', {code!r}], stdin=subprocess.PIPE, stdout=subprocess.PIPE, "
+        "start_new_session=True)\n"
+        "p.stdout.readline(); print(p.pid, flush=True); time.sleep(600)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", parent], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    orphan = int(process.stdout.readline())
+    assert alive(orphan)
+    process.kill()
+    process.communicate()
+    ends(orphan)
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_ctrl_c_ends_planning_and_what_it_has_begun(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    begun = tmp_path / "begun"
+    plain = subprocess.Popen.wait
+
+    def wait(self: subprocess.Popen[bytes], timeout: float | None = None) -> int:
+        monkeypatch.setattr(subprocess.Popen, "wait", plain)
+        while not begun.exists() or not begun.read_text().strip():
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(subprocess.Popen, "wait", wait)
+    with pytest.raises(KeyboardInterrupt):
+        _run(["bash", "-c", f"sleep 600 & echo $! > {begun}; wait"], tmp_path / "plan.txt")
+    ends(int(begun.read_text()))
+
+
+def ends(pid: int) -> None:
+    deadline = time.monotonic() + 60
+    while alive(pid):
+        assert time.monotonic() < deadline
+        time.sleep(0.02)

@@ -227,6 +227,30 @@ def test_the_average_of_views_is_that_of_this_package(average: str, patch: Pair,
         assert torch.allclose(predict(images, network), wanted, atol=1e-4)
 
 
+@pytest.mark.parametrize("average", ["logits", "probabilities"])
+def test_what_no_view_has_seen_is_predicted_as_it_is(average: str, patch: Pair, tmp_path: Path) -> None:
+    """Without the identity among the views; a network that always says class 1, and one that doesn't."""
+    (view,) = (o for o in operations_at_test_time() if o.name == "scale_0.69")
+    policy = TestTimePolicy([view], z=1, level="patch", average=average)  # type: ignore[arg-type]
+    text = export(Policies(test_time=policy), "monai").text
+    predict = parser(text, tmp_path).get_parsed_content("test_time::predict")
+    image = patch[0][None]
+    always = torch.tensor([0.0, 5.0, -1.0]).view(1, 3, 1, 1, 1)
+
+    def one(seen: Tensor) -> Tensor:
+        return always.expand(len(seen), -1, *seen.shape[2:])
+
+    assert bool((predict(image, one).argmax(1) == 1).all())
+    wanted = always if average == "logits" else always.softmax(1)
+    assert torch.allclose(predict(image, one), wanted.expand(1, -1, *image.shape[2:]), atol=1e-4)
+    network = nn.Conv3d(1, 3, 3, padding=1).eval()
+    with torch.no_grad():
+        found, plain = predict(image, network), network(image) if average == "logits" else network(image).softmax(1)
+        assert torch.allclose(found, policy.apply(network, image), atol=1e-4)
+        assert torch.allclose(found[..., 0, 0, 0], plain[..., 0, 0, 0], atol=1e-5)
+        assert not torch.allclose(found, plain, atol=1e-2)
+
+
 def test_views_keep_the_number_of_channels_of_the_mask() -> None:
     """Sides change places in predictions; the mask of what was seen has one channel, which stays."""
     view = operations_at_test_time()[29]

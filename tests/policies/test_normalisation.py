@@ -4,6 +4,8 @@
 
 from __future__ import annotations
 
+import math
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from torch import Tensor, nn
 from monai_autoaug.networks import with_parameters
 from monai_autoaug.optim import per_sample_hypergradient
 from monai_autoaug.policies import Pool, Sampled, centre_by_class, per_operation
+from monai_autoaug.reading import check_content
 
 VECTORS = Path(__file__).parents[1] / "data" / "vectors" / "meta_gradient.npz"
 SIZES = (6, 5, 5, 5, 2, 2, 2, 4, 4, 4, 4, 4, 7, 4, 4)  # operations of each cascade, with the identity
@@ -138,3 +141,21 @@ def test_samples_of_a_class_that_is_too_rare_are_forgotten() -> None:
         ready = p.add(batch([8.0], [1]))
         assert ready is not None
         assert ready.values.tolist() == [9.0, 8.0]
+
+
+@pytest.mark.parametrize("plain", [[torch.nan] * 3, [0.5, torch.nan, torch.inf], [0.5, 1.5, 2.5]])
+def test_the_state_of_samples_that_wait_is_finite_and_says_what_is_known(plain: list[float]) -> None:
+    """Nothing that isn't finite is loaded from a file, and what was not compared is no 0."""
+    waiting = replace(batch([1.0, 2.0, 3.0], [0, 0, 0]), plain=torch.tensor(plain))
+    pool, resumed, older = Pool(4), Pool(4), Pool(4)
+    assert pool.add(waiting) is None
+    state = pool.state_dict()
+    check_content(state)
+    resumed.load_state_dict(state)
+    older.load_state_dict({k: v for k, v in state.items() if k != "known"} | {"plain": torch.tensor(plain)})
+    wanted = [p for p in plain if math.isfinite(p)]
+    for p in (pool, resumed, older):
+        ready = p.add(batch([4.0], [0]))
+        assert ready is not None
+        assert ready.values.tolist() == [1.0, 2.0, 3.0, 4.0]
+        assert ready.plain[torch.isfinite(ready.plain)].tolist() == wanted

@@ -90,7 +90,7 @@ def test_a_fold_is_compared_with_plain_nnunets(runs: dict[str, Path], tmp_path: 
     (row,) = content["against"]
     assert row["name"] == "nnUNetTrainer"
     assert row["mean"] == pytest.approx(0.05)
-    assert "not known" in row["unlike"][0]
+    assert "not known" in row["unsure"][0]
     with pytest.raises(ConfigError, match="is no training run"):  # a plain trainer's has nothing to report
         read_source(stock)
 

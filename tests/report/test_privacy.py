@@ -19,6 +19,11 @@ from monai_autoaug.report.privacy import Veil
         ("in ~/scans/x", "in …"),
         ("blur/sharpen at 1/2 of 3 voxels", "blur/sharpen at 1/2 of 3 voxels"),
         ("<b>anna-k</b> of /mnt/data", "<b>case 1</b> of …"),
+        ("SMITH_JOHN_1970-01-02.mha, b.nii.gz", "…, …"),
+        ("policy patients/smith/policy.json is read", "policy … is read"),
+        (r"in scans\x.pt", "in …"),
+        ("weights 0.5/1.5 e.g. MONAI 1.6.1", "weights 0.5/1.5 e.g. MONAI 1.6.1"),
+        ("p1", "case 3"),
         ("p1 has 1 voxel", "p1 has 1 voxel"),  # too short to be told from other words
         ("0042: expected 10042, came 0.0042", "case 4: expected 10042, came 0.0042"),
         ("Anna (x.y+z)", "Anna (case 5)"),

@@ -201,6 +201,24 @@ def test_findings_of_the_audit_are_told_without_names(runs: dict[str, Path], tmp
     assert "look at …" in text
 
 
+def test_files_that_are_no_cases_and_options_of_another_run_are_told_without_names(
+    runs: dict[str, Path], tmp_path: Path
+) -> None:
+    run = copied(runs["joint_policy"], tmp_path)
+    finding = {"case": "", "check": "left_out", "severity": "warn", "message": "1 file is not read",
+               "expected": "NIfTI files", "came": "SMITH_JOHN_1970.mha", "remedy": "convert it"}  # fmt: skip
+    audit = {"version": 1, "counts": {"refuse": 0, "warn": 1, "note": 0}, "findings": [finding]}
+    (run / "audit.json").write_text(json.dumps(audit))
+    other = copied(run, tmp_path / "other")
+    config = json.loads((other / "config.json").read_text())
+    config["options"]["method_options"]["policy"] = "smith/policy.json"
+    (other / "config.json").write_text(json.dumps(config))
+    page = write_report(run, against=[other])
+    assert "joint_policy with policy=" in content(page)["against"][0]["name"]
+    for text in (page.read_text(encoding="utf-8"), page.with_suffix(".json").read_text()):
+        assert "smith" not in text.lower()
+
+
 def test_what_a_run_has_not_kept_is_said(runs: dict[str, Path], tmp_path: Path) -> None:
     run = copied(runs["joint_policy"], tmp_path)
     for name in ("samples.pt", "policy.jsonl", "validation_without_views.json", "audit.json"):

@@ -104,13 +104,56 @@ def test_cases_are_paired_by_name() -> None:
 
 def test_values_that_are_not_defined_are_left_out_of_both() -> None:
     mine, theirs = BASE.copy(), BASE - 0.05
-    mine[0, 1] = np.nan
-    theirs[1, 0] = np.nan
+    mine[:2, 1] = theirs[:2, 1] = np.nan
     (row,) = differences(source(mine), [Baseline("random", evaluation(theirs))])
     assert row["mean"] == pytest.approx(0.05)
-    mine[:, 1] = np.nan  # a structure that no case has
-    (row,) = differences(source(mine), [Baseline("random", evaluation(BASE - 0.05))])
+    assert row["cases"] == 12
+    mine[:, 1] = theirs[:, 1] = np.nan  # a structure that no case has
+    (row,) = differences(source(mine), [Baseline("random", evaluation(theirs))])
     assert [part["name"] for part in row["structures"]] == ["liver"]
+
+
+def test_a_structure_that_one_training_invents_counts_against_it() -> None:
+    """Labels without it, where Dice of the other training has no value."""
+    mine, theirs = BASE.copy(), BASE - 0.01
+    mine[6:], theirs[6:] = 0.0, np.nan
+    (row,) = differences(source(mine), [Baseline("random", evaluation(theirs))])
+    assert (row["cases"], row["outcome"]) == (12, "harm")
+    assert row["mean"] == pytest.approx(-0.495)
+    (turned,) = differences(source(theirs), [Baseline("random", evaluation(mine))])
+    assert turned["mean"] == pytest.approx(0.495)
+
+
+@pytest.mark.parametrize(
+    "options", [{"epochs": 20}, {"parameters": 7}, {"learning_rate": 1e-4}, {"network": "segresnet"}]
+)
+def test_trainings_that_are_not_alike_show_no_gain(options: dict[str, Any]) -> None:
+    facts = {"epochs": 40, "parameters": 9}
+    mine = source(**facts)
+    other = source(method="random", **(facts | {k: v for k, v in options.items() if k in facts}))
+    mine = replace(mine, options={**mine.options, "learning_rate": 1e-3, "network": "unet"})
+    told = {"learning_rate": 1e-3, "network": "unet"} | {k: v for k, v in options.items() if k not in facts}
+    other = replace(other, options={**other.options, **told})
+    verdict = judged(mine, baseline(0.05, source=other))
+    assert (verdict["outcome"], verdict["headline"]) == ("unknown", "No gain shown")
+    assert "More than the augmentation differs from random" in verdict["sentences"][0]
+
+
+def test_another_seed_is_told_and_a_gain_may_be_one() -> None:
+    other = replace(source(method="random"), options={"seed": 1})
+    (row,) = differences(source(), [baseline(0.05, source=other)])
+    assert (row["unlike"], row["unsure"]) == ([], ["seed: 0 here, 1 there"])
+    assert judged(source(), baseline(0.05, source=other))["outcome"] == "gain"
+
+
+def test_an_epoch_that_was_chosen_by_these_cases_shows_no_gain() -> None:
+    """Over a training that was not; over one that was, too, it may."""
+    verdict = judged(source(method="task_driven"), baseline(0.05, source=source(method="random")))
+    assert verdict["outcome"] == "unknown"
+    assert "chosen by these validation cases" in verdict["sentences"][0]
+    assert judged(source(method="task_driven"), baseline(0.05))["outcome"] == "unknown"
+    both = judged(source(method="task_driven"), baseline(0.05, source=source(method="task_driven")))
+    assert both["outcome"] == "gain"
 
 
 def test_what_else_differs_is_told() -> None:
@@ -124,7 +167,8 @@ def test_what_else_differs_is_told() -> None:
     (same,) = differences(source(**facts), [baseline(0.0, source=source(method="random", **facts))])
     assert same["unlike"] == []
     (unknown,) = differences(source(**facts), [baseline(0.0)])
-    assert "not known" in unknown["unlike"][0]
+    assert unknown["unlike"] == []
+    assert "not known" in unknown["unsure"][0]
 
 
 def test_another_run_of_the_same_method_is_called_so() -> None:

@@ -20,11 +20,23 @@ from monai_autoaug.evaluation.result import Evaluation
 from monai_autoaug.reading import read_json
 from monai_autoaug.writing import write_text
 
-__all__ = ["Cell", "CellFolder"]
+__all__ = ["Cell", "CellFolder", "file_name"]
 
 EQUAL_TIME = "equal_time"
 VERSION = 1
 _LONGEST = 80  # letters of a folder's name
+
+
+def file_name(text: str) -> str:
+    """A name of a file or folder for what has an arm's name in it.
+
+    >>> file_name("task_driven/affine:p=0.5_10")
+    'task_driven--affine_p=0.5_10'
+    """
+    plain = re.sub(r"[^A-Za-z0-9.=_+-]+", "_", text.replace("/", "--"))
+    if len(plain) <= _LONGEST:
+        return plain
+    return f"{plain[: _LONGEST - 9]}_{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -60,13 +72,10 @@ class Cell:
     @property
     def name(self) -> str:
         """Of its folder."""
-        words = [self.arm.name.replace("/", "--"), str(self.cases), str(self.seed)]
+        words = [self.arm.name, str(self.cases), str(self.seed)]
         if self.changes is not None:
             words.append(EQUAL_TIME)
-        plain = re.sub(r"[^A-Za-z0-9.=_+-]+", "_", "_".join(words))
-        if len(plain) <= _LONGEST:
-            return plain
-        return f"{plain[: _LONGEST - 9]}_{hashlib.sha256(plain.encode()).hexdigest()[:8]}"
+        return file_name("_".join(words))
 
     @cached_property
     def config(self) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 import threading
+import traceback
 from pathlib import Path
 
 __all__ = ["main"]
@@ -38,7 +39,7 @@ def main(words: list[str]) -> int:
         words: the cell's folder, and the place as JSON.
 
     Returns:
-        Exit code: 0 when the cell is done, 2 for a fault of options or data.
+        Exit code: 0 when the cell is done, 2 for a fault of options, data or the file system.
     """
     _end_with_parent()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that workers are ended, too
@@ -52,6 +53,10 @@ def main(words: list[str]) -> int:
             work(folder, Place.from_json(words[1]), listener)
     except AutoAugError as error:
         print(f"error: {error}", file=sys.stderr, flush=True)
+        return 2
+    except OSError as error:  # a full disk, or the like; where it comes from is for the log alone
+        traceback.print_exc()
+        print(f"error: {error.filename or folder.path}: {error.strerror or error}", file=sys.stderr, flush=True)
         return 2
     return 0
 

@@ -4,8 +4,11 @@
 
 A claim is a file ``claim.N`` that is created where none was (``O_EXCL``, which network file systems keep, too); the one
 with the highest number counts. Its holder touches it again and again. One that is no longer touched, or whose process
-has ended on this machine, is stale: who wants the cell creates the next number, which only one can. A holder that finds
-a higher number than its own, because it was away for long (a laptop that slept), has lost the cell and stops.
+has ended on this machine, is stale: who wants the cell creates the next number, which only one can, and withdraws it if
+there is a lower one whose holder is at work after all: it was created between looking and creating, after all that was
+seen had been released. A holder that finds a higher number than its own, because it was away for long (a laptop that
+slept), has lost the cell and stops. A claim without content is of a process that was killed between creating and
+writing it, and is stale soon.
 
 Ages are measured by the clock of the file system, because those of machines differ. Nothing depends on locks.
 """
@@ -29,6 +32,8 @@ __all__ = ["HEARTBEAT", "STALE", "Claim", "holder"]
 
 HEARTBEAT = 20.0  # seconds between two touches
 STALE = 300.0  # seconds without one; network file systems hand times out up to a minute late
+UNWRITTEN = 60.0  # seconds until a claim that says nothing is stale; to write one takes hundredths
+_LOOKS = 3
 _NAME = re.compile(r"^claim\.([0-9]+)$")
 
 
@@ -71,6 +76,9 @@ class Claim:
         Returns:
             The claim; None: another process has it, or it is done.
 
+        Raises:
+            OSError: disk full, no permission.
+
         >>> folder = Path(tempfile.mkdtemp())
         >>> claim = Claim.take(folder)
         >>> Claim.take(folder) is None
@@ -83,11 +91,19 @@ class Claim:
             return None
         path = folder / f"claim.{number + 1}"
         try:
-            with os.fdopen(os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644), "w", encoding="utf-8") as file:
-                json.dump(_myself(), file)
+            opened = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o644)
         except FileExistsError:
             return None
-        if done() or _highest(folder) != number + 1:  # of another process, between our looking and our creating
+        try:
+            with os.fdopen(opened, "w", encoding="utf-8") as file:
+                json.dump(_myself(), file)
+        except OSError as error:  # a full disk: nobody is to wait for what isn't held
+            path.unlink(missing_ok=True)
+            error.filename = error.filename or str(path)
+            raise
+        others = [other for other, _ in _claims(folder) if other != number + 1]
+        # of other processes, between our looking and our creating
+        if done() or any(other > number or _at_work(folder, other, stale) for other in others):
             path.unlink(missing_ok=True)
             return None
         claim = cls(path, lost, heartbeat)
@@ -141,9 +157,13 @@ def _myself() -> dict[str, Any]:
 
 
 def _begun(process: int) -> str | None:
-    """When a process began, in the system's own unit, so that another one with its number isn't taken for it."""
+    """When a process began, in the system's own unit, so that another one with its number isn't taken for it.
+
+    None: it has ended, also where nobody has asked how yet (a zombie, which in a container without init stays).
+    """
     try:
-        return Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[19]
+        fields = Path(f"/proc/{process}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        return None if fields[0] in ("Z", "X") else fields[19]
     except (OSError, IndexError):
         return None
 
@@ -168,16 +188,27 @@ def _highest(folder: Path) -> int:
 
 def _newest(folder: Path, stale: float) -> tuple[int, bool]:
     """The highest number and whether its process is at work."""
-    number = _highest(folder)
-    if number == 0:
-        return 0, False
+    number = 0
+    for _ in range(_LOOKS):
+        number = _highest(folder)
+        if number == 0:
+            return 0, False
+        alive = _at_work(folder, number, stale)
+        if alive is not None:
+            return number, alive
+    # a network file system lists for a while what has gone; by then another process may have begun at 1 again
+    return number, True
+
+
+def _at_work(folder: Path, number: int, stale: float) -> bool | None:
+    """Whether the process of a claim is; None: the claim is gone."""
     path = folder / f"claim.{number}"
     content = _read(path)
     try:
         age = _now(folder) - path.stat().st_mtime
     except FileNotFoundError:  # just released
-        return number, False
-    return number, age < stale and not _ended(content)
+        return None
+    return age < (stale if content else min(stale, UNWRITTEN)) and not _ended(content)
 
 
 def _read(path: Path) -> dict[str, Any] | None:

@@ -5,10 +5,11 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from monai_autoaug.engines.claims import check_writable
 from monai_autoaug.engines.options import TrainOptions
@@ -33,7 +34,7 @@ def compare(
     place: Place,
     *,
     execute: Execute | None = None,
-    asked: Mapping[str, Any] | None = None,
+    begun: Callable[[], object] = lambda: None,
     wait: bool = True,
     listener: Listener = unheard,
 ) -> tuple[Summary, dict[str, str]]:
@@ -46,7 +47,7 @@ def compare(
         plan: what is compared, see `plan`.
         place: where this process works.
         execute: does a cell; None: a process of its own.
-        asked: what a command was asked for, see `planning.asked_of`.
+        begun: called once the folder is that of this comparison, before anything is trained.
         wait: for cells that others work on.
         listener: hears where the comparison is.
 
@@ -63,7 +64,8 @@ def compare(
     by_name = {case.name: case for case in plan.datalist.training}
     sound(replace(plan.datalist, training=tuple(by_name[n] for n in plan.parts.test), test=(), unlabelled=()),
           listener=listener)  # fmt: skip
-    plan.begin(asked)
+    plan.begin()
+    begun()
     if plan.setting.host == "nnunet" and execute is None:
         prepare_nnunet(plan, place, listener)
     do = execute or in_a_process(place)
@@ -129,14 +131,15 @@ def prepare_nnunet(plan: Plan, place: Place, listener: Listener = unheard) -> No
 
     experiment = Experiment(plan.folder / "nnunet", "compare")
     configuration = configuration_of(plan.setting.options)
-    further = experiment.preprocessed / f"unlabelled_{configuration}"
+    further = experiment.unlabelled(configuration, plan.unlabelled_names) if plan.unlabelled_needed() else None
 
     def ready() -> bool:
-        return experiment.prepared and (further.exists() or not plan.unlabelled_needed())
+        return experiment.prepared and (further is None or further.is_dir())
 
     experiment.folder.mkdir(parents=True, exist_ok=True)
     while not ready():
-        claim = Claim.take(experiment.folder, done=ready)
+        stop = threading.Event()
+        claim = Claim.take(experiment.folder, done=ready, lost=stop.set)
         if claim is None:
             who = holder(experiment.folder)
             listener(Progress("planning", 0, 1, note=None if who is None else f"{who} prepares the data for nnU-Net"))
@@ -144,20 +147,26 @@ def prepare_nnunet(plan: Plan, place: Place, listener: Listener = unheard) -> No
             continue
         try:
             listener(Progress("planning", 0, 1, note="nnU-Net plans and preprocesses"))
-            _prepare(plan, experiment, configuration, small_of(plan.setting.options), place.workers)
+            _prepare(plan, experiment, configuration, small_of(plan.setting.options), place.workers, stop)
+            experiment.tidy()
+        except (AutoAugError, OSError):
+            if not claim.is_lost and not ready():  # else another process has made it meanwhile, or does
+                raise
         finally:
             claim.release(all_of_them=ready())
     listener(Progress("planning", 1, 1))
 
 
 def _prepare(
-    plan: Plan, experiment: Experiment, configuration: str, small: dict[str, object] | None, workers: int | None
-) -> None:
+    plan: Plan, experiment: Experiment, configuration: str, small: dict[str, object] | None, workers: int | None,
+    stop: threading.Event,
+) -> None:  # fmt: skip
     processes = max(1, min(8, os.cpu_count() or 1) if workers is None else workers)
     names = {*plan.parts.pool, *plan.parts.validation}
     cases = [case for case in plan.datalist.training if case.name in names]
     if not experiment.prepared:
         planned = str(plan.setting.options.get("configuration", "3d_fullres"))
-        experiment.prepare(plan.datalist, cases, configuration=planned, small=small, processes=processes)
+        experiment.prepare(plan.datalist, cases, configuration=planned, small=small, processes=processes, stop=stop)
     if plan.unlabelled_needed():
-        experiment.prepare_unlabelled(plan.unlabelled, len(plan.datalist.channels), configuration)
+        channels = len(plan.datalist.channels)
+        experiment.prepare_unlabelled(plan.unlabelled, channels, configuration, plan.unlabelled_names, stop=stop)

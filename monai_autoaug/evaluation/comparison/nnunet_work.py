@@ -69,7 +69,7 @@ class NnunetCell:
         """Of the trainer, as its file has them."""
         given = {n: v for n, v in self.config["options"].items() if n not in PLAN_OPTIONS}
         if small_of(self.config["options"]):
-            given = {n: v for n, v in given.items() if n not in ("features", "batch_size")}  # they are in the plans
+            given.pop("features")  # they are in the plans; an arm's own batch size isn't
         given.setdefault("save_every", max(1, min(50, int(given.get("epochs") or 1000) // _CHECKPOINTS)))
         own = {"method": self.config["method"], "seed": self.config["seed"]}
         methods = {"method_options": self.config["method_options"]} if self.config["method_options"] else {}
@@ -88,9 +88,8 @@ class NnunetCell:
         begun = (self.fold / "checkpoint_latest.pth").exists()
         if ended:
             return False
-        if self.config["unlabelled"]:
-            self._prepare_unlabelled()
-        self.experiment.view(self.folder.run, self.config["train"], self.config["validation"])
+        train, validation = self.config["train"], self.config["validation"]
+        self.experiment.view(self.folder.run, train, validation, unlabelled=self._unlabelled())
         file = write_text(self.folder.path / "nnunet.yaml", yaml.safe_dump(self._options()))
         arguments = [str(experiment.DATASET), self.configuration, "0", *self._name(), *(["--c"] if begun else [])]
         with self.experiment.environment(self.folder.run, **self._variables() | {CONFIG_VARIABLE: str(file)}):
@@ -104,9 +103,14 @@ class NnunetCell:
             return {}
         return {"nnUNet_n_proc_DA": str(workers), "nnUNet_def_n_proc": str(max(1, workers))}
 
-    def _prepare_unlabelled(self) -> None:
-        if not (self.experiment.preprocessed / f"unlabelled_{self.configuration}").exists():
+    def _unlabelled(self) -> Path | None:
+        """Where the images are that it learns from, too; of those that its configuration names, and no others."""
+        if not self.config["unlabelled"]:
+            return None
+        found = self.experiment.unlabelled(self.configuration, self.config["unlabelled"])
+        if not found.is_dir():
             raise CheckpointError("the unlabelled images were not preprocessed; begin the comparison anew")
+        return found
 
     def predict(self, test: Sequence[Case]) -> None:
         """Predict the test cases."""

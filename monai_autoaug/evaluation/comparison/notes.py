@@ -41,7 +41,7 @@ def notes(plan: Plan, results: Sequence[Mapping[str, Any]], rows: Sequence[Row],
         )
     )
     if 1 < seeds < _FEW_SEEDS:
-        yield f"Of {seeds} seeds, how much trainings vary is a rough estimate."
+        yield f"How much trainings vary is estimated from {seeds} seeds, so the intervals are wide (Student's t)."
     yield (
         "p is of Wilcoxon's signed-rank test over test cases (each with its mean over structures and seeds), corrected"
         f" by Holm's method for {counted(tests, 'comparison')}. 'Better' and 'worse' are said where the interval leaves"

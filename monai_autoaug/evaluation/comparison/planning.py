@@ -12,6 +12,7 @@ import os
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +22,12 @@ from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.evaluation.comparison.arms import Arm
 from monai_autoaug.evaluation.comparison.cells import Cell, CellFolder
-from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same, fingerprint, read_kept
+from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same, digest, fingerprint, read_kept
 from monai_autoaug.methods.policy_schedule import PolicySchedule
-from monai_autoaug.reading import read_json
-from monai_autoaug.writing import write_text
 
-__all__ = ["Plan", "asked_of", "plan"]
+__all__ = ["Plan", "plan", "unlabelled_images"]
 
-SETTING, ASKED = "comparison.json", "command.json"
+SETTING = "comparison.json"
 
 
 @dataclass(frozen=True)
@@ -66,16 +65,8 @@ class Plan:
         """What all cells have in common, written once."""
         return self.folder / SETTING
 
-    @property
-    def asked(self) -> Path:
-        """What the command was asked for when it last began."""
-        return self.folder / ASKED
-
-    def begin(self, asked: Mapping[str, Any] | None = None) -> None:
+    def begin(self) -> None:
         """Write what all cells have in common, or see that it is what is there.
-
-        Args:
-            asked: JSON values, to be kept for `asked_of`.
 
         Raises:
             ConfigError: the folder holds a comparison of another setting.
@@ -85,8 +76,6 @@ class Plan:
         if not self.file.exists():
             write_once(self.file, json.dumps(content, indent=1) + "\n")
         check_same(self.file, content)
-        if asked is not None:
-            write_text(self.asked, json.dumps(asked, indent=1) + "\n")
 
     def check(self) -> None:
         """Refuse a folder that holds a comparison of another setting, or a cell of another configuration.
@@ -109,9 +98,7 @@ class Plan:
 
     def cell(self, arm: Arm, count: int, seed: int, changes: Mapping[str, Any] | None = None) -> Cell:
         """One cell."""
-        names: tuple[str, ...] = ()
-        if arm.learns_from_unlabelled:
-            names = self.parts.unlabelled or (f"digest {_digest(self.unlabelled)}",)
+        names = self.unlabelled_names if arm.learns_from_unlabelled else ()
         return Cell(arm, count, seed, self.setting, self.parts, self.data, changes, names)
 
     def cells(self) -> list[Cell]:
@@ -174,28 +161,14 @@ class Plan:
         told = {"arm": arm.name, "cases": count, "reference": self.reference, "seeds": list(self.seeds)}
         return told | {"ratio": round(ratio, 4), "changes": changes}
 
+    @cached_property
+    def unlabelled_names(self) -> tuple[str, ...]:
+        """What tells the unlabelled images from others: names of labelled cases, or a digest of other images."""
+        return self.parts.unlabelled or (f"digest {digest(self.unlabelled)}",)
+
     def unlabelled_needed(self) -> bool:
         """Whether an arm learns from unlabelled images."""
         return any(arm.learns_from_unlabelled for arm in self.arms)
-
-
-def asked_of(folder: Path) -> dict[str, Any]:
-    """What a comparison was asked for when it last began.
-
-    Args:
-        folder: of the comparison.
-
-    Raises:
-        ConfigError: none has begun there.
-    """
-    try:
-        content: dict[str, Any] = read_json(folder / ASKED)
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"{folder}: no comparison to go on with ({error}); give the folder of one (--output), or its options as"
-            " when it was begun"
-        ) from error
-    return content
 
 
 def training_time(result: Mapping[str, Any], together: Sequence[Mapping[str, Any]]) -> float:
@@ -250,23 +223,7 @@ def plan(
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ConfigError(f"seeds must be different numbers of 0 or more, got {list(seeds)}")
     parts = Parts.of(datalist.training, setting)
-    images: tuple[Case, ...] = ()
-    if any(arm.learns_from_unlabelled for arm in found):
-        if unlabelled is not None:
-            if parts.unlabelled:
-                raise ConfigError("--unlabelled and --unlabelled-cases both choose unlabelled images; give one of them")
-            images = read_unlabelled(unlabelled, len(datalist.channels))
-        elif parts.unlabelled:
-            by_name = {case.name: case for case in datalist.training}
-            images = tuple(by_name[name] for name in parts.unlabelled)
-        elif datalist.unlabelled:
-            images = datalist.unlabelled
-        else:
-            wanting = next(arm.name for arm in found if arm.learns_from_unlabelled)
-            raise ConfigError(
-                f"arm {wanting!r} learns from unlabelled images, too: give their folder (--unlabelled), or take"
-                " labelled cases as such (--unlabelled-cases)"
-            )
+    images = unlabelled_images(datalist, parts, found, unlabelled)
     numbers = tuple(dict.fromkeys(parts.count(text) for text in counts))
     if not numbers:
         raise ConfigError("--cases names no number of training cases")
@@ -276,10 +233,37 @@ def plan(
     )  # fmt: skip
 
 
-def _digest(cases: Sequence[Case]) -> str:
-    """Of images: names and sizes of their files."""
-    content = [[case.name, [f.stat().st_size for f in case.images]] for case in cases]
-    return hashlib.sha256(json.dumps(sorted(content)).encode()).hexdigest()[:16]
+def unlabelled_images(
+    datalist: DataList, parts: Parts, arms: Sequence[Arm], folder: Path | None = None
+) -> tuple[Case, ...]:
+    """The images without labels that arms learn from; none where no arm does.
+
+    Args:
+        datalist: the data set.
+        parts: of it.
+        arms: that are compared.
+        folder: of images without labels; None: those of `Setting`, or those that the data set lists.
+
+    Raises:
+        ConfigError: there are none, or they are chosen twice.
+        DataError: the folder can't be used.
+    """
+    wanting = next((arm.name for arm in arms if arm.learns_from_unlabelled), None)
+    if wanting is None:
+        return ()
+    if folder is not None:
+        if parts.unlabelled:
+            raise ConfigError("--unlabelled and --unlabelled-cases both choose unlabelled images; give one of them")
+        return read_unlabelled(folder, len(datalist.channels))
+    if parts.unlabelled:
+        by_name = {case.name: case for case in datalist.training}
+        return tuple(by_name[name] for name in parts.unlabelled)
+    if datalist.unlabelled:
+        return datalist.unlabelled
+    raise ConfigError(
+        f"arm {wanting!r} learns from unlabelled images, too: give their folder (--unlabelled), or take labelled cases"
+        " as such (--unlabelled-cases)"
+    )
 
 
 def write_once(path: Path, text: str) -> None:

@@ -6,8 +6,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -15,8 +13,8 @@ import time
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any
 
+from monai_autoaug.child_processes import OWN_GROUP, end
 from monai_autoaug.engines.progress import Listener, Progress, unheard
 from monai_autoaug.errors import AutoAugError
 from monai_autoaug.evaluation.comparison.cells import Cell, CellFolder
@@ -26,9 +24,6 @@ from monai_autoaug.evaluation.comparison.working import Place
 __all__ = ["CellError", "Execute", "in_a_process", "run_cells", "state_of"]
 
 POLL = 2.0  # seconds between two looks at what others work on
-_GRACE = 20.0  # seconds that a process has to end when it is told to
-# a new session would begin with the scheduler's share of a program that is not niced
-_OWN_GROUP: dict[str, Any] = {"process_group": 0} if sys.version_info >= (3, 11) else {"start_new_session": True}
 
 
 class CellError(AutoAugError):
@@ -158,12 +153,12 @@ def in_a_process(place: Place, *, poll: float = 0.3) -> Execute:
         with folder.log.open("ab") as log:
             start = log.tell()
             process = subprocess.Popen(  # noqa: S603  # our own module
-                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, **_OWN_GROUP
+                command, stdin=subprocess.PIPE, stdout=log, stderr=subprocess.STDOUT, **OWN_GROUP
             )
             try:
                 _follow(process, folder.progress, stop, listener, poll)
             finally:
-                _end(process)
+                end(process)
         if stop.is_set():
             return
         if process.returncode != 0:
@@ -185,22 +180,6 @@ def _follow(
                 listener(Progress(**json.loads(content)))
         with contextlib.suppress(subprocess.TimeoutExpired):
             process.wait(poll)
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a process and all that it has begun, if it is still there."""
-    for sign, seconds in ((signal.SIGTERM, _GRACE), (signal.SIGKILL if os.name != "nt" else signal.SIGTERM, None)):
-        if process.poll() is not None:
-            break
-        with contextlib.suppress(ProcessLookupError):
-            if os.name == "nt":
-                process.terminate()
-            else:
-                os.killpg(process.pid, sign)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(seconds)
-    if process.stdin is not None:
-        process.stdin.close()
 
 
 def _reason(log: Path, start: int, code: int) -> str:

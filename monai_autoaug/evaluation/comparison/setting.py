@@ -19,9 +19,11 @@ from monai_autoaug.evaluation.comparison.arms import HOSTS
 from monai_autoaug.evaluation.metrics import decided
 from monai_autoaug.reading import read_json
 
-__all__ = ["Parts", "Setting", "check_same", "fingerprint", "read_kept"]
+__all__ = ["Parts", "Setting", "check_same", "digest", "fingerprint", "read_kept"]
 
+_BLOCK = 1 << 20  # bytes read at once
 TEST_TIMES = ("own", "none")
+_WHY = {"data": ", so the data have changed since, or an older version, which told them otherwise, wrote that"}
 # of the hosts' options: what the comparison says itself
 _MONAI_OWN = {"data", "output", "method", "method_options", "seed", "split", "split_seed", "train_cases",
               "validation_cases", "meta_list", "unlabelled", "device", "workers", "cache"}  # fmt: skip
@@ -189,20 +191,41 @@ def _number(value: int | float, total: int) -> int:
 
 
 def fingerprint(datalist: DataList) -> str:
-    """Of a data set: what it declares, its cases and the sizes of their files; wherever it lies.
+    """Of a data set: what it declares, its cases and the contents of their files; wherever it lies.
 
     Args:
         datalist: the data set.
 
     Raises:
-        OSError: a file is not there.
+        OSError: a file can't be read.
     """
-    cases = [
-        [case.name, [f.stat().st_size for f in (*case.images, *([case.label] if case.label else []))]]
-        for case in sorted(datalist.training, key=lambda case: case.name)
-    ]
-    content = [datalist.channels, sorted(datalist.labels.items()), datalist.ignore_label, cases]
+    cases = sorted(datalist.training, key=lambda case: case.name)
+    content = [datalist.channels, sorted(datalist.labels.items()), datalist.ignore_label, digest(cases)]
     return hashlib.sha256(json.dumps(content).encode()).hexdigest()[:16]
+
+
+def digest(cases: Sequence[Case]) -> str:
+    """Of cases: their names and the contents of their files, each read once, to its end.
+
+    Args:
+        cases: in any order.
+
+    Raises:
+        OSError: a file can't be read.
+    """
+    found = hashlib.blake2b(digest_size=8)
+    for case in sorted(cases, key=lambda case: case.name):
+        files = [*case.images, *([case.label] if case.label else [])]
+        found.update(json.dumps([case.name, *map(_hashed, files)]).encode())
+    return found.hexdigest()
+
+
+def _hashed(file: Path) -> str:
+    with file.open("rb") as opened:
+        found = hashlib.blake2b(digest_size=16)
+        for block in iter(lambda: opened.read(_BLOCK), b""):
+            found.update(block)
+    return found.hexdigest()
 
 
 def read_kept(path: Path) -> dict[str, Any]:
@@ -238,7 +261,7 @@ def check_same(path: Path, wanted: Mapping[str, Any]) -> None:
     kept = read_kept(path)
     named = [*wanted, *(name for name in kept if name not in wanted)]
     changed = [
-        f"{name}: {_short(kept.get(name))} there, {_short(wanted.get(name))} here"
+        f"{name}: {_short(kept.get(name))} there, {_short(wanted.get(name))} here{_WHY.get(name, '')}"
         for name in named
         if kept.get(name) != wanted.get(name)
     ]

@@ -13,7 +13,10 @@ from scipy import stats
 
 from monai_autoaug.evaluation.result import LEAST_CASES, Interval, class_mean
 
-__all__ = ["Difference", "average_ranks", "bootstrap", "compare", "holm", "signed_rank", "smallest_p"]
+__all__ = [
+    "Difference", "average_ranks", "bootstrap", "compare", "holm", "interval", "signed_rank",
+    "smallest_p",
+]  # fmt: skip
 
 Values = NDArray[np.float64]
 
@@ -22,7 +25,7 @@ class Difference(NamedTuple):
     """How one arm differs from another.
 
     Args:
-        interval: mean difference over structures, cases and seeds, with its 95 % bounds (see `bootstrap`); NaN bounds
+        interval: mean difference over structures, cases and seeds, with its 95 % bounds (see `interval`); NaN bounds
             of too few cases.
         by_seed: mean difference of each seed.
         p: of the signed-rank test over cases, not corrected; NaN where there are no pairs.
@@ -53,7 +56,7 @@ def compare(arm: Values, other: Values, *, resamples: int = 5000, seed: int = 0)
     by_seed = class_mean(paired)
     cases = _case_means(paired)
     return Difference(
-        bootstrap(paired, resamples=resamples, seed=seed), tuple(by_seed.tolist()), signed_rank(cases), len(cases)
+        interval(paired, resamples=resamples, seed=seed), tuple(by_seed.tolist()), signed_rank(cases), len(cases)
     )
 
 
@@ -119,48 +122,61 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected
 
 
-def bootstrap(paired: Values, *, level: float = 0.95, resamples: int = 5000, seed: int = 0) -> Interval:
-    """Mean of paired differences with its bootstrap interval over seeds and cases.
+def interval(paired: Values, *, level: float = 0.95, resamples: int = 5000, seed: int = 0) -> Interval:
+    """Mean of paired differences with its interval over seeds and cases.
 
-    Seeds and cases are drawn with replacement, independently of each other, because every seed is judged by the same
-    cases. So the interval tells how the mean would vary with other trainings (initial weights, batches, and which
-    cases are trained on, as these follow the seed) and with other test cases of the same kind. The mean effect of a
-    seed, and of a case, is stretched by ``sqrt(n / (n - 1))``, without which n draws of n values vary too little, by a
-    fifth of three. Still, few seeds tell little of how trainings vary; of one seed the interval is over cases alone,
-    and of fewer than `LEAST_CASES` cases no bounds are given.
+    It tells how the mean would vary with other test cases of the same kind and with other trainings (initial weights,
+    batches, and which cases are trained on, as these follow the seed). Of cases there are many, so their part is a
+    bootstrap (see `bootstrap`); of seeds there are few, of which no resampling shows how much they vary, so their part
+    is Student's t interval of the mean over seeds. As both are independent, the distances of a bound from the mean add
+    as squares do. What varies with seed and case together is in both parts, which errs on the safe side. Of one seed
+    the interval is over cases alone, and of fewer than `LEAST_CASES` cases no bounds are given.
 
     Args:
         paired: (seeds, cases, structures), NaN where a value is not defined.
+        level: share of such intervals that hold the true mean, in (0, 1).
+        resamples: number of draws of the bootstrap.
+        seed: of the draws.
+
+    Source: Student 1908, "The probable error of a mean"; Howe 1974, "Approximate confidence limits on the mean of X+Y"
+    for the sum.
+
+    >>> interval(np.full((3, 10, 2), 0.25))
+    Interval(mean=0.25, low=0.25, high=0.25)
+    """
+    by_seed = class_mean(paired)  # (seeds,)
+    mean, count = float(np.mean(by_seed)), len(by_seed)
+    low, high = bootstrap(_mean_over_seeds(paired), level=level, resamples=resamples, seed=seed)
+    of_seeds = 0.0
+    if count > 1:
+        of_seeds = float(stats.t.ppf((1 + level) / 2, count - 1) * np.std(by_seed, ddof=1) / np.sqrt(count))
+    return Interval(mean, mean - float(np.hypot(low, of_seeds)), mean + float(np.hypot(high, of_seeds)))
+
+
+def bootstrap(values: Values, *, level: float = 0.95, resamples: int = 5000, seed: int = 0) -> tuple[float, float]:
+    """How far the bounds of a percentile bootstrap over cases are below and above the mean; NaN of too few cases.
+
+    The draws are stretched by ``sqrt(n / (n - 1))``, without which n draws of n values vary too little.
+
+    Args:
+        values: (cases, structures), NaN where a value is not defined.
         level: share of the resampled means within the bounds, in (0, 1).
         resamples: number of draws.
         seed: of the draws.
 
-    Source: Owen 2007, "The pigeonhole bootstrap".
+    Source: Efron 1979, "Bootstrap methods: another look at the jackknife".
 
-    >>> bootstrap(np.full((3, 10, 2), 0.25))
-    Interval(mean=0.25, low=0.25, high=0.25)
+    >>> bootstrap(np.full((10, 2), 0.25))
+    (0.0, 0.0)
     """
-    seeds, cases = paired.shape[:2]
-    mean = float(np.mean(class_mean(paired)))
-    if int((~np.isnan(paired)).any(axis=(0, 2)).sum()) < LEAST_CASES:
-        return Interval(mean, float("nan"), float("nan"))
-    rng = np.random.default_rng(seed)
-    drawn_seeds, drawn_cases = (rng.integers(n, size=(resamples, n)) for n in (seeds, cases))
-    by_seed = class_mean(paired)  # (seeds,)
-    over_seeds = _mean_over_seeds(paired)  # (cases, structures)
-    # one block at a time: all draws of all values would not fit into memory
-    means = np.concatenate([
-        _resampled(paired, s, c)
-        for s, c in zip(np.array_split(drawn_seeds, 50), np.array_split(drawn_cases, 50), strict=True)
-    ])  # fmt: skip
-    of_seeds = np.nanmean(by_seed[drawn_seeds], axis=1) - mean
-    of_cases = class_mean(over_seeds[drawn_cases]) - mean
-    for effect, count in ((of_seeds, seeds), (of_cases, cases)):
-        if count > 1:
-            means = means + (np.sqrt(count / (count - 1)) - 1) * effect
-    means = means[~np.isnan(means)]  # a structure of few cases may be in none of those drawn
-    low, high = np.quantile(means, [(1 - level) / 2, (1 + level) / 2])
-    return Interval(mean, float(low), float(high))
+    cases = len(values)
+    if int((~np.isnan(values)).any(axis=1).sum()) < LEAST_CASES:
+        return float("nan"), float("nan")
+    drawn = np.random.default_rng(seed).integers(cases, size=(resamples, cases))
+    apart = class_mean(values[drawn]) - class_mean(values)
+    apart = apart[~np.isnan(apart)] * np.sqrt(cases / (cases - 1))  # a structure of few cases may be in none of them
+    low, high = np.quantile(apart, [(1 - level) / 2, (1 + level) / 2])
+    return max(0.0, -float(low)), max(0.0, float(high))
 
 
 def _mean_over_seeds(paired: Values) -> Values:
@@ -168,12 +184,6 @@ def _mean_over_seeds(paired: Values) -> Values:
     defined = ~np.isnan(paired)
     count, total = defined.sum(-3), np.where(defined, paired, 0).sum(-3)
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _resampled(paired: Values, seeds: NDArray[np.int64], cases: NDArray[np.int64]) -> Values:
-    """Means of draws: (draws, seeds) and (draws, cases) -> (draws,)."""
-    over_seeds = _mean_over_seeds(paired[seeds])  # (draws, cases, structures)
-    return class_mean(np.take_along_axis(over_seeds, cases[:, :, None], axis=1))
 
 
 def average_ranks(means: Mapping[str, Sequence[float]], higher_is_better: Mapping[str, bool]) -> list[float]:

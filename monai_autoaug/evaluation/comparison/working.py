@@ -32,6 +32,7 @@ from monai_autoaug.evaluation.evaluator import evaluate
 from monai_autoaug.evaluation.metrics import decided
 from monai_autoaug.memory import peak_memory
 from monai_autoaug.precision import Precision
+from monai_autoaug.writing import write_text
 
 __all__ = ["Place", "Spent", "telling", "work"]
 
@@ -131,8 +132,8 @@ def work(folder: CellFolder, place: Place, listener: Listener) -> None:
         )
     found.save(folder.evaluation)
     shutil.rmtree(folder.predictions)
-    write_json(folder.result, {"version": VERSION, "hash": config["hash"], **spent})
     Run(folder.run).checkpoint.unlink(missing_ok=True)  # nobody resumes what has ended, and it is large
+    write_json(folder.result, {"version": VERSION, "hash": config["hash"], **spent})
 
 
 def _machine(device: torch.device) -> dict[str, str]:
@@ -272,9 +273,7 @@ def telling(file: Path, every: float = 1.0) -> Iterator[Listener]:
         if progress.note is None and progress.done < progress.total and now - last[0] < every:
             return
         last[0] = now
-        beside = file.with_name(f".{file.name}.{os.getpid()}")
-        beside.write_text(json.dumps(asdict(replace(progress, ended=None))), encoding="utf-8")
-        beside.replace(file)
+        write_text(file, json.dumps(asdict(replace(progress, ended=None))))
 
     try:
         yield hear

@@ -13,6 +13,7 @@ from monai_autoaug.policies.laterality import Laterality
 
 __all__ = ["test_time_config", "view_transform", "way_back"]
 
+_UNSEEN = 1e-3  # of the weights, as when this package predicts
 _PLAIN = "monai.utils.convert_to_tensor({}, track_meta=False)"
 
 
@@ -42,12 +43,16 @@ def test_time_config(found: Plan) -> dict[str, Any]:
         "views": views,
         "output": f"$lambda y: (lambda y: {average})((y[0] if isinstance(y, (list, tuple)) else y).float())",
         "one": f"$lambda view, image, network: (lambda seen: ({back}, {covered}))({seen})",
+        # what no view has seen is predicted as it is
         "average": (
-            "$lambda parts: sum(w * y for w, (y, _) in parts) / sum(w * c for w, (_, c) in parts).clamp(min=1e-6)"
+            "$lambda parts, plain: (lambda total, seen: (lambda blind: (total + blind * plain()) / (seen + blind)"
+            f" if bool(blind.any()) else total / seen)((seen < {_UNSEEN}).to(seen)))"
+            "(sum(w * y for w, (y, _) in parts), sum(w * c for w, (_, c) in parts))"
         ),
         "predict": (
-            "$lambda image, network: @test_time::average([(view['weight'], @test_time::one(view,"
-            f" {_PLAIN.format('image')}, network)) for view in @test_time::views])"
+            "$lambda image, network: (lambda image: @test_time::average([(view['weight'], @test_time::one(view, image,"
+            " network)) for view in @test_time::views], lambda: @test_time::output(network(image))))"
+            f"({_PLAIN.format('image')})"
         ),
     }  # fmt: skip
 

@@ -1,0 +1,126 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""`apply` for labels that are still values, on a CPU and without a gradient: what a loader's worker has to do.
+
+The draws and the results are those of `execution.apply` with the same labels one-hot, up to rounding, for a fraction of
+its time: nothing is made one-hot before it is where it belongs, a margin is never touched where nothing moves, and
+matrices that leave an axis alone need no grid (see `separable`). Whatever else a policy may draw is left to the
+functions that `execution.apply` itself calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.transforms import execution, in_place, spatial
+from monai_autoaug.transforms.execution import _State, _Step
+from monai_autoaug.transforms.geometry import compose, resample
+from monai_autoaug.transforms.registry import Cascade, Context
+from monai_autoaug.transforms.separable import MOST_CLASSES, Gridded, Separable, one_hot
+
+__all__ = ["apply_to_values"]
+
+
+@torch.no_grad()
+def apply_to_values(
+    image: Tensor,
+    label: Tensor,
+    classes: int,
+    indices: Tensor,
+    cascades: Sequence[Cascade],
+    *,
+    generator: torch.Generator | None = None,
+    margin: tuple[int, ...] | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Apply to every sample the operation that it chose in every cascade, see `execution.apply`.
+
+    Args:
+        image: (B, C, D, H, W) float32 on a CPU.
+        label: (B, 1, D, H, W) integers from 0 to ``classes`` - 1.
+        classes: channels that the soft label is to have.
+        indices: (B, number of cascades) int64.
+        cascades: see `execution.apply`.
+        generator: random numbers come from it; None: torch's global one.
+        margin: voxels at each end of each axis that are cut off.
+
+    Returns:
+        Image and soft label (B, classes, D, H, W) in float32, both without the margin; neither shares memory with what
+        was given.
+
+    Raises:
+        ConfigError: ``indices`` do not fit the batch or the cascades, or the label has no values.
+
+    >>> from monai_autoaug.transforms import training_cascades
+    >>> x, chosen = torch.rand(1, 1, 8, 8, 8), torch.zeros(1, 15, dtype=torch.int64)
+    >>> apply_to_values(x, (x > 0.5).short(), 2, chosen, training_cascades(), margin=(2, 2, 2))[1].shape
+    torch.Size([1, 2, 4, 4, 4])
+    """
+    form = tuple(label.shape)
+    if label.is_floating_point() or form[1] != 1:
+        raise ConfigError(f"expected label values (B, 1, ...) of an integer type, got {label.dtype} {form}")
+    steps = execution._plan(image, indices, cascades, generator, None, None, False)
+    full = tuple(image.shape[2:])
+    margin = margin or (0,) * len(full)
+    shape = tuple(n - 2 * m for n, m in zip(full, margin, strict=True))
+    small = label.to(torch.uint8) if classes <= 256 else label
+    state = _State(list(image.split(1)), list(small.split(1)), [])
+    late = execution._gather_spatial(state, steps, full, shape, generator)
+    for i in range(len(image)):
+        _move(state, i, classes, full, margin)
+    for step in _joined(late):
+        if step.operation.acts == "pair":  # of another library, which takes channels
+            for i in step.rows:
+                state.labels[i] = _soft(state.labels[i], classes)
+        if not in_place.run(state.images, step.operation, step.rows, step.magnitude, generator):
+            execution._run(state, step, Context(generator))
+    images, labels = [x.contiguous() for x in state.images], [_soft(y, classes) for y in state.labels]
+    return (images[0], labels[0]) if len(images) == 1 else (torch.cat(images), torch.cat(labels))
+
+
+def _joined(steps: list[_Step]) -> list[_Step]:
+    """Flips of a sample that follow each other as one."""
+    made: list[_Step] = []
+    for step in steps:
+        flips = (step.operation.mirrors or ()) if step.operation.name.startswith("flip_") else ()
+        for k, row in enumerate(step.rows if flips else ()):
+            before = next((s for s in made if s.rows == [row] and s.operation.name == "flips"), None)
+            axes = flips if before is None else tuple(sorted({*(before.operation.mirrors or ()), *flips}))
+            one = replace(step.operation, name="flips", function=partial(spatial.flip, axes=axes), mirrors=axes)
+            if before is not None:
+                made.remove(before)
+            made.append(_Step(one, [row], step.magnitude[k : k + 1]))
+        if not flips:
+            made.append(step)
+    return made
+
+
+def _soft(label: Tensor, classes: int) -> Tensor:
+    """(1, K, ...), of what nothing has interpolated (1, 1, ...), too."""
+    return label if label.is_floating_point() else one_hot(label[0, 0], classes)[None]
+
+
+def _move(state: _State, i: int, classes: int, full: tuple[int, ...], margin: tuple[int, ...]) -> None:
+    """The one resampling of a sample, or its window."""
+    matrix, field = state.matrices.get(i), state.fields.get(i)
+    x, y = state.images[i], state.labels[i]
+    if matrix is None and field is None:
+        window = (slice(None), slice(None), *[slice(m, n - m) for n, m in zip(full, margin, strict=True)])
+        state.images[i], state.labels[i] = x[window].clone(memory_format=torch.contiguous_format), y[window]
+        return
+    if field is None and matrix is not None and len(full) == 3 and classes <= MOST_CLASSES:
+        way = Separable.of(matrix[0], full, margin) or Gridded(matrix[0], full, margin)
+        state.images[i], state.labels[i] = way.image(x[0])[None], way.label(y[0, 0], classes)[None]
+        return
+    affine = None
+    if matrix is not None:
+        affine = torch.cat([matrix.to(x), torch.zeros(1, len(full), 1)], -1)
+    grid = compose(affine, field, full, margin=margin, like=x)
+    moved, soft = resample(x, grid, label=_soft(y, classes))
+    assert soft is not None  # noqa: S101  # for the type checker: a label was given
+    state.images[i], state.labels[i] = moved, soft

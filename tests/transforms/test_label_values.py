@@ -1,0 +1,160 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""The faster way for label values gives what the faithful one gives for the same labels one-hot."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from monai_autoaug.data.batch import Batch
+from monai_autoaug.errors import ConfigError
+from monai_autoaug.policies import TrainingPolicy
+from monai_autoaug.policies.drawing import Compared, Drawing
+from monai_autoaug.transforms import execution, extra_cascades, in_place, separable, training_cascades
+from monai_autoaug.transforms.geometry import compose, resample
+from monai_autoaug.transforms.label_values import apply_to_values
+from monai_autoaug.transforms.registry import Context
+from monai_autoaug.transforms.separable import Gridded, Separable, one_hot
+
+SHAPE, MARGIN = (20, 17, 14), (4, 3, 2)
+
+
+def sample(batch: int, channels: int, classes: int, shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    image = torch.randn(batch, channels, *shape, generator=generator)
+    coarse = torch.rand(batch, 1, 4, 4, 4, generator=generator)[..., : 4 if len(shape) == 3 else 1]
+    coarse = coarse if len(shape) == 3 else coarse[..., 0]
+    smooth = torch.nn.functional.interpolate(coarse, shape, mode="trilinear" if len(shape) == 3 else "bilinear")
+    return image, (smooth * classes).floor().clamp(max=classes - 1).short()
+
+
+def turn(plane: tuple[int, int], degrees: float, zoom: float) -> Tensor:
+    a, b = plane
+    angle = torch.tensor(degrees).deg2rad().double()
+    matrix = torch.eye(3, dtype=torch.float64)
+    matrix[a, a] = matrix[b, b] = angle.cos()
+    matrix[a, b], matrix[b, a] = angle.sin(), -angle.sin()
+    return (matrix * zoom).float()
+
+
+@pytest.mark.parametrize("plane", [(1, 2), (0, 2), (0, 1)])
+@pytest.mark.parametrize(("degrees", "zoom"), [(25.0, 1.0), (0.0, 1.4), (-10.0, 0.7), (90.0, 1.0), (20.0, 1.5)])
+@pytest.mark.parametrize("classes", [3, 10])
+def test_a_separable_resampling_is_that_of_a_grid(
+    plane: tuple[int, int], degrees: float, zoom: float, classes: int
+) -> None:
+    image, label = sample(1, 2, classes)
+    matrix = turn(plane, degrees, zoom)
+    way = Separable.of(matrix, SHAPE, MARGIN)
+    assert way is not None
+    grid = compose(torch.cat([matrix, torch.zeros(3, 1)], 1)[None], None, SHAPE, margin=MARGIN, like=image)
+    moved, soft = resample(image, grid, label=one_hot(label[0, 0], classes)[None])
+    assert soft is not None
+    torch.testing.assert_close(way.image(image[0]), moved[0], atol=2e-5, rtol=0)
+    torch.testing.assert_close(way.label(label[0, 0].to(torch.uint8), classes), soft[0], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("zoom", [0.6, 1.0, 1.5])
+def test_a_matrix_that_leaves_no_axis_alone_goes_by_a_grid(zoom: float) -> None:
+    image, label = sample(1, 2, 4)
+    matrix = turn((0, 1), 10, zoom) @ turn((1, 2), 20, 1)
+    assert Separable.of(matrix, SHAPE, MARGIN) is None
+    way = Gridded(matrix, SHAPE, MARGIN)
+    grid = compose(torch.cat([matrix, torch.zeros(3, 1)], 1)[None], None, SHAPE, margin=MARGIN, like=image)
+    moved, soft = resample(image, grid, label=one_hot(label[0, 0], 4)[None])
+    assert soft is not None
+    torch.testing.assert_close(way.image(image[0]), moved[0], atol=2e-5, rtol=0)
+    torch.testing.assert_close(way.label(label[0, 0].to(torch.uint8), 4), soft[0], atol=2e-5, rtol=0)
+
+
+def test_operations_that_write_over_their_input_are_those_that_do_not() -> None:
+    seen = 0
+    for cascade in training_cascades():
+        for operation in cascade.operations[1:]:
+            image = sample(1, 2, 2)[0]
+            before = image.clone()
+            for quantile in (0.1, 0.9):
+                given, magnitude = [before.clone()], operation.magnitude(torch.tensor([quantile]), torch.ones(1))
+                random = torch.Generator().manual_seed(3)
+                if in_place.run(given, operation, [0], magnitude, random):
+                    seen += 1
+                    expected = operation(before, magnitude, Context(torch.Generator().manual_seed(3)))
+                    torch.testing.assert_close(given[0], expected, atol=1e-5, rtol=1e-5)
+    assert seen == 2 * 18
+
+
+@pytest.mark.parametrize("margin", [MARGIN, None])
+@pytest.mark.parametrize("channels", [1, 3])
+def test_every_draw_of_a_policy_is_that_of_the_faithful_way(margin: tuple[int, ...] | None, channels: int) -> None:
+    policy = TrainingPolicy.preset("uniform", ("all",), extra=["elastic", "channel_scale"])
+    image, label = sample(2, channels, 3)
+    hot = torch.cat([one_hot(y[0], 3)[None] for y in label])
+    for seed in range(25):
+        indices = policy.sample(torch.zeros(2, dtype=torch.long), torch.Generator().manual_seed(seed))[0]
+        before = image.clone(), label.clone()
+        first, soft = apply_to_values(
+            image, label, 3, indices, policy.cascades, generator=torch.Generator().manual_seed(seed), margin=margin
+        )
+        assert torch.equal(image, before[0])
+        assert torch.equal(label, before[1])
+        second, expected = execution.apply(
+            image, hot, indices, policy.cascades, generator=torch.Generator().manual_seed(seed), margin=margin
+        )
+        # low resolution takes the nearest voxel and sharpening divides by small sigmas, so rounding grows a little
+        torch.testing.assert_close(first, second, atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(soft, expected, atol=2e-5, rtol=0)
+
+
+def test_results_are_the_callers_own() -> None:
+    image, label = sample(1, 1, 2)
+    nothing = torch.zeros(1, 15, dtype=torch.long)
+    moved, _ = apply_to_values(image, label, 2, nothing, training_cascades())
+    moved.zero_()
+    assert image.any()
+
+
+def test_two_dimensions_and_many_classes_go_the_faithful_way() -> None:
+    for shape, classes in (((16, 12), 3), (SHAPE, separable.MOST_CLASSES + 1)):
+        dims = len(shape)
+        image, label = sample(1, 1, classes, shape)
+        cascades = training_cascades(dims)
+        chosen = torch.zeros(1, len(cascades), dtype=torch.long)
+        chosen[0, 0] = chosen[0, 1] = 1  # a zoom and a rotation
+        first, soft = apply_to_values(
+            image, label, classes, chosen, cascades, generator=torch.Generator().manual_seed(0)
+        )
+        second, expected = execution.apply(
+            image, one_hot(label[0, 0], classes)[None], chosen, cascades, generator=torch.Generator().manual_seed(0)
+        )
+        torch.testing.assert_close(first, second)
+        torch.testing.assert_close(soft, expected)
+
+
+def test_one_hot_labels_are_refused() -> None:
+    with pytest.raises(ConfigError, match="expected label values"):
+        apply_to_values(torch.zeros(1, 1, 8, 8, 8), torch.zeros(1, 1, 8, 8, 8), 2, torch.zeros(1, 15), extra_cascades())  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("class_of", ["centre", "sampled"])
+def test_a_drawing_takes_values_as_it_takes_channels(class_of: Literal["centre", "sampled"]) -> None:
+    policy = TrainingPolicy.preset("uniform", laterality=[(1, 2)])
+    drawing = Drawing(policy, class_of, compared=Compared(lambda step: True, below=9), heads=3)
+    image, label = sample(2, 1, 3)
+    hot = torch.stack([one_hot(y[0], 3) for y in label])
+    given = {"image": image, "classes": torch.tensor([2, 0]), "margin": MARGIN}
+    for seed in range(6):
+        first = drawing(Batch(label=label, **given), torch.Generator().manual_seed(seed), 0)
+        second = drawing(Batch(label=hot, **given), torch.Generator().manual_seed(seed), 0)
+        assert first.operations is not None
+        assert first.classes is not None
+        assert first.plain is not None
+        assert second.plain is not None
+        assert torch.equal(first.operations, second.operations)
+        assert torch.equal(first.classes, second.classes)
+        assert torch.equal(first.plain.label, second.plain.label)
+        torch.testing.assert_close(first.label, second.label, atol=2e-5, rtol=0)
+        torch.testing.assert_close(first.image, second.image, atol=2e-3, rtol=1e-3)
