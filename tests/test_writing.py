@@ -61,7 +61,7 @@ def test_a_killed_write_leaves_the_former_file_and_the_next_write_tidies_up(tmp_
 def test_a_killed_process_that_nobody_has_waited_for_writes_no_more(tmp_path: Path) -> None:
     """A zombie: for a moment after a kill, and for good in a container whose first process is no init."""
     writer = "import os, pathlib, sys; (pathlib.Path(sys.argv[1]) / sys.argv[2].format(os.getpid())).write_text('ha')"
-    name = f".a.json@{platform.node()}@{{}}.part"
+    name = f".a.json{_here()}{{}}.part"
     process = subprocess.Popen([sys.executable, "-c", writer, str(tmp_path), name])
     deadline = time.monotonic() + 60
     while Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z":
