@@ -140,12 +140,7 @@ def _tell(plan: Plan, further: str | None) -> list[str]:
     for reference in asked["references"]:
         everything = whole(plan, asked, reference)
         summary = summarise(everything)
-        while True:
-            files = write(everything, summary, first=reference == asked["reference"])
-            newer = summarise(everything) if summary.done < summary.total else summary
-            if newer.done <= summary.done:
-                break
-            summary = newer  # others have done more meanwhile, and no table is to be replaced by an older one
+        summary, files = _write_latest(everything, summary, first=reference == asked["reference"])
         names += [file.name for file in files]
         if reference == (further or asked["reference"]):
             shown = summary
@@ -210,6 +205,18 @@ def _amount(option: str, text: Any) -> int | float:
         return int(text) if str(text).isdigit() else float(text)
     except ValueError as error:
         raise ConfigError(f"{option} must be a number of cases, or a share of them below 1; got {text!r}") from error
+
+
+def _write_latest(plan: Plan, summary: Summary, *, first: bool = True) -> tuple[Summary, list[Path]]:
+    """Write what is known; again if others have done more meanwhile, so that no table is replaced by an older one."""
+    from monai_autoaug.evaluation.comparison.summary import summarise
+
+    while True:
+        files = write(plan, summary, first=first)
+        newer = summarise(plan) if summary.done < summary.total else summary
+        if newer.done <= summary.done:
+            return summary, files
+        summary = newer
 
 
 def write(plan: Plan, summary: Summary, *, first: bool = True) -> list[Path]:
