@@ -104,7 +104,7 @@ class _OnDisk(PersistentDataset):
             self._whole.add(file)
             return found
         except FileNotFoundError:
-            pass
+            pass  # it has not been made yet
         except ValueError as error:
             message = f"{file}: is damaged ({error}); this volume is made and written again"
             warnings.warn(message, AutoAugWarning, stacklevel=2)

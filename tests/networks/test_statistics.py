@@ -55,6 +55,9 @@ def test_each_step_begins_anew() -> None:
 
 
 def test_a_network_without_buffers_costs_nothing() -> None:
-    kept = KeptStatistics(nn.Linear(1, 1))
+    linear = nn.Linear(1, 1)
+    before = {name: value.clone() for name, value in linear.state_dict().items()}
+    kept = KeptStatistics(linear)
     kept.keep()
     kept.restore()
+    assert all(torch.equal(value, before[name]) for name, value in linear.state_dict().items())

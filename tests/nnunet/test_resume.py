@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from fault_helpers import same
 from nnunetv2.run.load_pretrained_weights import load_pretrained_weights
 from nnunetv2.training.nnUNetTrainer.nnUNetTrainer import nnUNetTrainer
 from nnunetv2.training.nnUNetTrainer.variants.lr_schedule.nnUNetTrainer_warmup import nnUNetTrainer_warmup
@@ -33,22 +34,6 @@ PLAIN_KEYS = {
 def final(dataset: Any, trainer: Any) -> dict[str, Any]:
     content: dict[str, Any] = torch.load(Path(trainer.output_folder) / "checkpoint_final.pth", weights_only=False)
     return content
-
-
-def same(a: Any, b: Any, where: str = "") -> None:
-    """Bit for bit, through dicts and lists."""
-    if isinstance(a, torch.Tensor):
-        assert torch.equal(a, b), where
-    elif isinstance(a, dict):
-        assert a.keys() == b.keys(), where
-        for key in a:
-            same(a[key], b[key], f"{where}.{key}")
-    elif isinstance(a, list | tuple):
-        assert len(a) == len(b), where
-        for number, (x, y) in enumerate(zip(a, b, strict=True)):
-            same(x, y, f"{where}[{number}]")
-    else:
-        assert a == b or a != a, where  # or both not a number
 
 
 RESUMED = [(method, base) for method in ("none", "random", "adversarial") for base in (nnUNetTrainer, nnUNetTrainerBN)]
