@@ -15,13 +15,21 @@ from torch import Tensor
 from monai_autoaug.precision import float32_region
 from monai_autoaug.transforms.intensity import Reference, at_least_float32, per_sample
 
-__all__ = ["blur", "gibbs", "low_resolution", "sharpen"]
+__all__ = ["blur", "coarse", "gibbs", "kernels", "low_resolution", "sharpen"]
 
 
-def _kernels(sigma: Tensor, radius: int) -> tuple[Tensor, Tensor]:
+def kernels(sigma: Tensor, radius: int) -> tuple[Tensor, Tensor]:
     """A Gaussian and its second derivative at 0..radius, (B, radius + 1) each; both are symmetric.
 
     A sample's kernel ends at four of its own sigmas, so that it doesn't depend on the radius that others need.
+
+    Args:
+        sigma: (B,) in voxels.
+        radius: in voxels.
+
+    >>> bell, second = kernels(torch.tensor([1.0]), 4)
+    >>> bell.shape, round(float(2 * bell.sum() - bell[0, 0]), 6)
+    (torch.Size([1, 5]), 1.0)
     """
     k = torch.arange(radius + 1, device=sigma.device, dtype=sigma.dtype)
     variance = sigma[:, None].clamp(min=1e-3).square()
@@ -56,7 +64,7 @@ def blur(image: Tensor, sigma: Tensor, *, largest: float = 1.0) -> Tensor:
     True
     """
     x = at_least_float32(image)
-    kernel, _ = _kernels(sigma.to(x), int(4 * largest + 0.5))
+    kernel, _ = kernels(sigma.to(x), int(4 * largest + 0.5))
     for axis in range(2, x.ndim):
         x = _filter(x, kernel, axis)
     return x.to(image.dtype)
@@ -76,7 +84,7 @@ def sharpen(image: Tensor, sigma: Tensor, reference: Reference | None = None, *,
     True
     """
     x = at_least_float32(image)
-    bell, second = _kernels(sigma.to(x), int(4 * largest + 0.5))
+    bell, second = kernels(sigma.to(x), int(4 * largest + 0.5))
     smooth, laplacian = x, torch.zeros_like(x)
     for axis in range(2, x.ndim):
         laplacian = _filter(smooth, second, axis) + (_filter(laplacian, bell, axis) if axis > 2 else 0)
@@ -103,19 +111,35 @@ def low_resolution(image: Tensor, zoom: Tensor) -> Tensor:
     x = at_least_float32(image)
     for axis in range(2, x.ndim):
         n = x.shape[axis]
-        count = (n * zoom.to(x)).round().clamp(min=1)[:, None]
-        # whole numbers, so that a tie falls the same way on every device
-        doubled = 2 * torch.arange(n, device=x.device) + 1
-        coarse = (doubled * count.long()).div(2 * n, rounding_mode="floor")
-        where = ((coarse + 0.5) * n / count - 0.5).clamp(0, n - 1)
-        below = where.floor()
-        weight = where - below
+        lower, upper, weight = coarse(n, zoom.to(x))
         shape = [-1, *[1] * (axis - 1), n, *[1] * (x.ndim - 1 - axis)]
-        lower = below.long()
-        upper = (lower + 1).clamp(max=n - 1)
         a, b = (x.gather(axis, index.view(shape).expand_as(x)) for index in (lower, upper))
         x = torch.lerp(a, b, weight.to(x).view(shape))
     return x.to(image.dtype)
+
+
+def coarse(n: int, zoom: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Of an axis of ``n`` voxels, for each the two between which its nearest coarse voxel lies, and the upper's weight.
+
+    Args:
+        n: voxels.
+        zoom: (B,) between 0 and 1.
+
+    Returns:
+        (B, n) each.
+
+    >>> lower, upper, weight = coarse(4, torch.tensor([0.5]))
+    >>> lower.tolist(), upper.tolist(), weight.tolist()
+    ([[0, 0, 2, 2]], [[1, 1, 3, 3]], [[0.5, 0.5, 0.5, 0.5]])
+    """
+    count = (n * zoom).round().clamp(min=1)[:, None]
+    # whole numbers, so that a tie falls the same way on every device
+    doubled = 2 * torch.arange(n, device=zoom.device) + 1
+    nearest = (doubled * count.long()).div(2 * n, rounding_mode="floor")
+    where = ((nearest + 0.5) * n / count - 0.5).clamp(0, n - 1)
+    below = where.floor()
+    lower = below.long()
+    return lower, (lower + 1).clamp(max=n - 1), where - below
 
 
 def gibbs(image: Tensor, kept: Tensor) -> Tensor:

@@ -12,55 +12,66 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import product
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name all of torch's users know
 from torch import Tensor
 
-__all__ = ["MOST_CLASSES", "Gridded", "Separable", "one_hot"]
+__all__ = ["MOST_CLASSES", "Gridded", "Separable", "along", "one_hot"]
 
 MOST_CLASSES = 31  # a voxel's neighbours are a set of bits
 _TOLERANCE = 1e-6  # of the matrix: what a rotation by a whole quarter leaves
 _PAD = 2  # voxels of background around a label
+_LEAST = 1e-6  # weight of what lies outside that counts
+# of voxels: the lowest index of their eight neighbours in the padded label, and the weight of the upper ones by axis
+_Cells = tuple[Tensor, list[Tensor]]
 
 
 @dataclass(frozen=True)
-class _Taps:
-    """Where linear interpolation reads along an axis or in a plane.
+class _Reading:
+    """Where linear interpolation reads along an axis, of which no more than that is cut out.
 
     Args:
-        position: (..., axes) in voxels of the input.
-        index: (..., taps), into the flattened input.
-        weight: (..., taps), 0 outside.
+        below: index of the lower neighbour within what is cut out, which may lie outside; float64, flat.
+        share: weight of the upper neighbour, likewise.
+        first: of the axis, that is cut out.
+        size: of what is cut out.
     """
 
-    position: Tensor
-    index: Tensor
-    weight: Tensor
+    below: Tensor
+    share: Tensor
+    first: int
+    size: int
 
-    @property
-    def outside(self) -> Tensor:
-        """Weight of what lies outside of the input (...)."""
-        return 1 - self.weight.sum(-1)
+    @staticmethod
+    def at(position: Tensor, size: int) -> _Reading:
+        """Of positions in voxels of an axis of this size, float64."""
+        below = position.floor()
+        low, high = (int(end) for end in below.aminmax())
+        first = min(max(low, 0), size - 1)
+        last = min(max(high + 1, first), size - 1)
+        return _Reading(below - first, position - below, first, last + 1 - first)
 
+    def taps(self) -> tuple[Tensor, Tensor]:
+        """Indices (n, 2) of both neighbours, and their float64 weights, 0 outside."""
+        ends = torch.stack([self.below, self.below + 1], -1)
+        weights = torch.stack([1 - self.share, self.share], -1)
+        inside = ends.clamp(0, self.size - 1)
+        return inside.long(), weights.mul_(inside == ends)
 
-def _taps(position: Tensor, sizes: tuple[int, ...]) -> _Taps:
-    """Of positions (..., 1 or 2) in an input of these sizes."""
-    index = torch.zeros(*position.shape[:-1], 1, dtype=torch.long)
-    weight = torch.ones(*position.shape[:-1], 1, dtype=position.dtype)
-    for axis, n in enumerate(sizes):
-        below = position[..., axis].floor()
-        share = position[..., axis] - below
-        ends = torch.stack([below, below + 1], -1).long()
-        shares = torch.stack([1 - share, share], -1) * ((ends >= 0) & (ends < n))
-        index = (index[..., :, None] * n + ends.clamp(0, n - 1)[..., None, :]).flatten(-2)
-        weight = (weight[..., :, None] * shares[..., None, :]).flatten(-2)
-    return _Taps(position, index, weight.float())
+    def padded(self) -> Tensor:
+        """Index of the lower neighbour after padding by `_PAD` at both ends."""
+        return (self.below.long() + _PAD).clamp(0, self.size + 2 * _PAD - 2)
+
+    def normalised(self) -> Tensor:
+        """As grid_sample counts."""
+        return (self.below + self.share) * (2 / max(self.size - 1, 1)) - 1
 
 
 class Separable:
-    """A resampling in two parts, for images and labels of one size.
+    """A resampling in two parts, for images and labels of one size: in a plane, then along the axis left alone.
 
     Args:
         lone: the axis that is read by itself, counted from 0.
@@ -75,18 +86,17 @@ class Separable:
     """
 
     def __init__(self, lone: int, matrix: Tensor, shape: tuple[int, ...], margin: tuple[int, ...]) -> None:
-        self.lone, self.shape = lone, shape
-        self.plane = tuple(axis for axis in range(3) if axis != lone)
+        self.lone = lone
+        self.plane = p, q = tuple(axis for axis in range(3) if axis != lone)
         half = [(n - 1) / 2 for n in shape]
         centred = [torch.arange(m, n - m, dtype=torch.float64) - h for n, m, h in zip(shape, margin, half, strict=True)]
         self.size = tuple(len(c) for c in centred)
-        m = matrix.double()
-        p, q = self.plane
-        along = m[lone, lone] * centred[lone] + half[lone]
-        first = m[p, p] * centred[p][:, None] + m[p, q] * centred[q] + half[p]
-        second = m[q, p] * centred[p][:, None] + m[q, q] * centred[q] + half[q]
-        self.line = _taps(along[:, None], (shape[lone],))
-        self.sheet = _taps(torch.stack([first, second], -1), (shape[p], shape[q]))
+        m = matrix.tolist()
+        down, right = centred[p][:, None], centred[q]
+        self.line = _Reading.at(m[lone][lone] * centred[lone] + half[lone], shape[lone])
+        self.sheet = [_Reading.at((m[a][p] * down + (m[a][q] * right + half[a])).flatten(), shape[a]) for a in (p, q)]
+        read = {lone: self.line, p: self.sheet[0], q: self.sheet[1]}
+        self._window = tuple(slice(read[a].first, read[a].first + read[a].size) for a in range(3))
 
     @staticmethod
     def of(matrix: Tensor, shape: tuple[int, ...], margin: tuple[int, ...]) -> Separable | None:
@@ -95,82 +105,139 @@ class Separable:
         >>> Separable.of(torch.ones(3, 3), (4, 4, 4), (0, 0, 0)) is None
         True
         """
+        m = matrix.tolist()
         for lone in (2, 1, 0):  # the last axis is the cheapest: neighbours in memory stay together
-            others = [axis for axis in range(3) if axis != lone]
-            if float(torch.cat([matrix[lone, others], matrix[others, lone]]).abs().max()) <= _TOLERANCE:
+            if all(abs(m[lone][a]) <= _TOLERANCE and abs(m[a][lone]) <= _TOLERANCE for a in range(3) if a != lone):
                 return Separable(lone, matrix, shape, margin)
         return None
 
     def image(self, image: Tensor) -> Tensor:
         """An image (C, D, H, W) resampled; outside is each channel's minimum."""
-        beyond = bool((self.line.outside > 1e-6).any()) or bool((self.sheet.outside > 1e-6).any())
         made = torch.empty(len(image), *self.size)
-        for source, target in zip(image, made, strict=True):
-            base = source.min() if beyond else None
-            if self.lone == 2:
-                self._along(self._across(source, base), base, target)
-            else:
-                part = self._along(source, base, None)
-                target.copy_(self._across(part.movedim(self.lone, -1), base).movedim(-1, self.lone))
+        across = self._across()
+        index, weight = self.line.taps()
+        matrix = torch.zeros(len(index), self.line.size).scatter_add_(1, index, weight.float())
+        still = not bool(weight[:, 1].any()) and bool((weight[:, 0] == 1).all())  # the line is read as it is
+        outside = 1 - matrix.sum(1)
+        beyond = bool((outside > _LEAST).any())
+        shape = [-1 if axis == self.lone else 1 for axis in range(3)]
+        for channel, target in zip(image, made, strict=True):
+            base = channel.min() if beyond or across.beyond else None
+            part = across(channel[self._window], base)
+            if still:
+                target.copy_(part.narrow(self.lone, 0, len(index)))
+                continue
+            along(matrix, part, self.lone, target)
+            if base is not None:
+                target.addcmul_(outside.view(shape), base)
         return made
 
-    def _across(self, source: Tensor, base: Tensor | None) -> Tensor:
-        """Linear in the plane (p, q, width) -> (P, Q, width)."""
-        width, taps = source.shape[-1], self.sheet.index.shape[-1]
-        rows = source.reshape(-1, width)
-        read = F.embedding_bag(
-            self.sheet.index.view(-1, taps), rows, per_sample_weights=self.sheet.weight.view(-1, taps), mode="sum"
-        )
-        if base is not None:
-            read.addcmul_(self.sheet.outside.view(-1, 1), base)
-        return read.view(*self.sheet.index.shape[:2], width)
-
-    def _along(self, source: Tensor, base: Tensor | None, out: Tensor | None) -> Tensor:
-        """Linear along the lone axis of (D, H, W), or of rows of which it is the last."""
-        axis, (below, above) = self.lone, self.line.index.unbind(-1)
-        shape = [1, 1, 1]
-        shape[axis] = -1
-        low, high = (w.view(shape) for w in self.line.weight.unbind(-1))
-        steps = below.diff()
-        if not bool(high.any()) and bool((steps == 1).all()) and base is None:  # nothing but a window
-            window = source.narrow(axis, int(below[0]), len(below))
-            return window if out is None else out.copy_(window)
-        made = source.index_select(axis, below).mul_(low).addcmul_(source.index_select(axis, above), high)
-        if base is not None:
-            made.addcmul_(self.line.outside.view(shape), base)
-        return made if out is None else out.copy_(made)
+    def _across(self) -> _Rows | _Slabs:
+        """What interpolates in the plane."""
+        size = tuple(self.size[axis] for axis in self.plane)
+        return (_Rows if self.lone == 2 else _Slabs)(self.sheet, size, self.lone)
 
     def label(self, label: Tensor, classes: int) -> Tensor:
         """Label values (D, H, W) as soft channels (classes, ...), resampled; outside is label 0."""
-        padded = F.pad(label, (_PAD,) * 6)
-        return _interpolated(padded, self._nearby(_sets(padded, classes)), classes, self._positions)
-
-    def _nearby(self, sets: Tensor) -> Tensor:
-        """The set of every output voxel's neighbours."""
-        line, sheet = self._cells()
+        padded = F.pad(label[self._window], (_PAD,) * 6)
+        line, (first, second) = self.line.padded(), (reading.padded() for reading in self.sheet)
+        sets = self._nearby(_sets(padded, classes), line, first, second)
         p, q = self.plane
+        stride = (padded.shape[1] * padded.shape[2], padded.shape[2], 1)
+        corner = first.mul_(stride[p]).add_(second, alpha=stride[q])
+        shares = [reading.share.float() for reading in (self.line, *self.sheet)]
+
+        def cells(where: Tensor) -> _Cells:
+            at, across = self._split(where)
+            found = {self.lone: shares[0][at], p: shares[1][across], q: shares[2][across]}
+            return (line * stride[self.lone])[at].add_(corner[across]), [found[axis] for axis in range(3)]
+
+        return _interpolated(padded, sets, classes, cells)
+
+    def _nearby(self, sets: Tensor, line: Tensor, first: Tensor, second: Tensor) -> Tensor:
+        """The set of every output voxel's neighbours."""
+        p, q = self.plane
+        sheet = first * sets.shape[q] + second
         if self.lone == 2:
             rows = sets.reshape(-1, sets.shape[2]).index_select(0, sheet)
-            return rows.index_select(1, line).view(self.size)
-        slabs = sets.index_select(self.lone, line).movedim(self.lone, 0).flatten(1).index_select(1, sheet)
-        return slabs.view(-1, self.size[p], self.size[q]).movedim(0, self.lone).contiguous()
+            return rows.gather(1, line.expand(len(rows), -1)).view(self.size)
+        slabs = sets.index_select(self.lone, line).movedim(self.lone, 0).flatten(1)
+        read = slabs.gather(1, sheet.expand(len(slabs), -1)).view(-1, self.size[p], self.size[q])
+        return read.movedim(0, self.lone).contiguous()
 
-    def _cells(self) -> tuple[Tensor, Tensor]:
-        """For each output position, the corner of the neighbours with the lowest indices in the padded label."""
-        limit = [n + 2 * _PAD - 2 for n in self.shape]
-        line = (self.line.position[..., 0].floor().long() + _PAD).clamp(0, limit[self.lone])
-        p, q = self.plane
-        first, second = (self.sheet.position[..., k].floor().long() + _PAD for k in (0, 1))
-        sheet = first.clamp(0, limit[p]) * (limit[q] + 1) + second.clamp(0, limit[q])
-        return line, sheet.flatten()
+    def _split(self, where: Tensor) -> tuple[Tensor, Tensor]:
+        """Flat indices of output voxels as indices along the lone axis and in the plane."""
+        _, h, w = self.size
+        if self.lone == 1:
+            rows, last = where // w, where % w
+            return rows % h, (rows // h).mul_(w).add_(last)
+        inner = w if self.lone == 2 else h * w
+        outer = where // inner
+        rest = where - outer * inner
+        return (rest, outer) if self.lone == 2 else (outer, rest)
 
-    def _positions(self, where: Tensor) -> list[Tensor]:
-        """Where output voxels of these flat indices are read, along each axis."""
-        at = torch.unravel_index(where, self.size)
-        p, q = self.plane
-        plane = self.sheet.position[at[p], at[q]]
-        found = {self.lone: self.line.position[at[self.lone], 0], p: plane[:, 0], q: plane[:, 1]}
-        return [found[axis] for axis in range(3)]
+
+class _Rows:
+    """Linear interpolation in the plane of the first two axes: whole rows are added up.
+
+    Args:
+        sheet: where the plane is read along each of its axes.
+        size: of the plane that is made.
+        lone: the third axis.
+    """
+
+    def __init__(self, sheet: list[_Reading], size: tuple[int, ...], lone: int) -> None:
+        (first, a), (second, b) = (reading.taps() for reading in sheet)
+        self.size, self.lone = size, lone
+        self.index = ((first * sheet[1].size)[:, :, None] + second[:, None, :]).flatten(1)
+        self.weight = (a[:, :, None] * b[:, None, :]).flatten(1).float()
+        self.outside = 1 - self.weight.sum(1, keepdim=True)
+        self.beyond = bool((self.outside > _LEAST).any())
+
+    def __call__(self, source: Tensor, base: Tensor | None) -> Tensor:
+        """Of (D, H, W); outside is ``base``."""
+        rows = source.reshape(-1, source.shape[2])
+        read = F.embedding_bag(self.index, rows, per_sample_weights=self.weight, mode="sum")
+        if base is not None and self.beyond:
+            read.addcmul_(self.outside, base)
+        return read.view(*self.size, -1)
+
+
+class _Slabs(_Rows):
+    """The same in the plane of the last axis and another: slabs are the channels of torch's own resampling."""
+
+    def __init__(self, sheet: list[_Reading], size: tuple[int, ...], lone: int) -> None:
+        super().__init__(sheet, size, lone)
+        self.grid = torch.stack([sheet[1].normalised(), sheet[0].normalised()], -1).float().view(1, *size, 2)
+
+    def __call__(self, source: Tensor, base: Tensor | None) -> Tensor:
+        """Of (D, H, W); outside is ``base``."""
+        slabs = source.movedim(self.lone, 0)
+        read = F.grid_sample(slabs[None], self.grid, padding_mode="zeros", align_corners=True)[0]
+        if base is not None and self.beyond:
+            read.addcmul_(self.outside.view(self.size), base)
+        return read.movedim(0, self.lone)
+
+
+def along(matrix: Tensor, source: Tensor, axis: int, out: Tensor | None = None) -> Tensor:
+    """A linear map (out, in) of one axis of (D, H, W), as a product of matrices.
+
+    Torch's products are several times as fast as its reading by indices along the last axis, even where nearly all of
+    the matrix is 0.
+
+    >>> along(torch.tensor([[1.0, 1.0]]), torch.ones(2, 2, 2), 1).shape
+    torch.Size([2, 1, 2])
+    """
+    d, h, w = source.shape
+    if axis == 2:
+        made = torch.mm(source.reshape(-1, w), matrix.t(), out=None if out is None else out.view(d * h, -1))
+    elif axis == 1:
+        made = torch.matmul(matrix, source, out=out)
+    else:
+        made = torch.mm(matrix, source.reshape(d, -1), out=None if out is None else out.view(-1, h * w))
+    shape = [d, h, w]
+    shape[axis] = len(matrix)
+    return made.view(shape)
 
 
 class Gridded:
@@ -212,15 +279,21 @@ class Gridded:
         for axis, n in enumerate(sets.shape):
             corner = self._position(self.grid[..., 2 - axis], axis).floor_().add_(_PAD).clamp_(0, n - 1)
             flat.mul_(n).add_(corner.to(torch.int32))
-        return _interpolated(padded, sets.view(-1)[flat], classes, self._positions)
+        return _interpolated(padded, sets.view(-1)[flat], classes, partial(self._cells, padded.shape))
 
     def _position(self, normalised: Tensor, axis: int) -> Tensor:
         """In voxels, as grid_sample computes it."""
         return (normalised + 1) * ((self.shape[axis] - 1) / 2)
 
-    def _positions(self, where: Tensor) -> list[Tensor]:
+    def _cells(self, padded: tuple[int, ...], where: Tensor) -> _Cells:
         rows = self.grid.view(-1, 3)[where]
-        return [self._position(rows[:, 2 - axis], axis) for axis in range(3)]
+        corner, shares = torch.zeros(len(where), dtype=torch.long), []
+        for axis, n in enumerate(padded):
+            position = self._position(rows[:, 2 - axis], axis)
+            below = position.floor()
+            shares.append(position - below)
+            corner.mul_(n).add_(below.long()).add_(_PAD)
+        return corner, shares
 
 
 def _sets(padded: Tensor, classes: int) -> Tensor:
@@ -233,27 +306,23 @@ def _sets(padded: Tensor, classes: int) -> Tensor:
     return sets
 
 
-def _interpolated(padded: Tensor, sets: Tensor, classes: int, positions: Callable[[Tensor], list[Tensor]]) -> Tensor:
+def _interpolated(padded: Tensor, sets: Tensor, classes: int, cells: Callable[[Tensor], _Cells]) -> Tensor:
     """The soft label (classes, ...): what all eight neighbours have, and where they differ, their weights."""
     soft = torch.empty(classes, *sets.shape)
     for number, channel in enumerate(soft):
         torch.eq(sets, 1 << number, out=channel)
-    where = (sets & (sets - 1)).view(-1).nonzero()[:, 0]  # more than one bit: 0 in all channels
-    corner = torch.zeros(len(where), dtype=torch.long)
-    shares = []
-    for position, n in zip(positions(where), padded.shape, strict=True):
-        below = position.floor()
-        share = (position - below).float()
-        shares.append((1 - share, share))
-        corner.mul_(n).add_(below.long()).add_(_PAD)  # in the padding all neighbours are alike, so none is beyond it
-    mixed, values, order = torch.zeros(classes, len(where)), padded.view(-1), torch.arange(len(where))
-    steps = (padded.shape[1] * padded.shape[2], padded.shape[2], 1)
-    for d, h in product((0, 1), repeat=2):
-        both = shares[0][d] * shares[1][h]
-        for w in (0, 1):
-            value = values[corner + (d * steps[0] + h * steps[1] + w)].long()
-            mixed.view(-1).scatter_add_(0, value.mul_(len(where)).add_(order), both * shares[2][w])
-    soft.view(classes, -1).index_copy_(1, where, mixed)
+    # more than one bit: 0 in all channels. In the padding all neighbours are alike, so none of these is beyond it
+    where = (sets & (sets - 1)).view(-1).nonzero()[:, 0]
+    corner, shares = cells(where)
+    offsets = torch.tensor([[d * padded.shape[1] * padded.shape[2] + h * padded.shape[2] + w]
+                            for d, h, w in product((0, 1), repeat=3)])  # fmt: skip
+    values = padded.view(-1).index_select(0, (corner + offsets).view(-1)).view(8, -1)
+    d, h, w = (torch.stack([1 - share, share]) for share in shares)
+    weights = (d[:, None] * h).flatten(0, 1)[:, None].mul(w).flatten(0, 1)
+    part = torch.empty_like(weights)
+    for number, channel in enumerate(soft):
+        torch.eq(values, number, out=part)
+        channel.view(-1).index_copy_(0, where, part.mul_(weights).sum(0))
     return soft
 
 
