@@ -11,12 +11,12 @@ different things from it.
 Labels are where pipelines differ most, so it is said which of them a comparison is of:
 
 - soft: interpolated one-hot channels, as our losses take them (ours)
-- linear: the label of the highest of these channels (batchgeneratorsv2's default, "ours, values, linear")
+- linear: the label of the highest of these channels (batchgeneratorsv2's default, "ours, linear")
 - nearest: that of the nearest voxel ("batchgeneratorsv2, nearest", MONAI, TorchIO); ours can't, so it is compared doing
   more than they do
 
-"ours" is what the trainers do: through one-hot channels and a grid, to the last bit alike in workers and on the device.
-"ours, values" is a `Drawing` with ``heads``, which no trainer takes by itself: label values, separable resampling.
+"ours" is what the trainers do on a CPU, in workers or beside the network: from label values, without a grid where that
+can be. "ours, channels" is what they do with regions, unknown voxels, or on a GPU: through one-hot channels and a grid.
 
 A ratio is the mean of a peer over ours, for the same draws; the interval is a bootstrap over draws, the range is over
 repeats of all draws.
@@ -48,11 +48,11 @@ CLASSES = 3
 # ours, peer, at least how many times as fast, by channels
 COMPARISONS = {
     "as is": ("ours", "batchgeneratorsv2", {1: 3.0, 4: 1.0}),
-    "like for like, both linear": ("ours, values, linear", "batchgeneratorsv2", {1: 1.5, 4: 1.0}),
-    "linear to nearest": ("ours, values, linear", "batchgeneratorsv2, nearest", {}),
-    "label values to as is": ("ours, values", "batchgeneratorsv2", {1: 3.0, 4: 1.0}),
-    "linear to MONAI's nearest": ("ours, values, linear", "MONAI", {}),
-    "linear to TorchIO's nearest": ("ours, values, linear", "TorchIO", {}),
+    "like for like, both linear": ("ours, linear", "batchgeneratorsv2", {1: 1.5, 4: 1.0}),
+    "linear to nearest": ("ours, linear", "batchgeneratorsv2, nearest", {}),
+    "channels to as is": ("ours, channels", "batchgeneratorsv2", {}),
+    "linear to MONAI's nearest": ("ours, linear", "MONAI", {}),
+    "linear to TorchIO's nearest": ("ours, linear", "TorchIO", {}),
 }
 
 

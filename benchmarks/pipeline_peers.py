@@ -31,15 +31,14 @@ def read_size(patch: int) -> int:
     return int(get_patch_size((patch,) * 3, TURN, TURN, TURN, (0.85, 1.25))[0])
 
 
-def ours(patch: int, channels: int, classes: int, *, faithful: bool = False, linear: bool = False) -> Pipeline:
+def ours(patch: int, channels: int, classes: int, *, channels_first: bool = False, linear: bool = False) -> Pipeline:
     """The default of joint_policy at the start of its training, with the margin of nnU-Net's host: a quarter.
 
     Args:
         patch: voxels of the final patch.
         channels: of the image.
         classes: with the background.
-        faithful: as the trainers do it, labels made one-hot first, to the last bit alike in workers and on the device;
-            else by `Drawing` with ``heads``, the same up to rounding.
+        channels_first: labels are made one-hot first, as trainers do it where they must.
         linear: the soft label's argmax is wanted.
     """
     margin = (math.ceil(patch / 4),) * 3
@@ -47,7 +46,7 @@ def ours(patch: int, channels: int, classes: int, *, faithful: bool = False, lin
         heads=classes, image_channels=channels, regions=False, ignore_label=None, spacing=(1.0,) * 3,
         masked_channels=(False,) * channels, margin=margin, scales=None,
     )  # fmt: skip
-    drawing = Drawing(TrainingPolicy.preset("nnunet").requires_grad_(False), heads=0 if faithful else classes)
+    drawing = Drawing(TrainingPolicy.preset("nnunet").requires_grad_(False))
     generator = torch.Generator()
     off = (read_size(patch) - patch - 2 * margin[0]) // 2  # the same volume, of which ours reads less
 
@@ -55,7 +54,7 @@ def ours(patch: int, channels: int, classes: int, *, faithful: bool = False, lin
         generator.manual_seed(number)
         size = slice(off, off + patch + 2 * margin[0])
         raw = {"data": image[None, :, size, size, size], "target": label[None, :, size, size, size], "keys": ["a"]}
-        drawn = drawing(layout.batch(raw, torch.device("cpu"), values=not faithful), generator)
+        drawn = drawing(layout.batch(raw, torch.device("cpu"), values=not channels_first), generator)
         return drawn.image, _highest(drawn.label) if linear else drawn.label
 
     return draw
@@ -160,9 +159,9 @@ def torchio(patch: int, channels: int, classes: int) -> Pipeline:
 
 
 PIPELINES: dict[str, Callable[[int, int, int], Pipeline]] = {
-    "ours": lambda *sizes: ours(*sizes, faithful=True),
-    "ours, values": ours,
-    "ours, values, linear": lambda *sizes: ours(*sizes, linear=True),
+    "ours": ours,
+    "ours, linear": lambda *sizes: ours(*sizes, linear=True),
+    "ours, channels": lambda *sizes: ours(*sizes, channels_first=True),
     "batchgeneratorsv2": batchgeneratorsv2,
     "batchgeneratorsv2, nearest": lambda *sizes: batchgeneratorsv2(*sizes, nearest=True),
     "MONAI": monai,

@@ -11,7 +11,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "centre_crop"]
+__all__ = ["Batch", "centre_crop", "one_hot"]
+
+
+def one_hot(label: Tensor, classes: int) -> Tensor:
+    """Label values (B, 1, D, H, W) as channels (B, classes, D, H, W) of 0 and 1, float32.
+
+    >>> one_hot(torch.tensor([[[1, 0]]]), 2)
+    tensor([[[0., 1.],
+             [1., 0.]]])
+    """
+    made = torch.empty((len(label), classes, *label.shape[2:]), device=label.device)
+    for value in range(classes):
+        torch.eq(label[:, 0], value, out=made[:, value])
+    return made
 
 
 def centre_crop(x: Tensor, margin: tuple[int, ...]) -> Tensor:
@@ -34,7 +47,8 @@ class Batch:
         image: (B, C, D, H, W), in standard deviations after normalisation; 2D is (B, C, H, W) throughout. Its spatial
             size is the patch plus twice ``margin``, so that a spatial method can warp first and crop afterwards.
         label: (B, K, D, H, W) float, one channel a class with the background first (sums to 1), or one a region. Of a
-            classification (B, K): the class of each image as a whole, which no transformation changes.
+            classification (B, K): the class of each image as a whole, which no transformation changes. With ``heads``:
+            (B, 1, D, H, W) label values of an integer type.
         valid: (B, 1, D, H, W) float, 0 where the label is unknown (an ignore label), 1 elsewhere; None: all known.
         extra: (B, E, D, H, W) channels that move with the image but that no intensity operation touches (a cascade's
             previous segmentation), or None.
@@ -47,6 +61,8 @@ class Batch:
         operations: (B, cascades) int64: what a training policy has drawn for these patches and the host has applied
             already, for the label values in ``classes``; None: nothing was applied.
         plain: the same patches as they were before, without margin, where the policy's update compares with them.
+        heads: channels that the label is to become where it is still values, none of them unknown, for an augmentation
+            that is faster then; 0: it has its channels.
 
     >>> b = Batch(torch.zeros(2, 1, 8, 8, 8), torch.zeros(2, 3, 8, 8, 8), classes=torch.zeros(2, dtype=torch.long),
     ...           case=("a", "b"), spacing=torch.ones(2, 3), margin=(1, 1, 1))
@@ -66,6 +82,7 @@ class Batch:
     target: Any = None
     operations: Tensor | None = None
     plain: Batch | None = None
+    heads: int = 0
 
     def __post_init__(self) -> None:
         if not self.margin:  # frozen: no plain assignment
@@ -86,6 +103,16 @@ class Batch:
         if self.plain is not None:
             changed["plain"] = self.plain._map(function, *names)
         return replace(self, **changed)
+
+    def with_channels(self) -> Batch:
+        """The same with a channel for each class where the label is values.
+
+        >>> values = torch.tensor([[[[0, 1], [1, 2]]]])
+        >>> Batch(torch.zeros(1, 1, 2, 2), values, heads=3).with_channels().label[0, 1]
+        tensor([[0., 1.],
+                [1., 0.]])
+        """
+        return replace(self, label=one_hot(self.label, self.heads), heads=0) if self.heads else self
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Batch:
         """Move every tensor to ``device``."""

@@ -8,6 +8,7 @@ import random
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any, cast
 
 import numpy as np
@@ -74,6 +75,8 @@ class PatchBatches(TorchDataset[Batch]):
         length: the number of batches; numbers from it on are refused.
         cases: which of the items a batch is drawn from, where that changes from epoch to epoch; None: all.
         labelled: False: the items have no labels; patches lie anywhere, and their label is 0 and nowhere known.
+        values: leave the label as values, see `Batch.heads`, where they are classes and all known; a method that draws
+            operations is faster then.
 
     Raises:
         ConfigError: an argument is out of range.
@@ -103,6 +106,7 @@ class PatchBatches(TorchDataset[Batch]):
         replacement: bool = True,
         cases: EpochCases[int] | None = None,
         labelled: bool = True,
+        values: bool = False,
     ) -> None:
         self.items = items
         self.patch_size = tuple(int(n) for n in patch_size)
@@ -114,6 +118,7 @@ class PatchBatches(TorchDataset[Batch]):
         self.regions = None if regions is None else tuple(tuple(int(v) for v in r) for r in regions)
         self.foreground, self.replacement, self.cases = foreground if labelled else 0.0, replacement, cases
         self.labelled = labelled
+        self.heads = num_classes if values and labelled and regions is None and ignore_label is None else 0
         self._validate()
         self._locations: dict[int, Locations] = {}
 
@@ -160,7 +165,8 @@ class PatchBatches(TorchDataset[Batch]):
         rng = np.random.default_rng(choice)
         with _seeded(transforms):
             self._reseed_transforms(transforms)
-            return _collate([self._patch(number, slot, rng) for slot in range(self.batch_size)], self.margin)
+            patches = [self._patch(number, slot, rng) for slot in range(self.batch_size)]
+        return replace(_collate(patches, self.margin), heads=self.heads)
 
     def _reseed_transforms(self, sequence: np.random.SeedSequence) -> None:
         """Give each of the data set's random transforms a seed of its own for this batch."""
@@ -202,7 +208,8 @@ class PatchBatches(TorchDataset[Batch]):
         if self.ignore_label is not None:
             known = values != self.ignore_label
             values = values.masked_fill(~known, 0)
-        channels = self._channels(values, name)
+        self._check_values(values, name)
+        channels = values[None].short() if self.heads else self._channels(values)
         if not self.labelled:
             channels, known = torch.zeros_like(channels), torch.zeros_like(values, dtype=torch.bool)
         middle = tuple(p // 2 + m for p, m in zip(self.patch_size, self.margin, strict=True))
@@ -265,13 +272,16 @@ class PatchBatches(TorchDataset[Batch]):
             return int(rng.integers(low, high + 1))
         return int(np.clip(centre[axis] - patch // 2, low, high))
 
-    def _channels(self, values: Tensor, name: str) -> Tensor:
-        """Label values (D, H, W) -> one channel a class, or one a region, float."""
+    def _check_values(self, values: Tensor, name: str) -> None:
+        """Refuse labels that are none of the classes."""
         if int(values.max()) >= self.num_classes or int(values.min()) < 0:
             raise DataError(
                 "holds an undeclared label", file=name, expected=f"0..{self.num_classes - 1}",
                 came=sorted(set(values.unique().tolist()) - set(range(self.num_classes))),
             )
+
+    def _channels(self, values: Tensor) -> Tensor:
+        """Label values (D, H, W) -> one channel a class, or one a region, float."""
         classes = torch.arange(self.num_classes).reshape(-1, *[1] * values.ndim)
         one_hot = (values == classes).float()
         if self.regions is None:

@@ -144,8 +144,12 @@ class Converter:
         self.ignore = ignored_value(loss_function)
         self.form: TargetForm | None = None
 
-    def __call__(self, data: Any) -> Prepared:
+    def __call__(self, data: Any, *, values: bool = False) -> Prepared:
         """Prepare one batch.
+
+        Args:
+            data: what the loader yields.
+            values: leave labels that are class indices and all known as they are, see `Batch.heads`.
 
         Raises:
             ConfigError: what the loader yields can't be used with this method.
@@ -164,10 +168,12 @@ class Converter:
             batch = Batch(image, image, margin=(0,) * self.spatial_dims, target=target)
             return Prepared(inputs, targets, tuple(args), kwargs, batch)
         self._check(image, target, args, kwargs)
-        label, valid = self._channels(image, target, cases_of(inputs, data))
+        label, valid = self._channels(image, target, cases_of(inputs, data), values)
+        heads = 0 if label.is_floating_point() else self.num_classes
         batch = Batch(
             image.float(), label, valid, classes=self._centre_classes(label), case=cases_of(inputs, data),
             spacing=spacing_of(inputs, self.spatial_dims), margin=self.margin, target=self._crop_target(target),
+            heads=heads or 0,
         )  # fmt: skip
         return Prepared(inputs, targets, tuple(args), kwargs, batch)
 
@@ -196,13 +202,13 @@ class Converter:
     def _own(self, batch: Batch) -> Prepared:
         """A loader of this package yields whole batches; the target is the label without its margin."""
         if self.form is None:
-            self.num_classes = batch.label.shape[1]
+            self.num_classes = batch.heads or batch.label.shape[1]
             # one channel is a region by necessity
             self.form = "channels" if self.num_classes == 1 or self.regions else preferred_form(self.loss_function)
         if batch.valid is not None and not can_ignore(self.loss_function, self.form):
             raise unknown_labels_error(self.loss_function)
         self._check_image(batch.image)
-        crop = batch.cropped()
+        crop = batch.cropped().with_channels()
         label = crop.label if crop.valid is None else crop.label * crop.valid
         target = batch.target if batch.target is not None else hard_target(label, self.form, self.ignore, crop.valid)
         return Prepared(crop.image, target, (), {}, replace(batch, target=target))
@@ -227,8 +233,13 @@ class Converter:
                 " set image_channels in method_options"
             )
 
-    def _channels(self, image: Tensor, target: Tensor, cases: tuple[str, ...]) -> tuple[Tensor, Tensor | None]:
-        """The label as (B, K, ...) channels, zero where unknown, and where it is known (None: everywhere)."""
+    def _channels(
+        self, image: Tensor, target: Tensor, cases: tuple[str, ...], values: bool
+    ) -> tuple[Tensor, Tensor | None]:
+        """The label as (B, K, ...) channels, zero where unknown, and where it is known (None: everywhere).
+
+        With ``values``, as (B, 1, ...) class indices if that is what it is and all are known.
+        """
         if self.form is None:
             self._learn(image, target)
         assert self.num_classes is not None  # noqa: S101  # for the type checker: `_learn` has set it
@@ -246,6 +257,8 @@ class Converter:
                 "undeclared label value", file=", ".join(cases) or None, expected=f"0 to {self.num_classes - 1}",
                 came=low if low < 0 else high, remedy="correct the label, or give the loss an ignore_index",
             )  # fmt: skip
+        if values and valid is None and self.label_dims:
+            return index.unsqueeze(1).short(), None
         label = nn.functional.one_hot(index.long(), self.num_classes).movedim(-1, 1).float()
         return (label if valid is None else label * valid), valid
 
@@ -281,6 +294,8 @@ class Converter:
         centre = label
         for size in label.shape[2:]:
             centre = centre[:, :, size // 2]
+        if not label.is_floating_point():
+            return centre[:, 0].long()
         if not self.regions:
             return centre.argmax(1)
         numbers = torch.arange(1, label.shape[1] + 1, device=label.device)

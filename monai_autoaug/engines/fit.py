@@ -32,7 +32,7 @@ from monai_autoaug.engines.streams import UNLABELLED
 from monai_autoaug.engines.validation import validate
 from monai_autoaug.errors import CheckpointError
 from monai_autoaug.memory import peak_memory
-from monai_autoaug.methods import Method
+from monai_autoaug.methods import Method, find
 from monai_autoaug.policies import TrainingPolicy, no_ops
 from monai_autoaug.policies.course import course_interval
 from monai_autoaug.precision import Precision, skip_warnings
@@ -164,7 +164,7 @@ class Fit:
         """
         self._given = find_given(self.options, checkpoint)
         options = self.options if self._given is None else with_given(self.options, self._given)
-        self.batches = self._batches(items, resampled)
+        self.batches = self._batches(items, resampled, values=find(self.options.method).draws_operations)
         self.trainer = make_trainer(
             options, self.network, self.optimizer, self.batches, self.device, self.precision.dtype,
             meta=self._meta_batches(items if resampled else meta, resampled), labels=Labels.of(self.preprocessing),

@@ -296,7 +296,7 @@ class AutoAugTrainer(SupervisedTrainer):
         """
         if batchdata is None:
             raise ValueError("Must provide batch data for current iteration.")
-        prepared = self.converter(batchdata)
+        prepared = self.converter(batchdata, values=self.method.draws_operations)
         if self.converter.form is not None:
             self.losses.set_form(self.converter.form)
         self.batches.current = prepared.batch

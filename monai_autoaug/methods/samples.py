@@ -98,7 +98,7 @@ class Samples:
             Whether there is a patch now.
         """
         if self._kept is None and not batch.classification:
-            source = batch if batch.plain is None else batch.plain
+            source = (batch if batch.plain is None else batch.plain).with_channels()
             self._offered += 1
             first = 0 if self.regions else 1
             seen = source.cropped().label[:, first:] > 0.5

@@ -140,7 +140,7 @@ class AutoAugMixin(BuildingMixin, PhasesMixin, ServingMixin, ResumingMixin, Show
         self._continues = False  # what is loaded from now on (--val_best) is validated only
         with whole_json():
             super().on_train_start()
-        self.batches = TrainerBatches(self.layout, self.device, self._streams)
+        self.batches = TrainerBatches(self.layout, self.device, self._streams, values=self.method.draws_operations)
         if self._resumed is not None:
             checkpoint.restore_random_states(self._resumed)
         if self.local_rank == 0:

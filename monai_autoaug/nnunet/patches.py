@@ -215,7 +215,7 @@ class PatchLayout:
                 `Recorder` noted; or what workers have augmented.
             device: where training runs.
             values: leave the label as values (B, 1, ...) if it has nothing but classes and nothing else moves with it,
-                for a `Drawing` with ``heads``.
+                for a `Drawing`.
         """
         if "operations" in raw:
             return unpacked(raw, self, device)
@@ -225,9 +225,9 @@ class PatchLayout:
         full = target[0] if isinstance(target, list) else target
         alone = not self.regions and self.ignore_label is None and raw.get("outside") is None
         if values and alone and data.shape[1] == self.image_channels and not full.is_floating_point():
-            label, valid = full, None
+            label, valid, heads = full, None, self.heads
         else:
-            label, valid = self.soft_label(full)
+            (label, valid), heads = self.soft_label(full), 0
         classes = raw.get("center_class")
         if self.regions:
             classes = class_at_centre(label, regions=True, valid=valid).to(device)  # label values are no regions
@@ -249,6 +249,7 @@ class PatchLayout:
             spacing=torch.tensor(self.spacing, device=device).repeat(len(data), 1),
             margin=self.margin,
             target=self._pyramid(centre_crop(full, self.margin)) if any(self.margin) else target,
+            heads=heads,
         )
 
     def soft_label(self, target: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -73,12 +73,18 @@ class TrainerBatches:
         layout: how to read nnU-Net's batches.
         device: where training runs.
         streams: by name; looked up at each call, because a stream may be replaced by another.
+        values: whether training patches come with label values where they can, for a `Drawing`.
     """
 
     def __init__(
-        self, layout: PatchLayout, device: torch.device, streams: Mapping[str, Iterator[dict[str, Any]]]
+        self,
+        layout: PatchLayout,
+        device: torch.device,
+        streams: Mapping[str, Iterator[dict[str, Any]]],
+        *,
+        values: bool = False,
     ) -> None:
-        self.layout, self.device, self.streams = layout, device, streams
+        self.layout, self.device, self.streams, self.values = layout, device, streams, values
         self._drawn: dict[str, Any] | None = None
 
     def begin(self, raw: dict[str, Any]) -> TrainerBatches:
@@ -94,7 +100,7 @@ class TrainerBatches:
         """
         if stream == "train" and self._drawn is not None:
             raw, self._drawn = self._drawn, None
-            return self.layout.batch(raw, self.device)
+            return self.layout.batch(raw, self.device, values=self.values)
         if stream in ("real", "meta") and stream in self.streams:
             return self.layout.batch(next(self.streams[stream]), self.device)
         if stream == "unlabelled" and stream in self.streams:

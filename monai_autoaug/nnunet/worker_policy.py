@@ -134,7 +134,7 @@ class PolicyInWorker:
     def __call__(self, number: int, raw: dict[str, Any], generator: torch.Generator) -> dict[str, Any]:
         """Batch ``number``, augmented for the step of this number; random numbers come from ``generator``."""
         self.drawing.policy.logits.copy_(self.versions.wait(number))
-        batch = self.layout.batch(raw, torch.device("cpu"))
+        batch = self.layout.batch(raw, torch.device("cpu"), values=True)
         return packed(self.drawing(batch, generator, number)) | {"keys": raw["keys"]}
 
 

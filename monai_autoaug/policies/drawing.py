@@ -17,7 +17,6 @@ from monai_autoaug.policies.classes import class_at_centre, patch_classes
 from monai_autoaug.policies.loss_region import restrict_loss
 from monai_autoaug.policies.training import TrainingPolicy
 from monai_autoaug.transforms.label_values import apply_to_values
-from monai_autoaug.transforms.separable import one_hot
 
 __all__ = ["Compared", "Drawing"]
 
@@ -55,8 +54,6 @@ class Drawing:
         loss_region: below 1, the class is chosen by `restrict_loss`; 1: by ``class_of``.
         regions: the label's channels are regions, not classes.
         compared: which samples are handed over as they were before, too; None: none.
-        heads: channels that a label becomes which comes as values (B, 1, ...), on a CPU and with nothing beside it:
-            there is a faster way then (`transforms.label_values`); 0: labels come as channels.
 
     >>> policy, batch = TrainingPolicy.preset("nnunet"), Batch(torch.rand(1, 1, 8, 8, 8), torch.ones(1, 1, 8, 8, 8))
     >>> drawing = Drawing(policy)
@@ -70,22 +67,23 @@ class Drawing:
     loss_region: float = 1.0
     regions: bool = False
     compared: Compared | None = None
-    heads: int = 0
 
     @torch.no_grad()
     def __call__(self, batch: Batch, generator: torch.Generator | None = None, step: int | None = None) -> Batch:
         """The augmented batch without its margin, with ``operations``, and ``classes`` as they were before.
 
         Args:
-            batch: patches with their margin.
+            batch: patches with their margin. On a CPU, a label that comes as values goes a faster way
+                (`transforms.label_values`); what it becomes is the same up to rounding.
             generator: random numbers come from it; None: torch's global one.
             step: that is trained on them, counted from 0; None: one in which nothing is compared.
 
         Raises:
             ConfigError: see `restrict_loss`, `patch_classes` and `augment`.
         """
-        values = bool(self.heads) and not batch.label.is_floating_point()
-        if values:
+        if batch.heads and (batch.image.device.type != "cpu" or self.loss_region < 1):
+            batch = batch.with_channels()
+        if batch.heads:
             batch = replace(batch, classes=self._class_of_values(batch))
         elif self.loss_region < 1:
             batch = restrict_loss(batch, self.loss_region, generator, regions=self.regions)
@@ -93,7 +91,7 @@ class Drawing:
             batch = replace(batch, classes=class_at_centre(batch.label, regions=self.regions, valid=batch.valid))
         indices, _ = self.policy.sample(self.classes(batch), generator)
         known_outside = self.loss_region >= 1  # what lies outside is in no box
-        if values:
+        if batch.heads:
             augmented = self._augment_values(batch, indices, generator)
         else:
             augmented = augment(
@@ -102,9 +100,7 @@ class Drawing:
         drawn = replace(augmented, operations=indices)
         if step is None or self.compared is None or not self.compared(step, len(indices)):
             return drawn
-        plain = replace(batch.cropped(), case=(), target=None)
-        if values:
-            plain = replace(plain, label=torch.stack([one_hot(y[0], self.heads) for y in plain.label]))
+        plain = replace(batch.cropped().with_channels(), case=(), target=None)
         return replace(drawn, plain=plain)
 
     def _class_of_values(self, batch: Batch) -> Tensor | None:
@@ -119,11 +115,12 @@ class Drawing:
     def _augment_values(self, batch: Batch, indices: Tensor, generator: torch.Generator | None) -> Batch:
         """What `augment` does, of label values."""
         image, label = apply_to_values(
-            batch.image, batch.label, self.heads, indices, self.policy.cascades, generator=generator,
+            batch.image, batch.label, batch.heads, indices, self.policy.cascades, generator=generator,
             margin=batch.margin,
         )  # fmt: skip
         none = (0,) * len(batch.margin)
-        return replace(batch, image=image, label=self.policy.exchange(label, indices), margin=none, target=None)
+        label = self.policy.exchange(label, indices)
+        return replace(batch, image=image, label=label, heads=0, margin=none, target=None)
 
     def classes(self, drawn: Batch) -> Tensor:
         """The places among the policy's classes that operations were drawn for, (B,) int64.

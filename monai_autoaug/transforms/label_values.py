@@ -17,12 +17,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from monai_autoaug.data.batch import one_hot
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.transforms import execution, in_place, spatial
 from monai_autoaug.transforms.execution import _State, _Step
 from monai_autoaug.transforms.geometry import compose, resample
 from monai_autoaug.transforms.registry import Cascade, Context
-from monai_autoaug.transforms.separable import MOST_CLASSES, Gridded, Separable, one_hot
+from monai_autoaug.transforms.separable import MOST_CLASSES, Gridded, Separable
 
 __all__ = ["apply_to_values"]
 
@@ -102,7 +103,7 @@ def _joined(steps: list[_Step]) -> list[_Step]:
 
 def _soft(label: Tensor, classes: int) -> Tensor:
     """(1, K, ...), of what nothing has interpolated (1, 1, ...), too."""
-    return label if label.is_floating_point() else one_hot(label[0, 0], classes)[None]
+    return label if label.is_floating_point() else one_hot(label, classes)
 
 
 def _move(state: _State, i: int, classes: int, full: tuple[int, ...], margin: tuple[int, ...]) -> None:

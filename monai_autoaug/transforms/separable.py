@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812  # the name all of torch's users know
 from torch import Tensor
 
-__all__ = ["MOST_CLASSES", "Gridded", "Separable", "along", "one_hot"]
+__all__ = ["MOST_CLASSES", "Gridded", "Separable", "along"]
 
 MOST_CLASSES = 31  # a voxel's neighbours are a set of bits
 _TOLERANCE = 1e-6  # of the matrix: what a rotation by a whole quarter leaves
@@ -326,14 +326,3 @@ def _interpolated(padded: Tensor, sets: Tensor, classes: int, cells: Callable[[T
     return soft
 
 
-def one_hot(label: Tensor, classes: int) -> Tensor:
-    """Label values (...) as channels (classes, ...) of 0 and 1.
-
-    >>> one_hot(torch.tensor([1, 0]), 2)
-    tensor([[0., 1.],
-            [1., 0.]])
-    """
-    made = torch.empty(classes, *label.shape)
-    for value, channel in enumerate(made):
-        torch.eq(label, value, out=channel)
-    return made

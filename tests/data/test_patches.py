@@ -319,3 +319,13 @@ def test_no_cases_and_loader_options() -> None:
         loader(_batches(_items()), start=60)
     with pytest.raises(ConfigError, match="shuffle"):
         loader(_batches(_items()), shuffle=True)
+
+
+def test_labels_as_values_become_the_channels() -> None:
+    values, channels = _batches(_items(), values=True)[5], _batches(_items())[5]
+    assert values.heads == channels.label.shape[1]
+    assert values.label.shape == (*values.image.shape[:1], 1, *values.image.shape[2:])
+    assert torch.equal(values.with_channels().label, channels.label)
+    assert torch.equal(values.cropped().with_channels().label, channels.cropped().label)
+    assert channels.with_channels() is channels
+    assert _batches(_items(), values=True, regions=[[1], [1, 2]])[0].heads == 0  # what overlaps has no values

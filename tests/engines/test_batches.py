@@ -213,3 +213,19 @@ def test_stacked_deep_supervision_of_dynunet() -> None:
     engine.run()
     assert np.isfinite(rows[0]["loss"])
     assert engine.task.probabilities(torch.zeros(1, 2, 3, 4, 4, 4)).shape == (1, 3, 4, 4, 4)
+
+
+@pytest.mark.parametrize("options", [{}, {"margin": (2, 1, 0)}])
+def test_class_indices_stay_values_for_those_who_want_them(options: dict[str, Any]) -> None:
+    data = next(iter(loader(shuffle=False)))
+    channels, values = converter(**options)(data), converter(**options)(data, values=True)
+    assert (channels.batch.heads, values.batch.heads) == (0, 3)
+    assert torch.equal(values.batch.with_channels().label, channels.batch.label)
+    assert values.batch.classes is not None
+    assert channels.batch.classes is not None
+    assert torch.equal(values.batch.classes, channels.batch.classes)
+    unknown = data | {"label": data["label"].clone()}
+    unknown["label"][:, :, 0] = IGNORED
+    ignoring = converter(loss_function=SegmentationLoss(ignore=True))(unknown, values=True)
+    assert ignoring.batch.heads == 0  # what is unknown has no value
+    assert ignoring.batch.valid is not None

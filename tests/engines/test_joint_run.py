@@ -23,6 +23,7 @@ from monai_autoaug.engines import TrainOptions, building, predict, resume, train
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.progress import Progress
 from monai_autoaug.errors import AutoAugWarning, CheckpointError, ConfigError, DataError
+from monai_autoaug.policies import drawing
 
 METHOD: dict[str, Any] = {"warm_up": 0, "update_every": 2, "meta_batch": 4, "views": 3, "pool": 2}
 JOINT: dict[str, Any] = {"method": "joint_policy", "method_options": METHOD, "epochs": 2}
@@ -53,6 +54,15 @@ def logits(run: Run) -> list[torch.Tensor]:
 
 def split_of(run: Run) -> dict[str, set[str]]:
     return {part: set(names) for part, names in json.loads(run.config.read_text())["split"].items()}
+
+
+def test_patches_are_augmented_from_label_values(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[int] = []
+    faster = drawing.apply_to_values
+    monkeypatch.setattr(drawing, "apply_to_values", lambda *given, **more: seen.append(1) or faster(*given, **more))
+    chosen = options(data, tmp_path / "run", **JOINT | {"epochs": 1}, meta_cases=2)
+    train(chosen)
+    assert len(seen) == chosen.iterations
 
 
 def test_progress_tells_how_undecided_the_policies_are(run: Run, heard: list[Progress]) -> None:

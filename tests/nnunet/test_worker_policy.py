@@ -27,6 +27,7 @@ from monai_autoaug.nnunet import worker_policy
 from monai_autoaug.nnunet.layers import read_options
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.nnunet.seeding import one_thread
+from monai_autoaug.policies import drawing
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 CPU = torch.device("cpu")
@@ -55,7 +56,7 @@ def equal(a: Batch, b: Batch) -> None:
 def by_hand(trainer: Any, number: int) -> Batch:
     """Batch ``number`` of a trainer whose policy is on the device, drawn with a worker's random numbers."""
     source = trainer._streams["train"].source
-    batch = trainer.layout.batch(source.batch(number), CPU)
+    batch = trainer.layout.batch(source.batch(number), CPU, values=True)
     with one_thread():
         drawn: Batch = trainer.method.drawing()(batch, source.generator(number), number)
     return drawn
@@ -143,12 +144,15 @@ def test_a_training_is_that_of_the_device_while_nothing_is_learned(
     there = in_workers(tiny, **options)
     there.on_train_start()
     closing += [here, there]
+    faster, seen = drawing.apply_to_values, []
+    monkeypatch.setattr(drawing, "apply_to_values", lambda *given, **more: seen.append(1) or faster(*given, **more))
     for trainer in (here, there):
         trainer.network.train()
     for _ in range(3):
         figures = [trainer.train_step(next(trainer.dataloader_train)) for trainer in (here, there)]
         assert figures[0] == figures[1]
     same(dict(here.network.state_dict()), dict(there.network.state_dict()))
+    assert len(seen) == 3  # this process's; labels came as values
 
 
 def test_the_lag_is_what_it_is_said_to_be(

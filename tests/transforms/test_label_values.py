@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_autoaug.data.batch import Batch
+from monai_autoaug.data.batch import Batch, one_hot
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import TrainingPolicy
 from monai_autoaug.policies.drawing import Compared, Drawing
@@ -18,7 +18,7 @@ from monai_autoaug.transforms import execution, extra_cascades, in_place, separa
 from monai_autoaug.transforms.geometry import compose, resample
 from monai_autoaug.transforms.label_values import apply_to_values
 from monai_autoaug.transforms.registry import Context
-from monai_autoaug.transforms.separable import Gridded, Separable, one_hot
+from monai_autoaug.transforms.separable import Gridded, Separable
 
 SHAPE, MARGIN = (20, 17, 14), (4, 3, 2)
 
@@ -52,7 +52,7 @@ def test_a_separable_resampling_is_that_of_a_grid(
     way = Separable.of(matrix, SHAPE, MARGIN)
     assert way is not None
     grid = compose(torch.cat([matrix, torch.zeros(3, 1)], 1)[None], None, SHAPE, margin=MARGIN, like=image)
-    moved, soft = resample(image, grid, label=one_hot(label[0, 0], classes)[None])
+    moved, soft = resample(image, grid, label=one_hot(label, classes))
     assert soft is not None
     torch.testing.assert_close(way.image(image[0]), moved[0], atol=2e-5, rtol=0)
     torch.testing.assert_close(way.label(label[0, 0].to(torch.uint8), classes), soft[0], atol=2e-5, rtol=0)
@@ -65,7 +65,7 @@ def test_a_matrix_that_leaves_no_axis_alone_goes_by_a_grid(zoom: float) -> None:
     assert Separable.of(matrix, SHAPE, MARGIN) is None
     way = Gridded(matrix, SHAPE, MARGIN)
     grid = compose(torch.cat([matrix, torch.zeros(3, 1)], 1)[None], None, SHAPE, margin=MARGIN, like=image)
-    moved, soft = resample(image, grid, label=one_hot(label[0, 0], 4)[None])
+    moved, soft = resample(image, grid, label=one_hot(label, 4))
     assert soft is not None
     torch.testing.assert_close(way.image(image[0]), moved[0], atol=2e-5, rtol=0)
     torch.testing.assert_close(way.label(label[0, 0].to(torch.uint8), 4), soft[0], atol=2e-5, rtol=0)
@@ -92,7 +92,7 @@ def test_operations_that_write_over_their_input_are_those_that_do_not() -> None:
 def test_every_draw_of_a_policy_is_that_of_the_faithful_way(margin: tuple[int, ...] | None, channels: int) -> None:
     policy = TrainingPolicy.preset("uniform", ("all",), extra=["elastic", "channel_scale"])
     image, label = sample(2, channels, 3)
-    hot = torch.cat([one_hot(y[0], 3)[None] for y in label])
+    hot = one_hot(label, 3)
     for seed in range(25):
         indices = policy.sample(torch.zeros(2, dtype=torch.long), torch.Generator().manual_seed(seed))[0]
         before = image.clone(), label.clone()
@@ -128,7 +128,7 @@ def test_two_dimensions_and_many_classes_go_the_faithful_way() -> None:
             image, label, classes, chosen, cascades, generator=torch.Generator().manual_seed(0)
         )
         second, expected = execution.apply(
-            image, one_hot(label[0, 0], classes)[None], chosen, cascades, generator=torch.Generator().manual_seed(0)
+            image, one_hot(label, classes), chosen, cascades, generator=torch.Generator().manual_seed(0)
         )
         torch.testing.assert_close(first, second)
         torch.testing.assert_close(soft, expected)
@@ -142,12 +142,12 @@ def test_one_hot_labels_are_refused() -> None:
 @pytest.mark.parametrize("class_of", ["centre", "sampled"])
 def test_a_drawing_takes_values_as_it_takes_channels(class_of: Literal["centre", "sampled"]) -> None:
     policy = TrainingPolicy.preset("uniform", laterality=[(1, 2)])
-    drawing = Drawing(policy, class_of, compared=Compared(lambda step: True, below=9), heads=3)
+    drawing = Drawing(policy, class_of, compared=Compared(lambda step: True, below=9))
     image, label = sample(2, 1, 3)
-    hot = torch.stack([one_hot(y[0], 3) for y in label])
+    hot = one_hot(label, 3)
     given = {"image": image, "classes": torch.tensor([2, 0]), "margin": MARGIN}
     for seed in range(6):
-        first = drawing(Batch(label=label, **given), torch.Generator().manual_seed(seed), 0)
+        first = drawing(Batch(label=label, heads=3, **given), torch.Generator().manual_seed(seed), 0)
         second = drawing(Batch(label=hot, **given), torch.Generator().manual_seed(seed), 0)
         assert first.operations is not None
         assert first.classes is not None
