@@ -108,6 +108,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from monai_autoaug.reading import MALFORMED
 from monai_autoaug.writing import write_text
 
 __all__ = ["append", "cut", "plain_number"]
@@ -164,5 +165,5 @@ def _epoch_of(line: str) -> float:
     """The epoch of a line; one that was cut off by a crash belongs to none."""
     try:
         return float(json.loads(line)["epoch"])
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         return float("inf")

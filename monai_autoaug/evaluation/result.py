@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_autoaug.errors import DataError
-from monai_autoaug.reading import read_json
+from monai_autoaug.reading import MALFORMED, read_json
 from monai_autoaug.writing import write_text
 
 __all__ = ["LEAST_CASES", "Evaluation", "Interval", "class_mean"]
@@ -164,14 +164,13 @@ class Evaluation:
                 ).reshape(len(cases), len(classes))
                 for metric in content["summary"]
             }
-        except (OSError, ValueError, KeyError, TypeError) as error:
+            without, components = tuple(content.get("without_prediction", ())), str(content.get("components", ""))
+            return cls(cases, classes, values, without, components)
+        except (OSError, *MALFORMED) as error:
             raise DataError(
                 f"is no evaluation ({type(error).__name__}: {error})", file=path,
                 remedy="write it with monai-autoaug evaluate",
             ) from error  # fmt: skip
-        return cls(
-            cases, classes, values, tuple(content.get("without_prediction", ())), str(content.get("components", ""))
-        )
 
 
 def _nanmean(values: Values, axis: int) -> Values:

@@ -15,6 +15,7 @@ import torch
 
 from monai_autoaug.memory import peak_memory
 from monai_autoaug.policies import TrainingPolicy
+from monai_autoaug.reading import MALFORMED
 from monai_autoaug.writing import write_text
 
 __all__ = ["append", "cut", "in_short", "memory"]
@@ -93,5 +94,5 @@ def _epoch(line: str, otherwise: int) -> int:
     """The epoch of a line, or ``otherwise`` where it is no whole line."""
     try:
         return int(json.loads(line)["epoch"])
-    except (ValueError, TypeError, KeyError):
+    except MALFORMED:
         return otherwise

@@ -25,6 +25,7 @@ from monai_autoaug.errors import AutoAugError, CheckpointError, ConfigError
 from monai_autoaug.networks import expect_spatial_transformer
 from monai_autoaug.policies import TestTimePolicy
 from monai_autoaug.policies.description import build_test_time, describe_test_time
+from monai_autoaug.reading import MALFORMED
 
 __all__ = [
     "STATE", "VARIABLE", "Views", "activated", "as_logits", "attach", "attaching", "learn", "views_of",
@@ -201,7 +202,7 @@ def _read(network: nn.Module, state: dict[str, Any], prefix: str, *rest: Any) ->
         if content["version"] != _VERSION:
             raise CheckpointError(f"they are of version {content['version']}, expected {_VERSION}")
         policy, still = build_test_time(content["test_time"]), int(content["still"])
-    except (AutoAugError, ValueError, KeyError, TypeError) as error:
+    except (AutoAugError, *MALFORMED) as error:
         raise CheckpointError(
             f"the test-time views of this network ({STATE}) can't be read: {error}; use the version of monai_autoaug"
             " that wrote the checkpoint, or take the views out of it with monai-autoaug nnunet export-plain"

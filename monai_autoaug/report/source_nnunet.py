@@ -16,6 +16,7 @@ from monai_autoaug import policies
 from monai_autoaug.errors import DataError
 from monai_autoaug.evaluation import Evaluation
 from monai_autoaug.methods.sample_file import read_samples
+from monai_autoaug.reading import MALFORMED
 from monai_autoaug.report.curves import read_log
 from monai_autoaug.report.source import Source, file_hash
 
@@ -78,7 +79,7 @@ def read_summary(folder: Path) -> Evaluation | None:
         keys = list(rows[0]["metrics"]) if rows else []
         cases = tuple(_case(row["prediction_file"]) for row in rows)
         values = np.array([[_number(row["metrics"][k].get("Dice")) for k in keys] for row in rows], dtype=np.float64)
-    except (KeyError, TypeError, AttributeError) as error:
+    except MALFORMED as error:
         raise DataError(f"is no summary of nnU-Net ({type(error).__name__}: {error})", file=file) from error
     names = {str(value): name for value, name in _labels(folder)}
     return Evaluation(

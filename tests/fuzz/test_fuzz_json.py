@@ -160,3 +160,13 @@ def test_findings_of_anything_can_be_printed(examples: int) -> None:
         assert all(line.isprintable() for line in text.getvalue().splitlines())
 
     fuzz(examples, one, st.lists(st.text(max_size=30), min_size=4, max_size=4))
+
+
+@pytest.mark.parametrize("wrong", [{"cases": [True], "classes": [{}]}, {"cases": ["a"]}, {"without_prediction": 3}])
+def test_an_evaluation_with_lists_for_tables(tmp_path: Path, wrong: dict[str, Any]) -> None:
+    path = tmp_path / "validation.json"
+    empty = {"version": 1, "classes": ["x"], "cases": {}, "summary": {"dice": {}}, "without_prediction": []}
+    path.write_text(json.dumps(empty))
+    assert not refused(lambda: Evaluation.load(path), path)
+    path.write_text(json.dumps(empty | wrong))
+    assert refused(lambda: Evaluation.load(path), path)

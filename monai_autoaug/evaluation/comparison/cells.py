@@ -17,7 +17,7 @@ from monai_autoaug.errors import DataError
 from monai_autoaug.evaluation.comparison.arms import Arm
 from monai_autoaug.evaluation.comparison.setting import Parts, Setting, check_same
 from monai_autoaug.evaluation.result import Evaluation
-from monai_autoaug.reading import read_json
+from monai_autoaug.reading import MALFORMED, read_json
 from monai_autoaug.writing import write_text
 
 __all__ = ["Cell", "CellFolder", "file_name"]
@@ -186,7 +186,7 @@ class CellFolder:
             result = read_json(self.result)
             for key in ("training", "inference", "peak_memory"):
                 result[key].keys()
-        except (OSError, ValueError, KeyError, AttributeError, TypeError) as error:
+        except (OSError, *MALFORMED) as error:
             raise DataError(
                 f"is no result of a cell ({type(error).__name__}: {error})", file=self.result,
                 remedy=f"remove the folder {self.path.name}; the same command makes it again",
