@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -39,6 +40,8 @@ from monai_autoaug.precision import Precision, skip_warnings
 from monai_autoaug.reading import MALFORMED
 
 __all__ = ["Fit"]
+
+_NO_BEST = "no validation of the last phase has a Dice, so the network is that of the last epoch, not the best one"
 
 
 class Fit:
@@ -246,7 +249,9 @@ class Fit:
             self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
             self._warnings = list(checkpoint["warnings"])
             self.trainer.finished = dict(checkpoint.get("finished", {}))
-            self._best.update(checkpoint.get("best", {}))
+            best = checkpoint.get("best", {})
+            if best and not math.isnan(best["dice"]["dice"]):  # which earlier versions kept, and nothing is above it
+                self._best.update(best)
         except MALFORMED as error:
             raise CheckpointError(
                 f"{self.folder.checkpoint}: does not fit this run ({type(error).__name__}: {error}). To do: put the"
@@ -300,9 +305,12 @@ class Fit:
         )
 
     def _keep_best(self) -> None:
-        """Remember the network where the method deploys the one of the best validation Dice, of the last phase."""
+        """Remember the network where the method deploys the one of the best validation Dice, of the last phase.
+
+        A Dice that isn't defined, because no validation case has a structure, is never the best.
+        """
         last = self.method.phase_number == len(self.method.phases) - 1
-        if not self.method.keeps_best or not last:
+        if not self.method.keeps_best or not last or math.isnan(self._dice["dice"]):
             return
         if self._best and not self._dice["dice"] > self._best["dice"]["dice"]:
             return
@@ -340,7 +348,8 @@ class Fit:
             "skipped_updates": skipped,
             "validation_on_preprocessed_grid": {name: log.plain_number(value) for name, value in self._dice.items()},
             "warnings": [
-                *self.trainer.doubts, *self._warnings, *skip_warnings(skipped, self.steps, self.precision.dtype)
+                *self.trainer.doubts, *self._warnings, *skip_warnings(skipped, self.steps, self.precision.dtype),
+                *([_NO_BEST] if self.method.keeps_best and not self._best else []),
             ],
             **({"best_epoch": self._best["epoch"]} if self._best else {}),
             **({"after_training": self.trainer.finished} if self.trainer.finished else {}),
