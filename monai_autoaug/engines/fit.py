@@ -20,11 +20,11 @@ from monai_autoaug.data.loading import worker_faults
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
-from monai_autoaug.engines.board import SampleSaver, board_writer, write_scalars
+from monai_autoaug.engines.board import SampleSaver, write_scalars
 from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.given_policy import KEY, find_given, with_given
-from monai_autoaug.engines.handlers import PolicyLogger
+from monai_autoaug.engines.handlers import PolicyLogger, board_writer
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.phases import PhaseEvents, PhaseSchedule
 from monai_autoaug.engines.progress import Ended, Listener, Progress
@@ -96,6 +96,11 @@ class Fit:
         """The method, once `run` has begun."""
         return self.trainer.method
 
+    @property
+    def _trained(self) -> int:
+        """Whole epochs so far."""
+        return self.trainer.state.iteration // self.options.iterations
+
     def run(
         self,
         items: Items,
@@ -122,7 +127,7 @@ class Fit:
         self.trainer.add_event_handler(PhaseEvents.PHASE_STARTED, lambda: self._best.clear())
         if checkpoint is not None:
             self._restore(checkpoint)
-        log.cut(self.folder.log, self.trainer.state.iteration // self.options.iterations)
+        log.cut(self.folder.log, self._trained)
         self._watch()
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
@@ -178,7 +183,7 @@ class Fit:
     def _watch(self) -> None:
         """Let what the augmentation becomes be kept, for reports and TensorBoard; the training stays as it is."""
         if self.options.tensorboard:
-            self._writer = board_writer(self.folder.board)
+            self._writer = board_writer(self.folder.board, self._trained + 1)
         names = self.preprocessing.label_names
         interval = course_interval(self.options.epochs)
         PolicyLogger(self.folder.course, interval, summary_writer=self._writer).attach(self.trainer)
@@ -291,6 +296,7 @@ class Fit:
         log.append(self.folder.log, row)  # the module's text explains every key
         if self._writer is not None:
             write_scalars(self._writer, row)
+            self._writer.flush()  # who resumes from the checkpoint does not write this epoch again
         self._save_checkpoint()
 
     def _tell_end(self, row: Mapping[str, Any], seconds: float) -> None:
