@@ -13,6 +13,7 @@ import json
 import math
 import os
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -82,8 +83,8 @@ def read_json(path: str | os.PathLike[str], *, largest: int = 64 * MEBIBYTE) -> 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) < len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"a field is given twice: {sorted({n for n in names if names.count(n) > 1})[0]!r}")
+        counts = Counter(name for name, _ in pairs)  # the file may hold very many
+        raise ValueError(f"a field is given twice: {min(n for n, count in counts.items() if count > 1)!r}")
     return found
 
 

@@ -8,6 +8,7 @@ import collections
 import json
 import os
 import pickle
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -136,6 +137,16 @@ def test_json(tmp_path: Path, text: str, says: str) -> None:
     path.write_text(text)
     with pytest.raises(ValueError, match=says):
         read_json(path, largest=100 if "100 bytes" in says else 10**6)
+
+
+def test_json_of_very_many_fields_is_refused_at_once(tmp_path: Path) -> None:
+    """Comparing each field with all others takes half a minute here, and hours in the largest file that is read."""
+    path = tmp_path / "a.json"
+    path.write_text("{" + ", ".join(f'"{n % 39_999}": 1' for n in range(40_000)) + "}")
+    began = time.process_time()
+    with pytest.raises(ValueError, match="a field is given twice: '0'"):
+        read_json(path)
+    assert time.process_time() - began < 5
 
 
 def test_good_json_and_text(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -180,14 +181,15 @@ def split(
     """
     names = [c.name for c in cases]
     if len(set(names)) != len(names):
-        twice = sorted({n for n in names if names.count(n) > 1})
+        twice = sorted(n for n, count in Counter(names).items() if count > 1)
         raise DataError("case names are not unique", came=twice[:5], remedy="rename the files")
     order = sorted(cases, key=lambda c: (hashlib.sha256(f"{seed}:{c.name}".encode()).digest(), c.name))
     held = _amount(validation, len(order), "validation")
     pool = order[held:]
     if not isinstance(meta, int | float):  # the named ones first, whatever their place in the order
         _check_names(meta, order, order[:held])
-        pool = [*(c for c in pool if c.name in meta), *(c for c in pool if c.name not in meta)]
+        named = set(meta)
+        pool = [*(c for c in pool if c.name in named), *(c for c in pool if c.name not in named)]
         meta = len(meta)
     if train is not None:
         if train < 1 or train > len(pool):

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import zlib
+from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Generic, Literal, TypeVar
@@ -141,7 +142,7 @@ def read_case_names(path: Path) -> tuple[str, ...]:
     if not isinstance(listed, list) or not listed or not all(isinstance(n, str) and n for n in listed):
         raise ConfigError(f"{path}: must hold a list of case names, at least one; got {str(listed)[:80]}")
     if len(set(listed)) < len(listed):
-        raise ConfigError(f"{path}: names a case twice: {sorted({n for n in listed if listed.count(n) > 1})[0]}")
+        raise ConfigError(f"{path}: names a case twice: {min(n for n, k in Counter(listed).items() if k > 1)}")
     return tuple(listed)
 
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -43,8 +44,8 @@ class SplitFile:
     def __post_init__(self) -> None:
         if not self.train or not self.validation:
             raise ConfigError("a split must name at least one case to train on and one to validate with")
-        names = (*self.train, *self.validation, *self.unlabelled)
-        twice = sorted({name for name in names if names.count(name) > 1})
+        counts = Counter((*self.train, *self.validation, *self.unlabelled))
+        twice = sorted(name for name, count in counts.items() if count > 1)
         if twice:
             raise ConfigError(f"a split names {', '.join(twice[:5])} twice; each case has one purpose")
 

@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Samples of what the augmentation does, kept while it learns and shown in TensorBoard; and TensorBoard's writer."""
+"""Samples of what the augmentation does, kept while it learns and shown in TensorBoard; and a log's scalars there."""
 
 from __future__ import annotations
 
@@ -10,25 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from ignite.engine import Engine, Events
-from monai.handlers import TensorBoardHandler
 
-from monai_autoaug.engines.handlers import check_trainer
+from monai_autoaug.engines.handlers import check_trainer, shared_writer
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.methods.montage import check_board, show
 from monai_autoaug.methods.samples import Samples
 from monai_autoaug.precision import rank
 
-__all__ = ["SampleSaver", "board_writer", "write_scalars"]
-
-
-def board_writer(folder: str | os.PathLike[str]) -> Any:
-    """TensorBoard's ``SummaryWriter`` for a folder, as MONAI's handlers make it.
-
-    Raises:
-        ConfigError: the package tensorboard is not installed.
-    """
-    check_board()
-    return TensorBoardHandler(log_dir=os.fspath(folder))._writer
+__all__ = ["SampleSaver", "write_scalars"]
 
 
 def write_scalars(writer: Any, row: Mapping[str, Any]) -> None:
@@ -53,12 +42,13 @@ class SampleSaver:
     Args:
         path: the file, usually ``samples.pt``; nothing is written where nothing is learned that could be shown.
         summary_writer: TensorBoard's, as MONAI's handlers take it.
-        log_dir: instead of it, the folder of one that is made here.
+        log_dir: instead of it, the folder of one that is made here (`handlers.shared_writer`).
         orientation: the directions in which the patches' axes increase, such as "RAS"; "": not known.
         structures: names of the labels, without the background; none: they are numbered.
 
     Raises:
-        ConfigError: both a writer and a folder are given, or it is attached to an engine that has no method.
+        ConfigError: both a writer and a folder are given, or it is attached to an engine that has no method, or
+            tensorboard is not installed.
 
     >>> SampleSaver("samples.pt", orientation="RAS").orientation
     'RAS'
@@ -85,8 +75,7 @@ class SampleSaver:
         if rank() != 0:
             return
         if self.log_dir is not None:
-            self.summary_writer = board_writer(self.log_dir)
-            engine.add_event_handler(Events.COMPLETED, lambda: self.summary_writer.close())
+            check_board()
         engine.add_event_handler(Events.ITERATION_COMPLETED, self._offer)
         engine.add_event_handler(Events.EPOCH_COMPLETED, self)
 
@@ -109,5 +98,6 @@ class SampleSaver:
         if self.samples is None or not self.samples.wants(epoch):
             return
         made = self.samples.keep(epoch, engine.method)
-        if made and self.summary_writer is not None:
-            show(self.summary_writer, epoch, self.samples.patch, made)
+        writer = self.summary_writer if self.log_dir is None else shared_writer(engine, self.log_dir)
+        if made and writer is not None:
+            show(writer, epoch, self.samples.patch, made)

@@ -26,7 +26,7 @@ from monai_autoaug.engines.random_states import (
     transform_states,
     unpack,
 )
-from monai_autoaug.engines.savers import AtomicCheckpointSaver
+from monai_autoaug.engines.savers import AtomicCheckpointSaver, forget_undefined
 from monai_autoaug.errors import AutoAugError, CheckpointError, ConfigError
 from monai_autoaug.precision import rank, world_size
 from monai_autoaug.reading import MALFORMED, check_content, leaves, read_tensors
@@ -141,6 +141,7 @@ class AutoAugState:
         self.trainer.streams.load_state_dict(state["streams"] if "streams" in state else {"real": state["real"]})
         self.trainer.state.best_metric = state["best"]["metric"]
         self.trainer.state.best_metric_epoch = state["best"]["epoch"]
+        forget_undefined(self.trainer)  # which an earlier version kept
         self._pending = own
 
     def restore(self) -> None:

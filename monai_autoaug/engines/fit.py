@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Mapping
 from typing import Any, Literal
@@ -19,11 +20,11 @@ from monai_autoaug.data.loading import worker_faults
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
 from monai_autoaug.engines import log
-from monai_autoaug.engines.board import SampleSaver, board_writer, write_scalars
+from monai_autoaug.engines.board import SampleSaver, write_scalars
 from monai_autoaug.engines.building import Labels, make_optimizer, make_trainer
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.engines.given_policy import KEY, find_given, with_given
-from monai_autoaug.engines.handlers import PolicyLogger
+from monai_autoaug.engines.handlers import PolicyLogger, board_writer
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
 from monai_autoaug.engines.phases import PhaseEvents, PhaseSchedule
 from monai_autoaug.engines.progress import Ended, Listener, Progress
@@ -39,6 +40,8 @@ from monai_autoaug.precision import Precision, skip_warnings
 from monai_autoaug.reading import MALFORMED
 
 __all__ = ["Fit"]
+
+_NO_BEST = "no validation of the last phase has a Dice, so the network is that of the last epoch, not the best one"
 
 
 class Fit:
@@ -93,6 +96,11 @@ class Fit:
         """The method, once `run` has begun."""
         return self.trainer.method
 
+    @property
+    def _trained(self) -> int:
+        """Whole epochs so far."""
+        return self.trainer.state.iteration // self.options.iterations
+
     def run(
         self,
         items: Items,
@@ -119,7 +127,7 @@ class Fit:
         self.trainer.add_event_handler(PhaseEvents.PHASE_STARTED, lambda: self._best.clear())
         if checkpoint is not None:
             self._restore(checkpoint)
-        log.cut(self.folder.log, self.trainer.state.iteration // self.options.iterations)
+        log.cut(self.folder.log, self._trained)
         self._watch()
         self.trainer.add_event_handler(Events.ITERATION_COMPLETED, self._after_iteration)
         self.trainer.add_event_handler(Events.EPOCH_COMPLETED, self._after_epoch)
@@ -175,7 +183,7 @@ class Fit:
     def _watch(self) -> None:
         """Let what the augmentation becomes be kept, for reports and TensorBoard; the training stays as it is."""
         if self.options.tensorboard:
-            self._writer = board_writer(self.folder.board)
+            self._writer = board_writer(self.folder.board, self._trained + 1)
         names = self.preprocessing.label_names
         interval = course_interval(self.options.epochs)
         PolicyLogger(self.folder.course, interval, summary_writer=self._writer).attach(self.trainer)
@@ -246,7 +254,9 @@ class Fit:
             self.clock, self._dice = dict(checkpoint["clock"]), dict(checkpoint["dice"])
             self._warnings = list(checkpoint["warnings"])
             self.trainer.finished = dict(checkpoint.get("finished", {}))
-            self._best.update(checkpoint.get("best", {}))
+            best = checkpoint.get("best", {})
+            if best and not math.isnan(best["dice"]["dice"]):  # which earlier versions kept, and nothing is above it
+                self._best.update(best)
         except MALFORMED as error:
             raise CheckpointError(
                 f"{self.folder.checkpoint}: does not fit this run ({type(error).__name__}: {error}). To do: put the"
@@ -286,6 +296,7 @@ class Fit:
         log.append(self.folder.log, row)  # the module's text explains every key
         if self._writer is not None:
             write_scalars(self._writer, row)
+            self._writer.flush()  # who resumes from the checkpoint does not write this epoch again
         self._save_checkpoint()
 
     def _tell_end(self, row: Mapping[str, Any], seconds: float) -> None:
@@ -300,9 +311,12 @@ class Fit:
         )
 
     def _keep_best(self) -> None:
-        """Remember the network where the method deploys the one of the best validation Dice, of the last phase."""
+        """Remember the network where the method deploys the one of the best validation Dice, of the last phase.
+
+        A Dice that isn't defined, because no validation case has a structure, is never the best.
+        """
         last = self.method.phase_number == len(self.method.phases) - 1
-        if not self.method.keeps_best or not last:
+        if not self.method.keeps_best or not last or math.isnan(self._dice["dice"]):
             return
         if self._best and not self._dice["dice"] > self._best["dice"]["dice"]:
             return
@@ -340,7 +354,8 @@ class Fit:
             "skipped_updates": skipped,
             "validation_on_preprocessed_grid": {name: log.plain_number(value) for name, value in self._dice.items()},
             "warnings": [
-                *self.trainer.doubts, *self._warnings, *skip_warnings(skipped, self.steps, self.precision.dtype)
+                *self.trainer.doubts, *self._warnings, *skip_warnings(skipped, self.steps, self.precision.dtype),
+                *([_NO_BEST] if self.method.keeps_best and not self._best else []),
             ],
             **({"best_epoch": self._best["epoch"]} if self._best else {}),
             **({"after_training": self.trainer.finished} if self.trainer.finished else {}),

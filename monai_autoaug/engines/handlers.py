@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Handlers for what a MONAI run with learned augmentation has more than a plain one."""
+"""Handlers for what a MONAI run with learned augmentation has more than a plain one, and TensorBoard's writer."""
 
 from __future__ import annotations
 
@@ -8,18 +8,64 @@ import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from ignite.engine import Engine, Events
-from monai.handlers import TensorBoardHandler
 from monai.utils import is_scalar
 
 from monai_autoaug import augmenters, policies
 from monai_autoaug.engines import log
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.methods.montage import check_board
 from monai_autoaug.policies.course import course_line, course_scalars
 from monai_autoaug.precision import rank
 
-__all__ = ["AugmenterSaver", "PolicyLogger", "PolicySaver", "check_trainer", "figures"]
+__all__ = [
+    "AugmenterSaver", "PolicyLogger", "PolicySaver", "board_writer", "check_trainer", "figures", "shared_writer",
+]  # fmt: skip
+
+_OURS = ".autoaug"  # how our files for TensorBoard end
+_writers: WeakKeyDictionary[Engine, dict[Path, Any]] = WeakKeyDictionary()
+
+
+def board_writer(folder: str | os.PathLike[str], first: int | None) -> Any:
+    """TensorBoard's ``SummaryWriter`` for a folder.
+
+    Args:
+        folder: where its files go.
+        first: the first epoch that it will write, counted from 1. TensorBoard no longer shows what earlier files of the
+            folder hold of this step and later ones: a run that was stopped trains these epochs again. None: it shows
+            all.
+
+    Raises:
+        ConfigError: the package tensorboard is not installed.
+    """
+    check_board()
+    from torch.utils.tensorboard import SummaryWriter
+
+    return SummaryWriter(os.fspath(folder), purge_step=first, filename_suffix=_OURS)
+
+
+def shared_writer(engine: Engine, folder: str | os.PathLike[str]) -> Any:
+    """The ``SummaryWriter`` of all handlers of an engine that write into a folder, closed when the training ends.
+
+    They share it, because one that begins purges what others have written (`board_writer`). In a folder that isn't
+    ours alone, such as one into which MONAI's handlers write steps that are iterations, nothing is purged.
+
+    Args:
+        engine: within the first epoch that is written.
+        folder: where its files go.
+
+    Raises:
+        ConfigError: the package tensorboard is not installed.
+    """
+    made, folder = _writers.setdefault(engine, {}), Path(folder)
+    if folder not in made:
+        alone = all(file.name.endswith(_OURS) for file in folder.glob("*tfevents*"))
+        made[folder] = board_writer(folder, int(engine.state.epoch) if alone else None)
+        # behind the handlers that write when the training ends: these are there already
+        engine.add_event_handler(Events.COMPLETED, lambda: folder in made and made.pop(folder).close())
+    return made[folder]
 
 
 def figures() -> Callable[[Any], dict[str, float]]:
@@ -148,11 +194,11 @@ class PolicyLogger:
         path: the file, for example ``policy.jsonl``.
         interval: epochs between lines.
         summary_writer: TensorBoard's, as MONAI's handlers take it.
-        log_dir: instead of it, the folder of one that is made here.
+        log_dir: instead of it, the folder of one that is made here (`shared_writer`).
 
     Raises:
         ConfigError: the interval is below 1, both a writer and a folder are given, or it is attached to an engine that
-            has no method.
+            has no method, or tensorboard is not installed.
 
     >>> PolicyLogger("policy.jsonl", interval=5).interval
     5
@@ -177,11 +223,9 @@ class PolicyLogger:
     def attach(self, engine: Engine) -> None:
         """Write every ``interval`` epochs of ``engine``, an `AutoAugTrainer`."""
         check_trainer(self, engine)
-        engine.add_event_handler(Events.COMPLETED, self._finished)  # before the writer is closed
-        if self.log_dir is not None and rank() == 0:
-            made = TensorBoardHandler(log_dir=os.fspath(self.log_dir))  # closes what it has made itself
-            self.summary_writer = made._writer
-            engine.add_event_handler(Events.COMPLETED, lambda: made.close())
+        if self.log_dir is not None:
+            check_board()
+        engine.add_event_handler(Events.COMPLETED, self._finished)
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), self)
 
     def _finished(self, engine: Any) -> None:
@@ -202,6 +246,7 @@ class PolicyLogger:
             self._begun = True
         row = course_line(epoch, learned)
         log.append(self.path, row)
-        if self.summary_writer is not None:
+        writer = self.summary_writer if self.log_dir is None else shared_writer(engine, self.log_dir)
+        if writer is not None:
             for name, value in course_scalars(row):
-                self.summary_writer.add_scalar(name, value, epoch)
+                writer.add_scalar(name, value, epoch)

@@ -4,10 +4,12 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from ignite.engine import Engine
 from ignite.handlers import DiskSaver
 from monai.handlers import CheckpointSaver
 
@@ -15,7 +17,23 @@ from monai_autoaug.errors import ConfigError
 from monai_autoaug.precision import rank
 from monai_autoaug.writing import write_tensors
 
-__all__ = ["AtomicCheckpointSaver"]
+__all__ = ["AtomicCheckpointSaver", "forget_undefined"]
+
+
+def forget_undefined(engine: Any) -> None:
+    """Let an engine of MONAI's forget a best metric that is NaN: it takes any first one, and nothing is above NaN.
+
+    Args:
+        engine: whose ``state`` has ``best_metric`` and ``best_metric_epoch``; another one is left as it is.
+
+    >>> from types import SimpleNamespace
+    >>> engine = SimpleNamespace(state=SimpleNamespace(best_metric=float("nan"), best_metric_epoch=1))
+    >>> forget_undefined(engine)
+    >>> engine.state.best_metric, engine.state.best_metric_epoch
+    (-1, -1)
+    """
+    if math.isnan(getattr(engine.state, "best_metric", -1)):
+        engine.state.best_metric = engine.state.best_metric_epoch = -1
 
 
 class _AtomicDiskSaver(DiskSaver):
@@ -54,7 +72,8 @@ def _unchecked(content: Any) -> None:
 class AtomicCheckpointSaver(CheckpointSaver):
     """``monai.handlers.CheckpointSaver`` whose files are never half written, whenever the process is killed.
 
-    It has a ``state_dict`` too, so that a resumed run knows how good the best network was that it has saved.
+    It has a ``state_dict`` too, so that a resumed run knows how good the best network was that it has saved. A key
+    metric that is NaN is never the best.
 
     Args:
         args: of ``CheckpointSaver``.
@@ -100,6 +119,17 @@ class AtomicCheckpointSaver(CheckpointSaver):
             handler: Any = self._interval_checkpoint.save_handler
             handler.check = check
 
+    def metrics_completed(self, engine: Engine) -> None:
+        """Save the network if its metric is among the best; one that is NaN would stay the best for ever."""
+        forget_undefined(engine)
+        checkpoint: Any = self._key_metric_checkpoint
+        score = checkpoint.score_function(engine)
+        if math.isnan(score):
+            if self.logger is not None:
+                self.logger.warning("the key metric is not defined (NaN): this network is not saved as the best")
+            return
+        super().metrics_completed(engine)
+
     def forget(self) -> None:
         """Save the next network that has a metric, however good those before were; it takes their file's place."""
         if self._key_metric_checkpoint is not None:
@@ -113,3 +143,6 @@ class AtomicCheckpointSaver(CheckpointSaver):
         """Restore what ``state_dict`` gave."""
         if state_dict:
             super().load_state_dict(dict(state_dict))
+            checkpoint: Any = self._key_metric_checkpoint
+            if checkpoint is not None:  # an earlier version may have saved one whose metric is NaN
+                checkpoint._saved = [item for item in checkpoint._saved if not math.isnan(item.priority)]

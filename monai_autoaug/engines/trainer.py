@@ -23,6 +23,7 @@ from monai_autoaug.engines.batches import Converter, EngineBatches, output_of
 from monai_autoaug.engines.checkpoints import AutoAugState
 from monai_autoaug.engines.losses import PerSampleLoss
 from monai_autoaug.engines.phases import PhaseEvents, check_phases, enter_phase
+from monai_autoaug.engines.savers import forget_undefined
 from monai_autoaug.engines.side_streams import SideStreams, check_meta_size
 from monai_autoaug.engines.sides import sides_warning
 from monai_autoaug.engines.streams import starting_at
@@ -236,6 +237,7 @@ class AutoAugTrainer(SupervisedTrainer):
 
     def _end_epoch(self) -> None:
         """Put the method's figures where handlers look for them and its warnings into the log."""
+        forget_undefined(self)
         broadcast(self.plain_network.buffers())
         for name in self._figures:  # a figure that this epoch didn't have must not stay from an earlier one
             self.state.metrics.pop(name, None)

@@ -57,19 +57,20 @@ def meta_split(
 def _listed(
     names: tuple[str, ...], pool: Sequence[str], validation: Collection[str], known: Collection[str], seed: int
 ) -> MetaSplit[str]:
-    unknown = [n for n in names if n not in known]
+    listed, there, held_out, own = set(names), set(known), set(validation), set(pool)
+    unknown = [n for n in names if n not in there]
     if unknown:
         raise ConfigError(
             f"autoaug option meta_cases names cases that are not preprocessed: {', '.join(unknown[:10])}; correct the"
             " names, or add the cases to the data set and preprocess it again"
         )
-    held = [n for n in names if n in validation and n not in pool]
+    held = [n for n in names if n in held_out and n not in own]
     if held:
         raise ConfigError(
             f"autoaug option meta_cases names validation cases of this fold: {', '.join(held[:10])}; learning from them"
             " would make the validation too good. Name training cases, or cases that this fold doesn't use"
         )
-    rest = tuple(c for c in pool if c not in names)
+    rest = tuple(c for c in pool if c not in listed)
     if not rest:
         raise ConfigError("autoaug option meta_cases names all training cases of this fold; leave some to train on")
     return MetaSplit(rest, seed=seed, listed=names)

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 
@@ -32,7 +33,7 @@ def check_cascades(cascades: Sequence[Cascade]) -> None:
             raise ConfigError(f"cascade {cascade.name} must begin with the identity and hold no other, got {came}")
     operations = [o.name for c in cascades for o in c.operations[1:]]
     for what, names in (("cascades", [c.name for c in cascades]), ("operations", operations)):
-        twice = sorted({n for n in names if names.count(n) > 1})
+        twice = sorted(n for n, count in Counter(names).items() if count > 1)
         if twice:
             raise ConfigError(f"{what} of a policy must have names of their own, got twice: {', '.join(twice)}")
 

@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,13 @@ def test_what_cannot_be_read(tmp_path: Path) -> None:
             (tmp_path / name).write_text(text)
         with pytest.raises(ConfigError, match=f"{name}: can't be read"):
             SplitFile.load(tmp_path / name)
+
+
+def test_very_many_names_take_no_longer_than_they_are_many() -> None:
+    """Comparing each name with all others takes a minute here."""
+    names = tuple(f"case_{number}" for number in range(40_000))
+    began = time.process_time()
+    SplitFile(names[1:], names[:1])
+    with pytest.raises(ConfigError, match="names case_7 twice"):
+        SplitFile(names, names[7:8])
+    assert time.process_time() - began < 5

@@ -5,8 +5,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import pytest
 import torch
 from ignite.engine import Events
 from monai.data import CacheDataset, DataLoader, MetaTensor
@@ -97,3 +99,9 @@ def record(engine: AutoAugTrainer) -> list[dict[str, float]]:
     rows: list[dict[str, float]] = []
     engine.add_event_handler(Events.ITERATION_COMPLETED, lambda e: rows.append(figures()(e.state.output)))
     return rows
+
+
+def shown_steps(folder: Path, name: str) -> list[int]:
+    """The steps of a scalar that TensorBoard shows."""
+    events = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    return [event.step for event in events.EventAccumulator(str(folder)).Reload().Scalars(name)]

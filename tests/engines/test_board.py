@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 import torch
-from engine_helpers import trainer
+from engine_helpers import shown_steps, trainer
 from ignite.engine import Engine
 from monai.utils import set_determinism
 from run_helpers import options
 
 from monai_autoaug.data import write_phantom
-from monai_autoaug.engines import SampleSaver, TrainOptions, fit, train
+from monai_autoaug.engines import SampleSaver, TrainOptions, fit, resume, train
 from monai_autoaug.engines.board import write_scalars
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.errors import ConfigError
@@ -36,6 +36,8 @@ class Writer:
 
     def add_image(self, name: str, pixels: torch.Tensor, epoch: int) -> None:
         self.images[name, epoch] = pixels
+
+    def flush(self) -> None: ...
 
     def close(self) -> None:
         self.closed = True
@@ -96,11 +98,11 @@ def test_a_run_writes_for_tensorboard_if_asked_to(tmp_path: Path, monkeypatch: p
     data = write_phantom(tmp_path / "data", cases=4, size=16)
     writer, asked = Writer(), []
     monkeypatch.setattr("monai_autoaug.engines.options.check_board", lambda: None)
-    monkeypatch.setattr(fit, "board_writer", lambda folder: asked.append(folder) or writer)
+    monkeypatch.setattr(fit, "board_writer", lambda *given: asked.append(given) or writer)
     quick = {"update_every": 1, "warm_up": 0}
     train(options(data, tmp_path / "run", method="joint_policy", epochs=2, tensorboard=True, method_options=quick))
     found = Run(tmp_path / "run")
-    assert asked == [found.board]
+    assert asked == [(found.board, 1)]
     assert writer.closed
     rows = read_log(found.log)
     assert writer.scalars["training/loss", 2] == pytest.approx(rows[1]["loss"], rel=1e-5)
@@ -125,6 +127,27 @@ def test_tensorboards_own_writer(tmp_path: Path) -> None:
     saver = SampleSaver(tmp_path / "samples.pt", log_dir=tmp_path / "board")
     run("adversarial", epochs=1, train_handlers=[saver])
     assert list((tmp_path / "board").iterdir())
+
+
+def test_an_epoch_that_is_trained_again_is_shown_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Stopped when the second epoch had been shown and its checkpoint had not been written."""
+    pytest.importorskip("tensorboard")
+    data, found = write_phantom(tmp_path / "data", cases=4, size=16), Run(tmp_path / "run")
+    save, saved = Run.save_checkpoint, []
+
+    def stopped(run: Run, content: Any) -> None:
+        saved.append(content)
+        if len(saved) == 2:
+            raise KeyboardInterrupt
+        save(run, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Run, "save_checkpoint", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            train(options(data, found.folder, method="none", tensorboard=True))
+    assert shown_steps(found.board, "training/loss") == [1, 2]
+    resume(found.folder)
+    assert shown_steps(found.board, "training/loss") == [1, 2, 3]
 
 
 def test_a_writer_of_ones_own_stays_open(tmp_path: Path) -> None:

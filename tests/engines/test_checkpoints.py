@@ -266,6 +266,9 @@ def test_best_metric_goes_on() -> None:
     other = trainer("none")
     other.autoaug_state.load_state_dict(engine.autoaug_state.state_dict())
     assert (other.state.best_metric, other.state.best_metric_epoch) == (0.5, 3)
+    engine.state.best_metric = float("nan")
+    other.autoaug_state.load_state_dict(engine.autoaug_state.state_dict())
+    assert (other.state.best_metric, other.state.best_metric_epoch) == (-1, -1)
 
 
 def test_checkpoint_of_another_run_is_refused() -> None:

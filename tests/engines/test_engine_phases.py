@@ -6,13 +6,16 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
-from engine_helpers import loader, loss, network, record
+from engine_helpers import loader, loss, network, record, trainer
 from ignite.engine import Engine, Events
+from ignite.metrics import Metric
+from monai.engines import SupervisedEvaluator
 from run_helpers import options, rows, stop_at, weights
 
 from monai_autoaug import methods
@@ -199,6 +202,50 @@ def test_the_best_network_is_one_of_the_last_phase(tmp_path: Path) -> None:
     assert float(kept["weight"]) == pytest.approx(0.3)
 
 
+def test_a_metric_that_is_not_defined_is_never_the_best(tmp_path: Path) -> None:
+    net, nan = torch.nn.Linear(1, 1), float("nan")
+    metric = {"dice": Scores(iter([nan, 0.3, nan, 0.2, 0.4]))}
+    evaluator = SupervisedEvaluator("cpu", [{"image": torch.ones(1, 1)}], net, key_val_metric=metric)
+    given = {"save_key_metric": True, "key_metric_filename": "model.pt"}
+    saver = AtomicCheckpointSaver(str(tmp_path), {"model": net}, **given)
+    saver.attach(evaluator)
+    kept, best = [], []
+    for number in range(5):
+        with torch.no_grad():
+            net.weight.fill_(float(number))
+        evaluator.run()
+        model = tmp_path / "model.pt"
+        kept.append(int(torch.load(model, weights_only=True)["weight"]) if model.exists() else None)
+        best.append(evaluator.state.best_metric)
+    assert kept == [None, 1, 1, 1, 4]
+    assert best == [-1, 0.3, 0.3, 0.3, 0.4]
+    old = saver.state_dict() | {"_saved": [(nan, "model.pt")]}  # what an earlier version may have written
+    again = AtomicCheckpointSaver(str(tmp_path), {"model": net}, **given)
+    again.load_state_dict(old)
+    assert again.state_dict()["_saved"] == []
+
+
+class Scores(Metric):
+    """A key metric with given values, one a validation."""
+
+    def __init__(self, values: Iterator[float]) -> None:
+        self.values = values
+        super().__init__()
+
+    def reset(self) -> None: ...
+    def update(self, output: Any) -> None: ...
+    def compute(self) -> float:
+        return next(self.values)
+
+
+def test_a_trainer_has_no_best_metric_that_is_not_defined() -> None:
+    made = trainer("none", max_epochs=2, key_train_metric={"dice": Scores(iter([float("nan"), 0.2]))})
+    seen: list[float] = []
+    made.add_event_handler(Events.EPOCH_COMPLETED, lambda e: seen.append(e.state.best_metric))
+    made.run()
+    assert seen == [-1, 0.2]
+
+
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom(tmp_path_factory.mktemp("data"), cases=5, size=20)
@@ -226,6 +273,37 @@ def test_a_whole_run_goes_through_its_phases_and_resumes_in_each(data: Path, tmp
         resume(stopped.folder)
         assert rows(stopped) == rows(whole)
         assert all(torch.equal(a, b) for a, b in zip(weights(stopped).values(), weights(whole).values(), strict=True))
+
+
+@pytest.mark.usefixtures("staged")
+@pytest.mark.parametrize(("third", "fourth", "best"), [("nan", 0.2, 4), (0.2, "nan", 3), ("nan", "nan", None)])
+def test_a_dice_that_is_not_defined_is_never_the_best(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, third: Any, fourth: Any, best: int | None
+) -> None:
+    """No validation case has a structure."""
+    scores = iter([0.9, 0.8, float(third), float(fourth)])
+    monkeypatch.setattr("monai_autoaug.engines.fit.validate", lambda *_: {"dice": next(scores)})
+    given = {"method": "staged", "epochs": 4, "iterations": 1, "validation_interval": 1}
+    run = train(options(data, tmp_path / "run", **given))
+    summary = json.loads(run.summary.read_text())
+    assert summary.get("best_epoch") == best
+    assert any("no validation of the last phase has a Dice" in w for w in summary["warnings"]) == (best is None)
+
+
+@pytest.mark.usefixtures("staged")
+def test_a_best_network_without_a_dice_is_forgotten_by_a_resumed_run(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An earlier version took it."""
+    monkeypatch.setattr("monai_autoaug.engines.fit.validate", lambda *_: {"dice": 0.2})
+    given = {"method": "staged", "epochs": 4, "iterations": 2, "validation_interval": 1}
+    with pytest.raises(KeyboardInterrupt):
+        train(options(data, tmp_path / "run", **given), listener=stop_at(7))
+    run = Run(tmp_path / "run")
+    content = run.load_checkpoint()
+    assert content["best"]["epoch"] == 3
+    run.save_checkpoint(content | {"best": content["best"] | {"dice": {"dice": float("nan")}}})
+    assert json.loads(resume(run.folder).summary.read_text())["best_epoch"] == 4
 
 
 @pytest.mark.usefixtures("staged")

@@ -11,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
-from engine_helpers import trainer
+from engine_helpers import shown_steps, trainer
 from ignite.engine import Engine, Events
 
 from monai_autoaug import policies
 from monai_autoaug.engines import AugmenterSaver, PolicyLogger, PolicySaver
+from monai_autoaug.engines.handlers import shared_writer
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import Evidence, Seen, TestTimePolicy, TrainingPolicy
 
@@ -107,12 +108,28 @@ def test_tensorboard_gets_the_same(tmp_path: Path) -> None:
         PolicyLogger("x", summary_writer=writer, log_dir=tmp_path)
 
 
-def test_a_tensorboard_folder_is_written_by_monais_writer(tmp_path: Path) -> None:
-    pytest.importorskip("tensorboard")
-    engine = Learning(**both())
-    PolicyLogger(tmp_path / "policy.jsonl", log_dir=tmp_path / "board").attach(engine)
-    engine.run([0], max_epochs=1)
-    assert list((tmp_path / "board").iterdir())
+@pytest.mark.parametrize("alone", [True, False])
+def test_tensorboard_shows_an_epoch_that_is_trained_again_once(tmp_path: Path, alone: bool) -> None:
+    """In a folder of ours alone; in another one, where steps may be iterations, what others have written stays."""
+    writer = pytest.importorskip("torch.utils.tensorboard").SummaryWriter
+    board = tmp_path / "board"
+    if not alone:
+        with writer(str(board)) as made:
+            for iteration in range(1, 7):
+                made.add_scalar("loss", 0.5, iteration)
+    for first, last in ((1, 3), (2, 5)):
+        engine = Learning(test_time=TestTimePolicy.preset("nnunet", z=4))
+        PolicyLogger(tmp_path / "policy.jsonl", log_dir=board).attach(engine)
+        engine.add_event_handler(  # another handler, which does not purge what the first one has just written
+            Events.EPOCH_COMPLETED, lambda e: shared_writer(e, board).add_scalar("other", 1.0, e.state.epoch)
+        )
+        if first > 1:
+            engine.load_state_dict({"epoch_length": 1, "max_epochs": last, "iteration": first - 1})
+        engine.run([0], max_epochs=last)
+    expected = [1, 2, 3, 4, 5] if alone else [1, 2, 3, 2, 3, 4, 5]
+    assert shown_steps(board, "policy/views/flip_d") == shown_steps(board, "other") == expected
+    if not alone:
+        assert shown_steps(board, "loss") == [1, 2, 3, 4, 5, 6]
 
 
 def test_the_policy_file_says_where_it_comes_from(tmp_path: Path) -> None:
