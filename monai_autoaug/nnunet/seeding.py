@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-__all__ = ["one_thread", "seeded"]
+__all__ = ["seeded"]
 
 
 @contextlib.contextmanager
@@ -35,14 +35,3 @@ def seeded(*key: int) -> Iterator[None]:
         np.random.set_state(before[0])  # noqa: NPY002
         torch.random.set_rng_state(before[1])
         random.setstate(before[2])
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """One torch thread, as in a worker: sums over several threads would round differently."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)

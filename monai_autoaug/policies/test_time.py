@@ -7,7 +7,7 @@ Source: paper 002, section III-E. Its official code averages logits, and so does
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Literal, get_args
 
 import torch
@@ -260,8 +260,9 @@ class TestTimePolicy(nn.Module):
         still: int = 0,
         generator: torch.Generator | None = None,
         reference: Reference | None = None,
+        at_once: int = 1,
     ) -> Tensor:
-        """The weighted average of a network's predictions of the ``z`` most probable views, one view at a time.
+        """The weighted average of a network's predictions of the ``z`` most probable views.
 
         Args:
             network: from (B, C, ...) to logits (B, K, ...) of the same size, or several of them, of which the first
@@ -271,6 +272,7 @@ class TestTimePolicy(nn.Module):
             still: see `view`.
             generator: see `view`.
             reference: see `view`.
+            at_once: views of equal size that the network gets as one batch, which takes as many times the memory.
 
         Returns:
             (B, K, D, H, W) logits, or probabilities where ``average`` says so, in at least float32.
@@ -282,10 +284,15 @@ class TestTimePolicy(nn.Module):
         image = image.as_subclass(Tensor)
         shape = tuple(image.shape[2:])
         total, seen = image.new_zeros(()), image.new_zeros(())
-        for operation, weight in zip(operations, weights.detach().to(image.device), strict=True):
-            moved = self.view(operation, image, still=still, generator=generator, reference=reference)
-            back, covered = self.revert(operation, self._predict(network, moved), shape)
-            total, seen = total + weight * back, seen + weight * covered
+        views = (
+            (o, w, self.view(o, image, still=still, generator=generator, reference=reference))
+            for o, w in zip(operations, weights.detach().to(image.device), strict=True)
+        )
+        for group in _of_equal_size(views, at_once):
+            output = self._predict(network, torch.cat([g[2] for g in group]) if len(group) > 1 else group[0][2])
+            for (operation, weight, _), part in zip(group, output.split(len(image)), strict=True):
+                back, covered = self.revert(operation, part, shape)
+                total, seen = total + weight * back, seen + weight * covered
         if all(o.acts == "matrix" for o in operations) and bool((seen < 1e-3).any()):
             # only enlarging views: what lies outside of all of them is predicted as it is
             blind = (seen < 1e-3).to(seen)
@@ -301,3 +308,16 @@ class TestTimePolicy(nn.Module):
         if self.average == "logits":
             return logits
         return logits.sigmoid() if self.regions else logits.softmax(1)
+
+
+def _of_equal_size(
+    views: Iterable[tuple[Operation, Tensor, Tensor]], at_once: int
+) -> Iterator[list[tuple[Operation, Tensor, Tensor]]]:
+    """Groups of so many views of one size, as soon as each is there; what is left over at the end."""
+    waiting: dict[tuple[int, ...], list[tuple[Operation, Tensor, Tensor]]] = {}
+    for view in views:
+        size = tuple(view[2].shape)
+        waiting.setdefault(size, []).append(view)
+        if len(waiting[size]) == at_once:
+            yield waiting.pop(size)
+    yield from waiting.values()

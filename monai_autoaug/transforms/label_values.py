@@ -5,7 +5,7 @@
 The draws and the results are those of `execution.apply` with the same labels one-hot, up to rounding, for a fraction of
 its time: nothing is made one-hot before it is where it belongs, a margin is never touched where nothing moves, and
 matrices that leave an axis alone need no grid (see `separable`). Whatever else a policy may draw is left to the
-functions that `execution.apply` itself calls.
+functions that `execution.apply` itself calls. It takes one thread, so that a worker's results are the main process's.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from monai_autoaug.data.batch import one_hot
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.threads import one_thread
 from monai_autoaug.transforms import execution, in_place, spatial
 from monai_autoaug.transforms.execution import _State, _Step
 from monai_autoaug.transforms.geometry import compose, resample
@@ -29,6 +30,7 @@ __all__ = ["apply_to_values"]
 
 
 @torch.no_grad()
+@one_thread()
 def apply_to_values(
     image: Tensor,
     label: Tensor,
@@ -73,7 +75,7 @@ def apply_to_values(
     state = _State(list(image.split(1)), list(small.split(1)), [])
     late = execution._gather_spatial(state, steps, full, shape, generator)
     for i in range(len(image)):
-        _move(state, i, classes, full, margin)
+        _move(state, i, classes, full, margin, shape)
     for step in _joined(late):
         if step.operation.acts == "pair":  # of another library, which takes channels
             for i in step.rows:
@@ -106,7 +108,9 @@ def _soft(label: Tensor, classes: int) -> Tensor:
     return label if label.is_floating_point() else one_hot(label, classes)
 
 
-def _move(state: _State, i: int, classes: int, full: tuple[int, ...], margin: tuple[int, ...]) -> None:
+def _move(
+    state: _State, i: int, classes: int, full: tuple[int, ...], margin: tuple[int, ...], shape: tuple[int, ...]
+) -> None:
     """The one resampling of a sample, or its window."""
     matrix, field = state.matrices.get(i), state.fields.get(i)
     x, y = state.images[i], state.labels[i]
@@ -115,7 +119,7 @@ def _move(state: _State, i: int, classes: int, full: tuple[int, ...], margin: tu
         state.images[i], state.labels[i] = x[window].clone(memory_format=torch.contiguous_format), y[window]
         return
     if field is None and matrix is not None and len(full) == 3 and classes <= MOST_CLASSES:
-        way = Separable.of(matrix[0], full, margin) or Gridded(matrix[0], full, margin)
+        way = Separable.of(matrix[0], full, shape) or Gridded(matrix[0], full, shape)
         state.images[i], state.labels[i] = way.image(x[0])[None], way.label(y[0, 0], classes)[None]
         return
     affine = None

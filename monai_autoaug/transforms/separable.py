@@ -77,20 +77,20 @@ class Separable:
         lone: the axis that is read by itself, counted from 0.
         matrix: (3, 3), mapping centred output voxels to centred input voxels.
         shape: size (D, H, W) of what is read.
-        margin: voxels at each end of each axis that the output leaves out.
+        size: (D, H, W) of what is made, about the same centre.
 
-    >>> same = Separable(2, torch.eye(3), (4, 4, 4), (1, 1, 1))
+    >>> same = Separable(2, torch.eye(3), (4, 4, 4), (2, 2, 2))
     >>> x = torch.rand(1, 4, 4, 4)
     >>> torch.allclose(same.image(x), x[:, 1:-1, 1:-1, 1:-1])
     True
     """
 
-    def __init__(self, lone: int, matrix: Tensor, shape: tuple[int, ...], margin: tuple[int, ...]) -> None:
+    def __init__(self, lone: int, matrix: Tensor, shape: tuple[int, ...], size: tuple[int, ...]) -> None:
         self.lone = lone
         self.plane = p, q = tuple(axis for axis in range(3) if axis != lone)
         half = [(n - 1) / 2 for n in shape]
-        centred = [torch.arange(m, n - m, dtype=torch.float64) - h for n, m, h in zip(shape, margin, half, strict=True)]
-        self.size = tuple(len(c) for c in centred)
+        centred = [torch.arange(n, dtype=torch.float64) - (n - 1) / 2 for n in size]
+        self.size = size
         m = matrix.tolist()
         down, right = centred[p][:, None], centred[q]
         self.line = _Reading.at(m[lone][lone] * centred[lone] + half[lone], shape[lone])
@@ -99,16 +99,16 @@ class Separable:
         self._window = tuple(slice(read[a].first, read[a].first + read[a].size) for a in range(3))
 
     @staticmethod
-    def of(matrix: Tensor, shape: tuple[int, ...], margin: tuple[int, ...]) -> Separable | None:
+    def of(matrix: Tensor, shape: tuple[int, ...], size: tuple[int, ...]) -> Separable | None:
         """The resampling by a matrix (3, 3), or None where no axis is left alone.
 
-        >>> Separable.of(torch.ones(3, 3), (4, 4, 4), (0, 0, 0)) is None
+        >>> Separable.of(torch.ones(3, 3), (4, 4, 4), (4, 4, 4)) is None
         True
         """
         m = matrix.tolist()
         for lone in (2, 1, 0):  # the last axis is the cheapest: neighbours in memory stay together
             if all(abs(m[lone][a]) <= _TOLERANCE and abs(m[a][lone]) <= _TOLERANCE for a in range(3) if a != lone):
-                return Separable(lone, matrix, shape, margin)
+                return Separable(lone, matrix, shape, size)
         return None
 
     def image(self, image: Tensor) -> Tensor:
@@ -246,20 +246,20 @@ class Gridded:
     Args:
         matrix: (3, 3), mapping centred output voxels to centred input voxels.
         shape: size (D, H, W) of what is read.
-        margin: voxels at each end of each axis that the output leaves out.
+        size: (D, H, W) of what is made, about the same centre.
 
     >>> x = torch.rand(1, 4, 4, 4)
-    >>> torch.allclose(Gridded(torch.eye(3), (4, 4, 4), (0, 0, 0)).image(x), x, atol=1e-6)
+    >>> torch.allclose(Gridded(torch.eye(3), (4, 4, 4), (4, 4, 4)).image(x), x, atol=1e-6)
     True
     """
 
-    def __init__(self, matrix: Tensor, shape: tuple[int, ...], margin: tuple[int, ...]) -> None:
-        self.shape, self.size = shape, tuple(n - 2 * m for n, m in zip(shape, margin, strict=True))
+    def __init__(self, matrix: Tensor, shape: tuple[int, ...], size: tuple[int, ...]) -> None:
+        self.shape, self.size = shape, size
         half = torch.tensor([(n - 1) / 2 for n in shape], dtype=torch.float64)
         scaled = (matrix.double() / half.clamp(min=0.5)[:, None]).flip(0)  # straight into what grid_sample wants
         self.grid = torch.zeros(1, 1, 1, 3)
-        for axis, (n, m) in enumerate(zip(shape, margin, strict=True)):
-            centred = torch.arange(m, n - m, dtype=torch.float64) - half[axis]
+        for axis, n in enumerate(size):
+            centred = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
             line = (centred[:, None] * scaled[:, axis]).float()
             self.grid = self.grid + line.view(*[-1 if k == axis else 1 for k in range(3)], 3)
 

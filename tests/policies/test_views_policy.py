@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -176,3 +176,22 @@ def test_grids_are_as_fine_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         found = apply_view(view, image)
     assert torch.allclose(found, expected, atol=1e-5)
+
+
+@pytest.mark.parametrize("z", [5, 8])
+@pytest.mark.parametrize("level", ["patch", "volume"])
+def test_views_of_equal_size_may_go_together(level: Literal["patch", "volume"], z: int) -> None:
+    image, net = torch.randn(2, 1, 6, 8, 8), network()
+    policy = TestTimePolicy.preset("uniform", level=level, patch_size=(6, 8, 8))
+    with torch.no_grad():
+        policy.logits[[9, 15, 16, 29, 30, 40, 45, 50]] += 5.0  # some of them enlarge a volume
+    batches: list[int] = []
+
+    def counted(x: torch.Tensor) -> torch.Tensor:
+        batches.append(len(x) // len(image))
+        return net(x)
+
+    together = policy.apply(counted, image, z, at_once=2)
+    assert sum(batches) == z
+    assert max(batches) == 2
+    torch.testing.assert_close(together, policy.apply(net, image, z))

@@ -20,7 +20,7 @@ from monai_autoaug.transforms.label_values import apply_to_values
 from monai_autoaug.transforms.registry import Context
 from monai_autoaug.transforms.separable import Gridded, Separable
 
-SHAPE, MARGIN = (20, 17, 14), (4, 3, 2)
+SHAPE, MARGIN, INNER = (20, 17, 14), (4, 3, 2), (12, 11, 10)
 
 
 def sample(batch: int, channels: int, classes: int, shape: tuple[int, ...] = SHAPE) -> tuple[Tensor, Tensor]:
@@ -49,7 +49,7 @@ def test_a_separable_resampling_is_that_of_a_grid(
 ) -> None:
     image, label = sample(1, 2, classes)
     matrix = turn(plane, degrees, zoom)
-    way = Separable.of(matrix, SHAPE, MARGIN)
+    way = Separable.of(matrix, SHAPE, INNER)
     assert way is not None
     grid = compose(torch.cat([matrix, torch.zeros(3, 1)], 1)[None], None, SHAPE, margin=MARGIN, like=image)
     moved, soft = resample(image, grid, label=one_hot(label, classes))
@@ -62,8 +62,8 @@ def test_a_separable_resampling_is_that_of_a_grid(
 def test_a_matrix_that_leaves_no_axis_alone_goes_by_a_grid(zoom: float) -> None:
     image, label = sample(1, 2, 4)
     matrix = turn((0, 1), 10, zoom) @ turn((1, 2), 20, 1)
-    assert Separable.of(matrix, SHAPE, MARGIN) is None
-    way = Gridded(matrix, SHAPE, MARGIN)
+    assert Separable.of(matrix, SHAPE, INNER) is None
+    way = Gridded(matrix, SHAPE, INNER)
     grid = compose(torch.cat([matrix, torch.zeros(3, 1)], 1)[None], None, SHAPE, margin=MARGIN, like=image)
     moved, soft = resample(image, grid, label=one_hot(label, 4))
     assert soft is not None
