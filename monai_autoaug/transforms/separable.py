@@ -111,18 +111,18 @@ class Separable:
                 return Separable(lone, matrix, shape, size)
         return None
 
-    def image(self, image: Tensor) -> Tensor:
-        """An image (C, D, H, W) resampled; outside is each channel's minimum."""
+    def image(self, image: Tensor, *, zero: bool = False) -> Tensor:
+        """An image (C, D, H, W) resampled; outside is each channel's minimum, or with ``zero`` 0."""
         made = torch.empty(len(image), *self.size)
         across = self._across()
         index, weight = self.line.taps()
         matrix = torch.zeros(len(index), self.line.size).scatter_add_(1, index, weight.float())
         still = not bool(weight[:, 1].any()) and bool((weight[:, 0] == 1).all())  # the line is read as it is
         outside = 1 - matrix.sum(1)
-        beyond = bool((outside > _LEAST).any())
+        filled = not zero and (across.beyond or bool((outside > _LEAST).any()))
         shape = [-1 if axis == self.lone else 1 for axis in range(3)]
         for channel, target in zip(image, made, strict=True):
-            base = channel.min() if beyond or across.beyond else None
+            base = channel.min() if filled else None
             part = across(channel[self._window], base)
             if still:
                 target.copy_(part.narrow(self.lone, 0, len(index)))
@@ -131,6 +131,17 @@ class Separable:
             if base is not None:
                 target.addcmul_(outside.view(shape), base)
         return made
+
+    def inside(self) -> Tensor:
+        """Weight of what is read inside of the input, for each voxel of the output (D, H, W).
+
+        >>> Separable(2, torch.eye(3), (4, 4, 4), (4, 4, 6)).inside()[0, 0]
+        tensor([0., 1., 1., 1., 1., 0.])
+        """
+        (_, a), (_, b) = (reading.taps() for reading in self.sheet)
+        sheet = (a.sum(1) * b.sum(1)).view([self.size[axis] for axis in self.plane])
+        weights = sheet[:, :, None] * self.line.taps()[1].sum(1)
+        return weights.movedim(2, self.lone).float().contiguous()
 
     def _across(self) -> _Rows | _Slabs:
         """What interpolates in the plane."""

@@ -20,12 +20,15 @@ from monai_autoaug.precision import float32_region
 from monai_autoaug.transforms.geometry import affine_grid, identity_grid, invert_affine, resample
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.registry import Context, Operation
+from monai_autoaug.transforms.separable import Separable
 
 __all__ = ["ViewGrids", "apply_view", "canvas", "coverage", "revert_view"]
 
 
 class ViewGrids:
     """Grids of affine views, and what these have seen, kept for the next volume of the same size while they fit.
+
+    In 3D a CPU resamples without grids, plane by plane (see `Separable`), and keeps nothing.
 
     A volume of another size takes the place of the one that was not seen for longest.
 
@@ -34,9 +37,9 @@ class ViewGrids:
 
     >>> from monai_autoaug.transforms import operations_at_test_time
     >>> grids = ViewGrids(10_000)
-    >>> view = apply_view(operations_at_test_time()[15], torch.rand(1, 1, 8, 8, 8), grids=grids)
-    >>> view.shape, grids.size  # three numbers for each of 800 voxels
-    (torch.Size([1, 1, 8, 10, 10]), 9600)
+    >>> view = apply_view(operations_at_test_time(2)[15], torch.rand(1, 1, 20, 20), grids=grids)
+    >>> view.shape, grids.size  # two numbers for each of 676 pixels
+    (torch.Size([1, 1, 26, 26]), 5408)
     """
 
     def __init__(self, limit: int) -> None:
@@ -128,6 +131,17 @@ def _grid(
     return grids.get(volume, (operation.name, read, shape, inverted, compat, image.device, _precise(image)), make)
 
 
+def _separable(
+    operation: Operation, image: Tensor, shape: tuple[int, ...], inverted: bool = False
+) -> Separable | None:
+    """What resamples an image to ``shape`` without a grid, on a CPU and without a gradient; None where nothing can."""
+    differentiable = image.requires_grad and torch.is_grad_enabled()
+    if image.device.type != "cpu" or image.ndim != 5 or image.dtype != torch.float32 or differentiable:
+        return None
+    linear = operation(_magnitude(operation, "cpu", torch.float64), 3)[0]
+    return Separable.of(torch.linalg.inv(linear) if inverted else linear, tuple(image.shape[2:]), shape)
+
+
 def apply_view(
     operation: Operation,
     image: Tensor,
@@ -163,7 +177,11 @@ def apply_view(
         magnitude = _magnitude(operation, image.device).expand(len(image))
         return operation(image, magnitude, Context(generator, reference, compat))
     shape = tuple(image.shape[2:])
-    grid = _grid(operation, image, canvas(operation, shape) if enlarge else shape, compat=compat, grids=grids)
+    size = canvas(operation, shape) if enlarge else shape
+    way = None if compat else _separable(operation, image, size)
+    if way is not None and padding != "border":
+        return torch.stack([way.image(x, zero=padding == "zero") for x in image])
+    grid = _grid(operation, image, size, compat=compat, grids=grids)
     return resample(image, grid, padding="zero" if compat else padding)[0]
 
 
@@ -193,6 +211,9 @@ def revert_view(
         return operation.inverse(output, _magnitude(operation, output.device))
     if operation.acts != "matrix":
         return output
+    way = None if compat else _separable(operation, output, shape, inverted=True)
+    if way is not None:
+        return torch.stack([way.image(x, zero=True) for x in output])
     grid = _grid(operation, output, shape, inverted=True, compat=compat, grids=grids)
     return resample(output, grid, padding="zero")[0]
 
@@ -214,6 +235,10 @@ def coverage(
     """
     if operation.acts != "matrix":
         return output.new_ones((1,) * output.ndim)
+
+    way = _separable(operation, output, shape, inverted=True)
+    if way is not None:
+        return way.inside()[None, None]
 
     def make() -> Tensor:
         return revert_view(operation, output.new_ones((1, 1, *output.shape[2:])), shape, grids=grids)

@@ -1,0 +1,38 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""Turned and scaled views on a CPU, which need no grid, are those through a grid, which double precision still has."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from monai_autoaug.transforms import apply_view, coverage, operations_at_test_time, revert_view, views
+from monai_autoaug.transforms.registry import Operation
+
+AFFINE = [o for o in operations_at_test_time() if o.acts == "matrix"]
+SHAPE = (12, 15, 10)
+
+
+@pytest.mark.parametrize("operation", AFFINE, ids=[o.name for o in AFFINE])
+@pytest.mark.parametrize("enlarge", [True, False])
+def test_views_and_what_comes_back(operation: Operation, enlarge: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    image, exact = torch.randn(2, 2, *SHAPE), torch.randn(2, 2, *SHAPE, dtype=torch.float64)
+    exact.copy_(image)
+    for padding in ("minimum", "zero"):
+        there = apply_view(operation, image, enlarge=enlarge, padding=padding)
+        expected = apply_view(operation, exact, enlarge=enlarge, padding=padding)
+        torch.testing.assert_close(there.double(), expected, atol=1e-5, rtol=1e-5)
+        back = revert_view(operation, there, SHAPE)
+        torch.testing.assert_close(back.double(), revert_view(operation, expected, SHAPE), atol=2e-5, rtol=1e-5)
+        seen = coverage(operation, there, SHAPE)
+        torch.testing.assert_close(seen.double(), coverage(operation, expected, SHAPE), atol=1e-5, rtol=1e-5)
+    monkeypatch.setattr(views, "identity_grid", None)  # none is made
+    apply_view(operation, image, enlarge=enlarge)
+
+
+def test_a_gradient_takes_a_grid() -> None:
+    logits = torch.randn(1, 2, *SHAPE, requires_grad=True)
+    revert_view(AFFINE[3], logits, SHAPE).sum().backward()
+    assert logits.grad is not None
+    assert bool(logits.grad.any())
