@@ -18,7 +18,7 @@ PACKAGE = "monai_autoaug"
 # a part may import from parts on lower lines only (and from itself); parts on one line don't know each other unless
 # WITHIN says so
 ORDER = [
-    {"child_processes", "errors", "memory", "plugins", "precision", "reading", "writing", "yaml_values"},
+    {"child_processes", "errors", "memory", "plugins", "precision", "reading", "tensors", "writing", "yaml_values"},
     {"data", "transforms"},
     {"augmenters", "networks", "policies"},
     {"optim"},

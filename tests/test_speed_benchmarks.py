@@ -35,8 +35,8 @@ def test_pipelines_are_compared(tmp_path: Path) -> None:
         assert row["read"] > row["patch"]
         peers = {
             "ours",
-            "ours, values",
-            "ours, values, linear",
+            "ours, channels",
+            "ours, linear",
             "batchgeneratorsv2",
             "batchgeneratorsv2, nearest",
             "MONAI",

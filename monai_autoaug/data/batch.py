@@ -11,20 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Batch", "centre_crop", "one_hot"]
+from monai_autoaug.tensors import one_hot
 
-
-def one_hot(label: Tensor, classes: int) -> Tensor:
-    """Label values (B, 1, D, H, W) as channels (B, classes, D, H, W) of 0 and 1, float32.
-
-    >>> one_hot(torch.tensor([[[1, 0]]]), 2)
-    tensor([[[0., 1.],
-             [1., 0.]]])
-    """
-    made = torch.empty((len(label), classes, *label.shape[2:]), device=label.device)
-    for value in range(classes):
-        torch.eq(label[:, 0], value, out=made[:, value])
-    return made
+__all__ = ["Batch", "centre_crop"]
 
 
 def centre_crop(x: Tensor, margin: tuple[int, ...]) -> Tensor:

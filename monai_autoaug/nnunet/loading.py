@@ -26,7 +26,7 @@ from monai_autoaug.errors import ConfigError
 from monai_autoaug.nnunet.cutting import BoxRecorder
 from monai_autoaug.nnunet.seeding import seeded
 from monai_autoaug.nnunet.workers import Telling, Watch, begin_worker, check, started, told
-from monai_autoaug.threads import one_thread
+from monai_autoaug.tensors import one_thread
 
 if TYPE_CHECKING:
     from monai_autoaug.nnunet.worker_policy import SharedPolicy

@@ -17,14 +17,14 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from monai_autoaug.data.batch import one_hot
 from monai_autoaug.errors import ConfigError
-from monai_autoaug.threads import one_thread
+from monai_autoaug.tensors import one_hot, one_thread
 from monai_autoaug.transforms import execution, in_place, spatial
 from monai_autoaug.transforms.execution import _State, _Step
 from monai_autoaug.transforms.geometry import compose, resample
+from monai_autoaug.transforms.label_cells import MOST_CLASSES
 from monai_autoaug.transforms.registry import Cascade, Context
-from monai_autoaug.transforms.separable import MOST_CLASSES, Gridded, Separable
+from monai_autoaug.transforms.separable import Gridded, Separable
 
 __all__ = ["apply_to_values"]
 

@@ -10,23 +10,19 @@ neighbours differ. The results are those of `geometry.resample`, up to rounding;
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from itertools import product
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name all of torch's users know
 from torch import Tensor
 
-__all__ = ["MOST_CLASSES", "Gridded", "Separable", "along"]
+from monai_autoaug.transforms.label_cells import PAD, Cells, interpolated, neighbours
 
-MOST_CLASSES = 31  # a voxel's neighbours are a set of bits
+__all__ = ["Gridded", "Separable", "along"]
+
 _TOLERANCE = 1e-6  # of the matrix: what a rotation by a whole quarter leaves
-_PAD = 2  # voxels of background around a label
 _LEAST = 1e-6  # weight of what lies outside that counts
-# of voxels: the lowest index of their eight neighbours in the padded label, and the weight of the upper ones by axis
-_Cells = tuple[Tensor, list[Tensor]]
 
 
 @dataclass(frozen=True)
@@ -62,8 +58,8 @@ class _Reading:
         return inside.long(), weights.mul_(inside == ends)
 
     def padded(self) -> Tensor:
-        """Index of the lower neighbour after padding by `_PAD` at both ends."""
-        return (self.below.long() + _PAD).clamp(0, self.size + 2 * _PAD - 2)
+        """Index of the lower neighbour after padding by `PAD` at both ends."""
+        return (self.below.long() + PAD).clamp(0, self.size + 2 * PAD - 2)
 
     def normalised(self) -> Tensor:
         """As grid_sample counts."""
@@ -150,20 +146,20 @@ class Separable:
 
     def label(self, label: Tensor, classes: int) -> Tensor:
         """Label values (D, H, W) as soft channels (classes, ...), resampled; outside is label 0."""
-        padded = F.pad(label[self._window], (_PAD,) * 6)
+        padded = F.pad(label[self._window], (PAD,) * 6)
         line, (first, second) = self.line.padded(), (reading.padded() for reading in self.sheet)
-        sets = self._nearby(_sets(padded, classes), line, first, second)
+        sets = self._nearby(neighbours(padded, classes), line, first, second)
         p, q = self.plane
         stride = (padded.shape[1] * padded.shape[2], padded.shape[2], 1)
         corner = first.mul_(stride[p]).add_(second, alpha=stride[q])
         shares = [reading.share.float() for reading in (self.line, *self.sheet)]
 
-        def cells(where: Tensor) -> _Cells:
+        def cells(where: Tensor) -> Cells:
             at, across = self._split(where)
             found = {self.lone: shares[0][at], p: shares[1][across], q: shares[2][across]}
             return (line * stride[self.lone])[at].add_(corner[across]), [found[axis] for axis in range(3)]
 
-        return _interpolated(padded, sets, classes, cells)
+        return interpolated(padded, sets, classes, cells)
 
     def _nearby(self, sets: Tensor, line: Tensor, first: Tensor, second: Tensor) -> Tensor:
         """The set of every output voxel's neighbours."""
@@ -284,56 +280,24 @@ class Gridded:
 
     def label(self, label: Tensor, classes: int) -> Tensor:
         """Label values (D, H, W) as soft channels (classes, ...), resampled; outside is label 0."""
-        padded = F.pad(label, (_PAD,) * 6)
-        sets = _sets(padded, classes)
+        padded = F.pad(label, (PAD,) * 6)
+        sets = neighbours(padded, classes)
         flat = torch.zeros(self.size, dtype=torch.int32)
         for axis, n in enumerate(sets.shape):
-            corner = self._position(self.grid[..., 2 - axis], axis).floor_().add_(_PAD).clamp_(0, n - 1)
+            corner = self._position(self.grid[..., 2 - axis], axis).floor_().add_(PAD).clamp_(0, n - 1)
             flat.mul_(n).add_(corner.to(torch.int32))
-        return _interpolated(padded, sets.view(-1)[flat], classes, partial(self._cells, padded.shape))
+        return interpolated(padded, sets.view(-1)[flat], classes, partial(self._cells, padded.shape))
 
     def _position(self, normalised: Tensor, axis: int) -> Tensor:
         """In voxels, as grid_sample computes it."""
         return (normalised + 1) * ((self.shape[axis] - 1) / 2)
 
-    def _cells(self, padded: tuple[int, ...], where: Tensor) -> _Cells:
+    def _cells(self, padded: tuple[int, ...], where: Tensor) -> Cells:
         rows = self.grid.view(-1, 3)[where]
         corner, shares = torch.zeros(len(where), dtype=torch.long), []
         for axis, n in enumerate(padded):
             position = self._position(rows[:, 2 - axis], axis)
             below = position.floor()
             shares.append(position - below)
-            corner.mul_(n).add_(below.long()).add_(_PAD)
+            corner.mul_(n).add_(below.long()).add_(PAD)
         return corner, shares
-
-
-def _sets(padded: Tensor, classes: int) -> Tensor:
-    """For the corner of each cell of eight voxels, which labels they have, as bits."""
-    kind = torch.uint8 if classes <= 8 else torch.int16 if classes <= 15 else torch.int32
-    sets = torch.bitwise_left_shift(torch.ones((), dtype=kind), padded.to(kind))
-    for axis in range(3):
-        n = sets.shape[axis] - 1
-        sets = sets.narrow(axis, 0, n) | sets.narrow(axis, 1, n)
-    return sets
-
-
-def _interpolated(padded: Tensor, sets: Tensor, classes: int, cells: Callable[[Tensor], _Cells]) -> Tensor:
-    """The soft label (classes, ...): what all eight neighbours have, and where they differ, their weights."""
-    soft = torch.empty(classes, *sets.shape)
-    for number, channel in enumerate(soft):
-        torch.eq(sets, 1 << number, out=channel)
-    # more than one bit: 0 in all channels. In the padding all neighbours are alike, so none of these is beyond it
-    where = (sets & (sets - 1)).view(-1).nonzero()[:, 0]
-    corner, shares = cells(where)
-    offsets = torch.tensor([[d * padded.shape[1] * padded.shape[2] + h * padded.shape[2] + w]
-                            for d, h, w in product((0, 1), repeat=3)])  # fmt: skip
-    values = padded.view(-1).index_select(0, (corner + offsets).view(-1)).view(8, -1)
-    d, h, w = (torch.stack([1 - share, share]) for share in shares)
-    weights = (d[:, None] * h).flatten(0, 1)[:, None].mul(w).flatten(0, 1)
-    part = torch.empty_like(weights)
-    for number, channel in enumerate(soft):
-        torch.eq(values, number, out=part)
-        channel.view(-1).index_copy_(0, where, part.mul_(weights).sum(0))
-    return soft
-
-

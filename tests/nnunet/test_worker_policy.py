@@ -27,7 +27,7 @@ from monai_autoaug.nnunet import worker_policy
 from monai_autoaug.nnunet.layers import read_options
 from monai_autoaug.nnunet.options import Options
 from monai_autoaug.policies import drawing
-from monai_autoaug.threads import one_thread
+from monai_autoaug.tensors import one_thread
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 CPU = torch.device("cpu")

@@ -10,11 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from monai_autoaug.data.batch import Batch, one_hot
+from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import TrainingPolicy
 from monai_autoaug.policies.drawing import Compared, Drawing
-from monai_autoaug.transforms import execution, extra_cascades, in_place, separable, training_cascades
+from monai_autoaug.tensors import one_hot
+from monai_autoaug.transforms import execution, extra_cascades, in_place, label_cells, training_cascades
 from monai_autoaug.transforms.geometry import compose, resample
 from monai_autoaug.transforms.label_values import apply_to_values
 from monai_autoaug.transforms.registry import Context
@@ -118,7 +119,7 @@ def test_results_are_the_callers_own() -> None:
 
 
 def test_two_dimensions_and_many_classes_go_the_faithful_way() -> None:
-    for shape, classes in (((16, 12), 3), (SHAPE, separable.MOST_CLASSES + 1)):
+    for shape, classes in (((16, 12), 3), (SHAPE, label_cells.MOST_CLASSES + 1)):
         dims = len(shape)
         image, label = sample(1, 1, classes, shape)
         cascades = training_cascades(dims)

@@ -1,6 +1,6 @@
 # Copyright (c) monai_autoaug contributors
 # Licensed under the Apache License, Version 2.0 (see LICENSE).
-"""Results that don't depend on how many threads there are."""
+"""What every part needs of torch."""
 
 from __future__ import annotations
 
@@ -8,8 +8,22 @@ import contextlib
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
-__all__ = ["one_thread"]
+__all__ = ["one_hot", "one_thread"]
+
+
+def one_hot(label: Tensor, classes: int) -> Tensor:
+    """Label values (B, 1, D, H, W) as channels (B, classes, D, H, W) of 0 and 1, float32.
+
+    >>> one_hot(torch.tensor([[[1, 0]]]), 2)
+    tensor([[[0., 1.],
+             [1., 0.]]])
+    """
+    made = torch.empty((len(label), classes, *label.shape[2:]), device=label.device)
+    for value in range(classes):
+        torch.eq(label[:, 0], value, out=made[:, value])
+    return made
 
 
 @contextlib.contextmanager
