@@ -11,7 +11,7 @@ neighbours differ. The results are those of `geometry.resample`, up to rounding;
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 
 import torch
 import torch.nn.functional as F  # noqa: N812  # the name all of torch's users know
@@ -107,25 +107,18 @@ class Separable:
                 return Separable(lone, matrix, shape, size)
         return None
 
+    def prepared(self) -> Separable:
+        """The same, with all that images are resampled by made now, not when the first of them comes."""
+        _ = self._along, self._across
+        return self
+
     def image(self, image: Tensor, *, zero: bool = False) -> Tensor:
         """An image (C, D, H, W) resampled; outside is each channel's minimum, or with ``zero`` 0."""
         made = torch.empty(len(image), *self.size)
-        across = self._across()
-        index, weight = self.line.taps()
-        matrix = torch.zeros(len(index), self.line.size).scatter_add_(1, index, weight.float())
-        still = not bool(weight[:, 1].any()) and bool((weight[:, 0] == 1).all())  # the line is read as it is
-        outside = 1 - matrix.sum(1)
-        filled = not zero and (across.beyond or bool((outside > _LEAST).any()))
-        shape = [-1 if axis == self.lone else 1 for axis in range(3)]
+        filled = not zero and (self._across.beyond or self._along.beyond)
         for channel, target in zip(image, made, strict=True):
             base = channel.min() if filled else None
-            part = across(channel[self._window], base)
-            if still:
-                target.copy_(part.narrow(self.lone, 0, len(index)))
-                continue
-            along(matrix, part, self.lone, target)
-            if base is not None:
-                target.addcmul_(outside.view(shape), base)
+            self._along(self._across(channel[self._window], base), base, target)
         return made
 
     def inside(self) -> Tensor:
@@ -139,6 +132,12 @@ class Separable:
         weights = sheet[:, :, None] * self.line.taps()[1].sum(1)
         return weights.movedim(2, self.lone).float().contiguous()
 
+    @cached_property
+    def _along(self) -> _Line:
+        """What interpolates along the lone axis."""
+        return _Line(self.line, self.lone)
+
+    @cached_property
     def _across(self) -> _Rows | _Slabs:
         """What interpolates in the plane."""
         size = tuple(self.size[axis] for axis in self.plane)
@@ -184,6 +183,33 @@ class Separable:
         return (rest, outer) if self.lone == 2 else (outer, rest)
 
 
+class _Line:
+    """Linear interpolation along one axis.
+
+    Args:
+        reading: where it is read.
+        axis: of (D, H, W).
+    """
+
+    def __init__(self, reading: _Reading, axis: int) -> None:
+        index, weight = reading.taps()
+        self.axis, self.count = axis, len(index)
+        self.still = not bool(weight[:, 1].any()) and bool((weight[:, 0] == 1).all())  # it is read as it is
+        self.matrix = torch.zeros(self.count, reading.size).scatter_add_(1, index, weight.float())
+        outside = 1 - self.matrix.sum(1)
+        self.beyond = bool((outside > _LEAST).any())
+        self.outside = outside.view([-1 if k == axis else 1 for k in range(3)])
+
+    def __call__(self, source: Tensor, base: Tensor | None, out: Tensor) -> None:
+        """Of (D, H, W) to ``out``; outside is ``base``, or 0."""
+        if self.still:
+            out.copy_(source.narrow(self.axis, 0, self.count))
+            return
+        along(self.matrix, source, self.axis, out)
+        if base is not None:
+            out.addcmul_(self.outside, base)
+
+
 class _Rows:
     """Linear interpolation in the plane of the first two axes: whole rows are added up.
 
@@ -202,7 +228,7 @@ class _Rows:
         self.beyond = bool((self.outside > _LEAST).any())
 
     def __call__(self, source: Tensor, base: Tensor | None) -> Tensor:
-        """Of (D, H, W); outside is ``base``."""
+        """Of (D, H, W); outside is ``base``, or 0."""
         rows = source.reshape(-1, source.shape[2])
         read = F.embedding_bag(self.index, rows, per_sample_weights=self.weight, mode="sum")
         if base is not None and self.beyond:
@@ -218,7 +244,7 @@ class _Slabs(_Rows):
         self.grid = torch.stack([sheet[1].normalised(), sheet[0].normalised()], -1).float().view(1, *size, 2)
 
     def __call__(self, source: Tensor, base: Tensor | None) -> Tensor:
-        """Of (D, H, W); outside is ``base``."""
+        """Of (D, H, W); outside is ``base``, or 0."""
         slabs = source.movedim(self.lone, 0)
         read = F.grid_sample(slabs[None], self.grid, padding_mode="zeros", align_corners=True)[0]
         if base is not None and self.beyond:

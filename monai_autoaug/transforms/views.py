@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections import OrderedDict
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -131,15 +132,21 @@ def _grid(
     return grids.get(volume, (operation.name, read, shape, inverted, compat, image.device, _precise(image)), make)
 
 
-def _separable(
-    operation: Operation, image: Tensor, shape: tuple[int, ...], inverted: bool = False
-) -> Separable | None:
+def _separable(operation: Operation, image: Tensor, shape: tuple[int, ...], inverted: bool = False) -> Separable | None:
     """What resamples an image to ``shape`` without a grid, on a CPU and without a gradient; None where nothing can."""
     differentiable = image.requires_grad and torch.is_grad_enabled()
     if image.device.type != "cpu" or image.ndim != 5 or image.dtype != torch.float32 or differentiable:
         return None
-    linear = operation(_magnitude(operation, "cpu", torch.float64), 3)[0]
-    return Separable.of(torch.linalg.inv(linear) if inverted else linear, tuple(image.shape[2:]), shape)
+    return _way(operation, tuple(image.shape[2:]), shape, inverted)
+
+
+@lru_cache(maxsize=128)
+def _way(operation: Operation, read: tuple[int, ...], shape: tuple[int, ...], inverted: bool) -> Separable | None:
+    """Kept, since many windows are of one size; there is nothing in it of the size of a volume."""
+    with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode can't be used outside of it
+        linear = operation(_magnitude(operation, "cpu", torch.float64), 3)[0]
+        way = Separable.of(torch.linalg.inv(linear) if inverted else linear, read, shape)
+        return None if way is None else way.prepared()
 
 
 def apply_view(
@@ -218,9 +225,7 @@ def revert_view(
     return resample(output, grid, padding="zero")[0]
 
 
-def coverage(
-    operation: Operation, output: Tensor, shape: tuple[int, ...], *, grids: ViewGrids | None = None
-) -> Tensor:
+def coverage(operation: Operation, output: Tensor, shape: tuple[int, ...], *, grids: ViewGrids | None = None) -> Tensor:
     """How much of each voxel of a volume a view has seen, (1, 1, D, H, W), or (1, 1, 1, 1, 1) if all.
 
     Args:

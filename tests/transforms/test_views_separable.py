@@ -36,3 +36,14 @@ def test_a_gradient_takes_a_grid() -> None:
     revert_view(AFFINE[3], logits, SHAPE).sum().backward()
     assert logits.grad is not None
     assert bool(logits.grad.any())
+
+
+def test_what_was_prepared_in_inference_mode_serves_outside_of_it() -> None:
+    image = torch.randn(1, 1, 9, 11, 13)  # of a size that no other test has
+    with torch.inference_mode():
+        first = apply_view(AFFINE[7], image)
+    net = torch.nn.Conv3d(1, 1, 1)
+    again = apply_view(AFFINE[7], image)
+    net(again).sum().backward()
+    assert torch.equal(first, again)
+    assert not again.is_inference()
