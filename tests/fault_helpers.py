@@ -8,6 +8,7 @@ one in hundredths of a second, so that a hundred trials take minutes.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import multiprocessing
@@ -169,9 +170,10 @@ def children(pid: int | None = None) -> list[int]:
     """Processes that a process has begun and that have not ended; of this one, but for those that serve the tests."""
     own = pid is None
     pid = os.getpid() if pid is None else pid
-    found = []
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found += [int(child) for child in (task / "children").read_text().split()]
+    found: list[int] = []
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # a process, or a thread of it, that has ended
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found += [int(child) for child in (task / "children").read_text().split()]
     return [child for child in found if alive(child) and not (own and _serves(child))]
 
 
