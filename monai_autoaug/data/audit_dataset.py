@@ -161,7 +161,7 @@ def left_right(data: DataSetView) -> Iterator[Fault]:
 def left_out(data: DataSetView) -> Iterator[Fault]:
     """The folders of images and labels hold nothing that someone may believe to be read."""
     cases = (*data.datalist.training, *data.datalist.test, *data.datalist.unlabelled)
-    files = [f for c in cases for f in (*c.images, *([c.label] if c.label is not None else []))]
+    files = [f for c in cases for f in c.files]
     for folder in sorted({f.parent for f in files}):
         if not folder.is_dir():
             continue  # told file by file

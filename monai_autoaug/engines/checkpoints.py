@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import os
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from monai_autoaug.data.patches import PatchBatches
+from monai_autoaug.engines.fingerprints import KnownFiles
 from monai_autoaug.engines.random_states import (
     random_numbers,
     random_states,
@@ -42,6 +43,7 @@ __all__ = [
 ]
 
 _VERSION = 2
+_FILES = "fingerprints"  # of the files that a run reads, in its checkpoint
 
 
 def inexact(loader: Any, epoch_length: int | None) -> list[str]:
@@ -197,10 +199,16 @@ def _unwrapped(module: Any) -> Any:
 class _StrictLoader(CheckpointLoader):
     """``monai.handlers.CheckpointLoader`` of whole files and finite tensors, which names a file that can't be used."""
 
+    files: KnownFiles | None = None  # which must hold what they held when the run began
+
     def __call__(self, engine: Engine) -> None:
         """Load, once the file's checksums have been compared and its content has been looked at."""
         try:
-            _Finite(self.load_dict)(read_tensors(self.load_path, finite=False))
+            content = read_tensors(self.load_path, finite=False)
+            _Finite(self.load_dict)(content)
+            if self.files is not None and _FILES in content:  # in checkpoints of earlier versions there is none
+                self.files.check(content[_FILES], Path(self.load_path))
+            del content
             super().__call__(engine)
         except AutoAugError:
             raise
@@ -222,12 +230,14 @@ class TrainingCheckpoint:
         path: the file, written anew and atomically.
         objects: what else to save and load, by name: network, optimiser, schedule, an `AtomicCheckpointSaver`.
         interval: epochs between writes.
+        files: images and labels that the run reads: what they hold when it begins is remembered (`KnownFiles`), and it
+            is resumed only if they still hold it, in the same order.
         resume: go on from the file.
         map_location: of ``torch.load``.
 
     Raises:
         CheckpointError: when it is attached, if there is nothing to resume from; when the run starts, if the file is
-            damaged or does not fit.
+            damaged or does not fit, or one of ``files`` has changed.
         ConfigError: it is attached to another kind of engine.
 
     >>> import torch
@@ -242,13 +252,18 @@ class TrainingCheckpoint:
         objects: Mapping[str, Any],
         *,
         interval: int = 1,
+        files: Iterable[str | os.PathLike[str]] = (),
         resume: bool = False,
         map_location: Any = None,
     ) -> None:
         if interval < 1:
             raise ConfigError(f"interval must be a number of epochs, got {interval}")
-        if {"autoaug", "trainer"} & set(objects):
-            raise ConfigError("the names 'autoaug' and 'trainer' are taken: the engine is saved by itself")
+        if {"autoaug", "trainer", _FILES} & set(objects):
+            raise ConfigError(
+                f"the names 'autoaug', 'trainer' and {_FILES!r} are taken: the engine is saved by itself, and what the"
+                " argument files names is remembered"
+            )
+        self.files = KnownFiles(files)
         self.path, self.objects, self.interval = Path(path), dict(objects), interval
         self.resume, self.map_location = resume, map_location
 
@@ -261,11 +276,18 @@ class TrainingCheckpoint:
         if self.resume:
             if not self.path.is_file():
                 raise CheckpointError(f"{self.path}: there is no checkpoint to resume from; start without resume")
-            _StrictLoader(str(self.path), objects, map_location=self.map_location).attach(engine)
+            loader = _StrictLoader(str(self.path), objects, map_location=self.map_location)
+            loader.files = self.files if self.files.files else None
+            loader.attach(engine)
         # on all ranks, and not at the end of the epoch as such: what validation draws in between is drawn once only
         engine.add_event_handler(Events.EPOCH_COMPLETED(every=self.interval), state.gather)
+        saved: dict[str, Any] = dict(objects)
+        if self.files.files:
+            saved[_FILES] = self.files
+            if rank() == 0:  # behind the loader, which may know already
+                engine.add_event_handler(Events.STARTED, self.files.look)
         saver = AtomicCheckpointSaver(
-            str(self.path.parent), objects, save_interval=self.interval, n_saved=1, interval_filename=self.path.name
+            str(self.path.parent), saved, save_interval=self.interval, n_saved=1, interval_filename=self.path.name
         )
         finite = _Finite(objects)
 

@@ -60,8 +60,9 @@ def read_json(path: Path) -> dict[str, Any]:
 class Run:
     """A run's folder.
 
-    ``config.json`` the options, the split and the versions; ``audit.json``; ``preprocessing.json``; ``log.jsonl`` one
-    line an epoch (`engines.log` says what its keys mean); ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the
+    ``config.json`` the options, the split and the versions; ``fingerprints.json`` what the files of its cases held when
+    it began (`engines.fingerprints`); ``audit.json``; ``preprocessing.json``; ``log.jsonl`` one line an epoch
+    (`engines.log` says what its keys mean); ``checkpoint.pt`` what ``--resume`` needs; ``model.pt`` the
     plain segmentation network; ``augmenters.pt`` and ``policy.json`` what was learned, the latter with the evidence for
     it; ``policy.jsonl`` the policies' course and ``samples.pt`` what the augmentation made of one training patch, from
     epoch to epoch; ``tensorboard/`` if it was asked for; ``summary.json``; ``validation/`` the predictions of the
@@ -82,6 +83,11 @@ class Run:
     def config(self) -> Path:
         """Options, split, versions."""
         return self.folder / "config.json"
+
+    @property
+    def fingerprints(self) -> Path:
+        """What the files of the cases held at the beginning; missing in runs of earlier versions."""
+        return self.folder / "fingerprints.json"
 
     @property
     def preprocessing(self) -> Path:

@@ -71,6 +71,24 @@ _AUDIT: dict[str, Any] = {
     "required": ["counts"],
     "properties": {"counts": {"type": "object", "required": ["warn"], "additionalProperties": _COUNT}},
 }
+_FILES: dict[str, Any] = {
+    "type": "object",
+    "additionalProperties": {
+        "type": "array",
+        "items": {
+            "type": "object",
+            "required": ["bytes", "blake2b"],
+            "properties": {"bytes": _COUNT, "blake2b": {"type": "string"}},
+        },
+    },
+}
+_FINGERPRINTS: dict[str, Any] = {
+    "type": "object",
+    "required": ["version", "cases", "unlabelled"],
+    "properties": {"version": {"const": 1}, "cases": _FILES, "unlabelled": _FILES},
+}
 
 # file name -> schema
-SCHEMAS: dict[str, dict[str, Any]] = {"config.json": _CONFIG, "summary.json": _SUMMARY, "audit.json": _AUDIT}
+SCHEMAS: dict[str, dict[str, Any]] = {
+    "config.json": _CONFIG, "summary.json": _SUMMARY, "audit.json": _AUDIT, "fingerprints.json": _FINGERPRINTS,
+}  # fmt: skip

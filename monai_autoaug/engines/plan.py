@@ -50,6 +50,11 @@ class Plan:
     unlabelled: tuple[Case, ...] = ()
 
     @property
+    def used(self) -> dict[str, tuple[Case, ...]]:
+        """All cases of the run: those with labels, and those without."""
+        return {"cases": (*self.split.train, *self.split.meta, *self.split.validation), "unlabelled": self.unlabelled}
+
+    @property
     def resampled(self) -> int:
         """How many training cases are meta-validation cases in each epoch; 0 where these don't change."""
         return resampled(self.options, self.split)
@@ -147,7 +152,8 @@ def decide(options: TrainOptions, datalist: DataList, listener: Listener) -> tup
         DataError: the data set can't be used.
     """
     check(options, datalist)
-    parts, unlabelled, findings = examine(options, datalist, listener)
+    parts, unlabelled = split_cases(options, datalist), unlabelled_cases(options, datalist)
+    findings = examine(options, datalist, parts, unlabelled, listener)
     preprocessing = fit_preprocessing(options, datalist, parts)
     return make_plan(options, parts, preprocessing, unlabelled), preprocessing, findings
 
@@ -170,21 +176,22 @@ def check(options: TrainOptions, datalist: DataList) -> None:
 
 
 def examine(
-    options: TrainOptions, datalist: DataList, listener: Listener
-) -> tuple[Split, tuple[Case, ...], list[Finding]]:
-    """Split and audit; only the cases that are used are looked at.
+    options: TrainOptions, datalist: DataList, parts: Split, unlabelled: tuple[Case, ...], listener: Listener
+) -> list[Finding]:
+    """Audit the cases that are used; no others are looked at.
 
     Args:
         options: of the run.
         datalist: the data set.
+        parts: which cases are for what.
+        unlabelled: images without labels that the method learns from.
         listener: hears of each case.
 
     Raises:
         DataError: the data set can't be used.
     """
-    parts, unlabelled = split_cases(options, datalist), unlabelled_cases(options, datalist)
     used = replace(datalist, training=(*parts.train, *parts.meta, *parts.validation), test=(), unlabelled=unlabelled)
-    return parts, unlabelled, sound(used, parts=parts, spacing=options.spacing, listener=listener)
+    return sound(used, parts=parts, spacing=options.spacing, listener=listener)
 
 
 def fit_preprocessing(options: TrainOptions, datalist: DataList, parts: Split) -> Preprocessing:

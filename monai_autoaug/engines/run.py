@@ -18,10 +18,12 @@ from monai_autoaug import augmenters, policies
 from monai_autoaug.data import DataList, read_datalist
 from monai_autoaug.data.audit import Finding, findings_to_json
 from monai_autoaug.data.preprocess import Preprocessing
+from monai_autoaug.engines import fingerprints
 from monai_autoaug.engines.claims import check_writable, claimed
 from monai_autoaug.engines.fit import Fit
 from monai_autoaug.engines.folder import Run, read_json, write_json
 from monai_autoaug.engines.options import TrainOptions, find_device, find_precision
+from monai_autoaug.engines.parts import split_cases, unlabelled_cases
 from monai_autoaug.engines.plan import Plan, check_folders, check_unused, decide, examine
 from monai_autoaug.engines.prediction import learned_views, predict_cases
 from monai_autoaug.engines.progress import Listener, Progress, unheard
@@ -65,7 +67,8 @@ def _train(run: Run, options: TrainOptions, listener: Listener) -> Run:
     check_unused(run)
     datalist = read_datalist(options.data)
     plan, preprocessing, findings = decide(options, datalist, listener)
-    _begin(run, plan, preprocessing, findings)
+    known = fingerprints.of_cases(plan.used, listener=listener)
+    _begin(run, plan, preprocessing, findings, known)
     return _carry_out(run, plan, datalist, preprocessing, None, listener)
 
 
@@ -89,7 +92,8 @@ def resume(
 
     Raises:
         ConfigError: there is no run, it has ended, another process is working in it, or it can't be written.
-        CheckpointError: the data set has changed, or the checkpoint is damaged.
+        CheckpointError: the data set has changed since the run began, be it in the content of one file
+            (`engines.fingerprints`), or the checkpoint is damaged.
     """
     run = Run(Path(folder))
     read_json(run.config)  # before a folder that holds no run is claimed
@@ -109,25 +113,31 @@ def _resume(run: Run, device: str | None, workers: int | None, listener: Listene
         options = replace(options, workers=workers)
     find_precision(options.precision, find_device(options.device))
     datalist = read_datalist(options.data)
-    parts, unlabelled, _ = examine(options, datalist, listener)
+    parts, unlabelled = split_cases(options, datalist), unlabelled_cases(options, datalist)
     plan = Plan(options, parts, tuple(config["patch_size"]), tuple(config["margin"]), unlabelled)
     if plan.names != {"meta": []} | config["split"]:  # older runs know of no meta-validation
         raise CheckpointError(f"{run.folder}: the data set no longer splits into the cases that this run began with")
     if [case.name for case in unlabelled] != config.get("unlabelled", []):
         raise CheckpointError(f"{run.folder}: the unlabelled images are no longer those that this run began with")
+    if run.fingerprints.exists():  # in runs of earlier versions there is none
+        fingerprints.check_cases(read_json(run.fingerprints), plan.used, run.folder, listener=listener)
+    examine(options, datalist, parts, unlabelled, listener)
     preprocessing = run.load_preprocessing()
     checkpoint = run.load_checkpoint() if run.checkpoint.exists() else None
     return _carry_out(run, plan, datalist, preprocessing, checkpoint, listener)
 
 
-def _begin(run: Run, plan: Plan, preprocessing: Preprocessing, findings: list[Finding]) -> None:
+def _begin(
+    run: Run, plan: Plan, preprocessing: Preprocessing, findings: list[Finding], known: Mapping[str, Any]
+) -> None:
     """Write what makes a folder a run, the configuration last; or nothing, if one file can't be written."""
     try:
         preprocessing.save(run.preprocessing)
         write_text(run.audit, findings_to_json(findings) + "\n")
+        write_json(run.fingerprints, known)
         write_json(run.config, plan.to_dict())
     except BaseException:
-        for file in (run.config, run.audit, run.preprocessing):
+        for file in (run.config, run.fingerprints, run.audit, run.preprocessing):
             file.unlink(missing_ok=True)
         raise
 
@@ -142,7 +152,7 @@ def _carry_out(
 ) -> Run:
     """Preprocess, train, predict the validation cases, and write what remains."""
     options, parts = plan.options, plan.split
-    cases = (*parts.train, *parts.meta, *parts.validation)
+    cases = plan.used["cases"]
     listener(Progress("preparing", 0, len(cases), note=plan.told()))
     items = cast(Any, volumes(datalist, cases, preprocessing, cache=options.cache, listener=listener))
     further = None

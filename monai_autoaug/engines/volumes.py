@@ -169,5 +169,4 @@ def _key(preprocessing: Preprocessing) -> str:
 
 def _stamp(case: Case) -> list[int]:
     """Sizes and times of a case's files: a changed file is another volume."""
-    files = [*case.images, *([case.label] if case.label is not None else [])]
-    return [n for f in files for n in (f.stat().st_size, f.stat().st_mtime_ns)]
+    return [n for f in case.files for n in (f.stat().st_size, f.stat().st_mtime_ns)]

@@ -192,6 +192,14 @@ def test_the_property_check_can_fail(missing: str, bundle: Path, synthetic: Path
 
 
 @every
+def test_training_is_resumed_on_the_same_files_alone(source: Path) -> None:
+    """On all of the data set: how many there are decides which of them validate."""
+    handlers = read(source, "train")["train"]["handlers"]
+    (checkpoint,) = [h for h in handlers if h["_target_"] == "monai_autoaug.engines.TrainingCheckpoint"]
+    assert checkpoint["files"] == "$@images + @labels"
+
+
+@every
 def test_commands_of_the_readme_are_the_ones_tested_here(source: Path) -> None:
     text = (source / "docs" / "README.md").read_text()
     commands = [shlex.split(line) for line in text.splitlines() if "monai.bundle" in line]

@@ -61,7 +61,8 @@ def test_python_makes_what_the_command_makes(
     evaluation = complete(options, listener=lambda progress: heard.append(progress.stage))
     assert {f.name for f in (tmp_path / "run").iterdir()} == {f.name for f in run[0].iterdir()}
     assert evaluation.to_dict() == Evaluation.load(run[0] / "validation.json").to_dict()
-    assert list(dict.fromkeys(heard)) == ["checking", "preparing", "training", "predicting", "evaluating", "drawing"]
+    stages = ["checking", "hashing", "preparing", "training", "predicting", "evaluating", "drawing"]
+    assert list(dict.fromkeys(heard)) == stages
     assert capsys.readouterr().out == ""
     complete(replace(options, output=tmp_path / "shown", epochs=1, method="none"))
     assert "drawing" in capsys.readouterr().out  # progress bars, unless somebody listens
@@ -358,6 +359,6 @@ def test_the_bar_shows_every_stage(data: Path, tmp_path: Path) -> None:
     os.close(parent)
     assert process.wait(timeout=60) == 0
     text = seen.decode(errors="replace")
-    stages = ("checking", "preparing", "training", "predicting", "evaluating", "drawing")
+    stages = ("checking", "hashing", "preparing", "training", "predicting", "evaluating", "drawing")
     for word in (*stages, "epoch 2/2", "loss ", "Dice 0.", "(head ", "iB"):
         assert word in text, word

@@ -50,7 +50,8 @@ def test_a_run_leaves_everything(data: Path, tmp_path: Path) -> None:
         np.testing.assert_array_equal(prediction.affine, image.affine)
         assert set(np.unique(np.asarray(prediction.dataobj))) <= {0, 1, 2, 3}
     stages = [p.stage for p in heard]
-    assert stages == ["checking"] * 5 + ["preparing"] * 6 + ["training"] * 14 + ["predicting"] * 2
+    begun = ["checking"] * 5 + ["hashing"] * 5 + ["preparing"] * 6
+    assert stages == [*begun, *["training"] * 14, *["predicting"] * 2]
     assert [p.note for p in heard if p.note] == ["5 cases: 3 train the network, 2 validate it"]
     # every iteration, and again after each validation and at the end of each epoch
     assert [p.done for p in heard if p.stage == "training"] == [1, 2, 3, 3, 4, 5, 6, 6, 6, 7, 8, 9, 9, 9]

@@ -81,7 +81,7 @@ def test_a_run_that_was_stopped_outside_training_is_finished(data: Path, tmp_pat
     with pytest.raises(KeyboardInterrupt):
         train(options(data, tmp_path / "stopped"), listener=stop_at(done, stage))
     stopped = Run(tmp_path / "stopped")
-    left = {"audit.json", "config.json", "preprocessing.json"}
+    left = {"audit.json", "config.json", "fingerprints.json", "preprocessing.json"}
     if stage == "preparing":
         assert {p.name for p in stopped.folder.iterdir()} == left
     assert not stopped.summary.exists()

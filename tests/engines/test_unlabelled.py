@@ -92,6 +92,9 @@ def test_other_images_than_at_the_start_are_not_resumed_with(data: Path, images:
     given = {"method": "watching", "unlabelled": copy, "epochs": 1}
     with pytest.raises(KeyboardInterrupt):
         train(options(data, tmp_path / "run", **given), listener=stop_at(1))
+    (copy / "scan_0.nii.gz").write_bytes((copy / "scan_1.nii.gz").read_bytes())
+    with pytest.raises(CheckpointError, match=r"scan_0.nii.gz: expected .*, came .*\n.*put these files back"):
+        resume(tmp_path / "run")
     (copy / "scan_0.nii.gz").unlink()
     with pytest.raises(CheckpointError, match="unlabelled images are no longer those"):
         resume(tmp_path / "run")

@@ -13,6 +13,7 @@ from typing import Any
 
 import monai_autoaug
 from monai_autoaug.data import Case, DataList
+from monai_autoaug.data.contents import content_hash
 from monai_autoaug.engines.options import TrainOptions
 from monai_autoaug.errors import ConfigError, did_you_mean
 from monai_autoaug.evaluation.comparison.arms import HOSTS
@@ -21,7 +22,6 @@ from monai_autoaug.reading import read_json
 
 __all__ = ["Parts", "Setting", "check_same", "digest", "fingerprint", "read_kept"]
 
-_BLOCK = 1 << 20  # bytes read at once
 TEST_TIMES = ("own", "none")
 _WHY = {"data": ", so the data have changed since, or an older version, which told them otherwise, wrote that"}
 # of the hosts' options: what the comparison says itself
@@ -215,16 +215,7 @@ def digest(cases: Sequence[Case]) -> str:
     """
     found = hashlib.blake2b(digest_size=8)
     for case in sorted(cases, key=lambda case: case.name):
-        files = [*case.images, *([case.label] if case.label else [])]
-        found.update(json.dumps([case.name, *map(_hashed, files)]).encode())
-    return found.hexdigest()
-
-
-def _hashed(file: Path) -> str:
-    with file.open("rb") as opened:
-        found = hashlib.blake2b(digest_size=16)
-        for block in iter(lambda: opened.read(_BLOCK), b""):
-            found.update(block)
+        found.update(json.dumps([case.name, *map(content_hash, case.files)]).encode())
     return found.hexdigest()
 
 
