@@ -159,3 +159,16 @@ def test_a_drawing_takes_values_as_it_takes_channels(class_of: Literal["centre",
         assert torch.equal(first.plain.label, second.plain.label)
         torch.testing.assert_close(first.label, second.label, atol=2e-5, rtol=0)
         torch.testing.assert_close(first.image, second.image, atol=2e-3, rtol=1e-3)
+
+
+def test_a_patch_of_one_class_has_no_boundary() -> None:
+    image = sample(1, 1, 3)[0]
+    chosen = torch.zeros(1, 15, dtype=torch.long)
+    chosen[0, :3] = 1  # a zoom and rotations in two planes; then one of them alone
+    for value, outside in ((0, 0), (2, 1)):
+        label = torch.full((1, 1, *SHAPE), value, dtype=torch.short)
+        for indices in (chosen, chosen * (torch.arange(15) < 2)):
+            soft = apply_to_values(image, label, 3, indices, training_cascades(), margin=MARGIN)[1]
+            assert soft.shape == (1, 3, *INNER)
+            torch.testing.assert_close(soft.sum(1), torch.ones(1, *INNER))
+            assert bool(soft[:, value].mean() > (0.3 if outside else 0.999))
