@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-__all__ = ["dump_tensors", "write_tensors", "write_text", "write_together", "write_whole"]
+__all__ = ["dump_tensors", "remove_leftovers", "write_tensors", "write_text", "write_together", "write_whole"]
 
 
 def write_whole(path: str | os.PathLike[str], write: Callable[[Path], object]) -> Path:
@@ -173,9 +173,20 @@ def _here() -> str:
 def _remove_leftovers(folder: Path) -> None:
     """Once a process and folder, because a folder may hold very many files."""
     folder = folder.resolve()
-    if folder in _cleaned:
-        return
-    _cleaned.add(folder)
+    if folder not in _cleaned:
+        _cleaned.add(folder)
+        remove_leftovers(folder)
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what processes of this machine that have ended were writing into a folder.
+
+    Args:
+        folder: that holds files which were written by this module.
+
+    >>> import tempfile
+    >>> remove_leftovers(Path(tempfile.mkdtemp()))
+    """
     leftover = re.compile(rf"{re.escape(_here())}([0-9]+)\.part$")
     for file in folder.iterdir():
         found = leftover.search(file.name)

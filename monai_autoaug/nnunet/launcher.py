@@ -178,7 +178,9 @@ def predict(arguments: Sequence[str]) -> None:
 
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     _add_tea(parser)
-    volume = parser.parse_known_args(arguments)[0].tea == "volume"
+    parser.add_argument("-o", type=Path)
+    known = parser.parse_known_args(arguments)[0]
+    volume = known.tea == "volume"
     _name_ext_path()
     with (
         _replaced(
@@ -188,7 +190,7 @@ def predict(arguments: Sequence[str]) -> None:
         ),
         whole_exports(host),
         _as_command("predict", arguments),
-        tended_processes(),
+        tended_processes(known.o),
         faults_told(),
     ):
         host.predict_entry_point()

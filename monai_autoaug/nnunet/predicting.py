@@ -13,10 +13,12 @@ import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 from monai_autoaug.errors import DataError, WorkerError
 from monai_autoaug.nnunet.workers import end_with_parent
+from monai_autoaug.writing import remove_leftovers
 
 __all__ = ["faults_told", "tended_processes"]
 
@@ -29,10 +31,13 @@ def _tended(target: Callable[..., Any], *given: Any, **named: Any) -> Any:
 
 
 @contextlib.contextmanager
-def tended_processes() -> Iterator[None]:
+def tended_processes(output: Path | None = None) -> Iterator[None]:
     """Processes that are started within the block leave Ctrl-C to this one, and end when it does, however it ends.
 
     After an error they are ended at once: each would tell that the others are gone, below what a user is to read.
+
+    Args:
+        output: where they write; after an error nothing half-written is left there.
     """
     plain = BaseProcess.start
     started: list[BaseProcess] = []
@@ -51,6 +56,8 @@ def tended_processes() -> Iterator[None]:
         for process in reversed(started):  # what keeps the queues was first
             process.kill()
             process.join()
+        if output is not None and output.is_dir():
+            remove_leftovers(output)
         raise
     finally:
         BaseProcess.start = plain  # type: ignore[method-assign]

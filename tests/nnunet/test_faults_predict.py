@@ -21,7 +21,9 @@ from fault_helpers import PATIENCE, begin, children, command, gone, needs_kill, 
 from nnunetv2.imageio.simpleitk_reader_writer import SimpleITKIO
 
 from monai_autoaug.data.nifti import read_nifti
+from monai_autoaug.nnunet.predicting import tended_processes
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial as Adversarial
+from monai_autoaug.writing import write_together
 
 pytestmark = needs_kill
 ENVIRONMENT = ("nnUNet_raw", "nnUNet_preprocessed", "nnUNet_results", "nnUNet_def_n_proc")
@@ -208,3 +210,30 @@ def test_a_case_deleted_under_way(model: Any, many: Path, tmp_path: Path, proces
     assert "many_059_0000.nii.gz" in told
     assert "put it back as it was, or take its case away, then go on with: monai-autoaug nnunet predict" in told
     assert len(maps(stopped.folder)) == 59
+
+
+def _writes_for_ever(folder: Path) -> None:
+    def write(own: Path) -> None:
+        (own / "half.nii.gz").write_bytes(b"half")
+        time.sleep(PATIENCE)
+
+    write_together(folder, write)
+
+
+def _stopped_while_writing(folder: Path, started: list[BaseProcess]) -> None:
+    with tended_processes(folder):
+        process = multiprocessing.get_context("spawn").Process(target=_writes_for_ever, args=(folder,))
+        process.start()
+        started.append(process)
+        while not list(folder.glob(".files*/half.nii.gz")):
+            assert process.is_alive()
+            time.sleep(0.01)
+        raise KeyboardInterrupt
+
+
+def test_what_its_processes_were_writing_is_removed_when_it_stops(tmp_path: Path) -> None:
+    started: list[BaseProcess] = []
+    with pytest.raises(KeyboardInterrupt):
+        _stopped_while_writing(tmp_path, started)
+    assert not started[0].is_alive()
+    assert not list(tmp_path.iterdir())
