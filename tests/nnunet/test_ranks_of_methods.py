@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import write_raw
 from test_ranks import PACKAGE, free_port
 
 from monai_autoaug.nnunet.unlabelled import preprocess_unlabelled
@@ -93,7 +94,8 @@ def test_what_is_learned_is_the_same_after_every_update(
 ) -> None:
     if name.endswith("TaskDriven"):  # one of its own, for what is preprocessed beside it
         tiny = make_dataset(labels={"background": 0, "shell": 1, "core": 2})
-        preprocess_unlabelled(tiny.name, "3d_fullres", tiny.raw / tiny.name / "imagesTr")
+        write_raw(tmp_path / "further", labels={}, cases=3, shape=(20, 24, 20))
+        preprocess_unlabelled(tiny.name, "3d_fullres", tmp_path / "further" / "imagesTr")
     script, given = tmp_path / "ranks.py", tmp_path / "given.json"
     options, players = METHODS[name]
     script.write_text(SCRIPT)
