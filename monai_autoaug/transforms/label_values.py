@@ -87,19 +87,22 @@ def apply_to_values(
 
 
 def _joined(steps: list[_Step]) -> list[_Step]:
-    """Flips of a sample that follow each other as one."""
+    """Permutations sample by sample, since labels of some have channels by then; flips of a sample as one."""
     made: list[_Step] = []
     for step in steps:
+        if step.operation.acts != "permutation":
+            made.append(step)
+            continue
         flips = (step.operation.mirrors or ()) if step.operation.name.startswith("flip_") else ()
-        for k, row in enumerate(step.rows if flips else ()):
-            before = next((s for s in made if s.rows == [row] and s.operation.name == "flips"), None)
-            axes = flips if before is None else tuple(sorted({*(before.operation.mirrors or ()), *flips}))
-            one = replace(step.operation, name="flips", function=partial(spatial.flip, axes=axes), mirrors=axes)
+        for k, row in enumerate(step.rows):
+            operation = step.operation
+            before = next((s for s in made if flips and s.rows == [row] and s.operation.name == "flips"), None)
+            if flips:
+                axes = flips if before is None else tuple(sorted({*(before.operation.mirrors or ())} ^ {*flips}))
+                operation = replace(operation, name="flips", function=partial(spatial.flip, axes=axes), mirrors=axes)
             if before is not None:
                 made.remove(before)
-            made.append(_Step(one, [row], step.magnitude[k : k + 1]))
-        if not flips:
-            made.append(step)
+            made.append(_Step(operation, [row], step.magnitude[k : k + 1]))
     return made
 
 

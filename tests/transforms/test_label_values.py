@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -172,3 +172,23 @@ def test_a_patch_of_one_class_has_no_boundary() -> None:
             assert soft.shape == (1, 3, *INNER)
             torch.testing.assert_close(soft.sum(1), torch.ones(1, *INNER))
             assert bool(soft[:, value].mean() > (0.3 if outside else 0.999))
+
+
+def test_a_quarter_turn_of_samples_of_which_some_are_resampled() -> None:
+    """Some labels have their channels by then and some are still values."""
+    policy = TrainingPolicy.preset("uniform", ("all",))
+    image, label = sample(3, 1, 3, (20, 20, 14))
+    chosen = torch.zeros(3, len(policy.cascades), dtype=torch.long)
+    column = [c.name for c in policy.cascades].index("rotL")
+    chosen[:, column], chosen[1, 0] = 4, 2  # all are turned, the second is zoomed, too
+    turn = policy.cascades[column][4]
+    assert turn.acts == "permutation"
+    given: dict[str, Any] = {"margin": (4, 4, 2)}
+    first, soft = apply_to_values(
+        image, label, 3, chosen, policy.cascades, generator=torch.Generator().manual_seed(0), **given
+    )
+    second, expected = execution.apply(
+        image, one_hot(label, 3), chosen, policy.cascades, generator=torch.Generator().manual_seed(0), **given
+    )
+    torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(soft, expected, atol=1e-5, rtol=0)
