@@ -41,10 +41,15 @@ def begin_worker() -> None:
 
 
 def end_with_parent() -> None:
-    """Let this process end at once when the one that began it does, however that ends."""
+    """Let this process end at once when the one that began it does, or tells it to, however that ends.
+
+    A handler of SIGTERM that was inherited by a fork would run in the main thread only, which may wait for ever if the
+    signal has reached the thread that is begun here.
+    """
     parent = multiprocessing.parent_process()
     if parent is None:
         return
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
     def wait() -> None:
         parent.join()

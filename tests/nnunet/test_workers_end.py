@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -20,6 +21,7 @@ from test_ranks import PACKAGE
 from test_worker_policy import in_workers
 
 from monai_autoaug.nnunet import worker_policy
+from monai_autoaug.nnunet.workers import end_with_parent
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 
@@ -46,6 +48,7 @@ ORPHANS = """
 import json, os, signal, sys, time, torch
 from pathlib import Path
 from monai_autoaug.nnunet import worker_policy
+from monai_autoaug.nnunet.workers import end_with_parent
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAug
 worker_policy.LAG = 0
 plans, dataset_json = json.loads(Path(sys.argv[1]).read_text())
@@ -74,3 +77,26 @@ def test_workers_that_wait_end_with_a_killed_training(tiny: Any, tmp_path: Path)
     while any(map(alive, workers)) and time.time() < deadline:
         time.sleep(0.1)
     assert not any(map(alive, workers))
+
+
+def _waits_for_ever(queue: Any) -> None:
+    end_with_parent()
+    queue.put(signal.getsignal(signal.SIGTERM) == signal.SIG_DFL)
+    time.sleep(3600)
+
+
+def test_a_worker_ends_when_told_to_whatever_its_parent_does_then() -> None:
+    """A handler in Python runs in the main thread alone, but a signal reaches any."""
+    before = signal.signal(signal.SIGTERM, lambda *_: None)
+    try:
+        context = multiprocessing.get_context("fork")
+        queue = context.SimpleQueue()
+        process = context.Process(target=_waits_for_ever, args=(queue,))
+        process.start()
+        assert queue.get()
+        process.terminate()
+        process.join(60)
+        assert process.exitcode == -signal.SIGTERM
+    finally:
+        signal.signal(signal.SIGTERM, before)
+        process.kill()
