@@ -33,6 +33,7 @@ from monai_autoaug.nnunet.cutting import NOT_FOR_A_CLASS
 from monai_autoaug.nnunet.loading import Recorder, RecordingLoader
 from monai_autoaug.nnunet.worker_policy import unpacked
 from monai_autoaug.policies import class_at_centre
+from monai_autoaug.tensors import one_hot
 
 __all__ = ["PatchLayout", "RememberOutside", "label_names", "meta_loader", "prepare_loader", "steady_blur"]
 
@@ -259,9 +260,7 @@ class PatchLayout:
             return label, None if self.ignore_label is None else 1 - target[:, self.heads :].float()
         known = None if self.ignore_label is None else target != self.ignore_label
         values = target if known is None else torch.where(known, target, 0)
-        label = torch.zeros((len(target), self.heads, *target.shape[2:]), device=target.device)
-        label.scatter_(1, values.long(), 1)
-        return label, None if known is None else known.float()
+        return one_hot(values, self.heads), None if known is None else known.float()
 
     def _mask(self, outside: Tensor | None, device: torch.device) -> Tensor | None:
         if outside is None:

@@ -12,7 +12,7 @@ from torch import Tensor
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies.training import TrainingPolicy
-from monai_autoaug.transforms import execution
+from monai_autoaug.transforms import on_cpu
 from monai_autoaug.transforms.intensity import Reference
 
 __all__ = ["augment"]
@@ -62,14 +62,15 @@ def augment(
             f"laterality: expected a cascade's channels to be the foreground labels, {widths['label'] - 1} of them, got"
             f" {widths['extra']}{' beside regions' if regions else ''}; their left and right can't be exchanged"
         )
-    # outside the volume is background for certain
-    first = {"label": 0.0 if regions else 1.0, "valid": float(known_outside)}
+    # outside the volume is background for certain, or unknown
+    first = {"label": float(known_outside and not regions), "valid": float(known_outside)}
     outside = [v for name, t in stack.items() for v in (first.get(name, 0.0), *[0.0] * (t.shape[1] - 1))]
-    image, soft = execution.apply(
-        batch.image, torch.cat([t.to(known.dtype) for t in stack.values()], 1), indices, policy.cascades,
+    channels = torch.cat([t.to(known.dtype) for t in stack.values()], 1) if riders else known
+    image, soft = on_cpu.apply(
+        batch.image, channels, indices, policy.cascades,
         generator=generator, margin=batch.margin, outside=tuple(outside), reference=reference,
     )  # fmt: skip
-    assert soft is not None  # noqa: S101  # for the type checker: a label was given
+    assert soft is not None  # noqa: S101  # for the type checker: channels were given
     moved = dict(zip(stack, soft.split(list(widths.values()), dim=1), strict=True))
     label = moved.pop("label")
     if "valid" in moved:

@@ -20,7 +20,7 @@ from monai_autoaug.errors import ConfigError, DataError, PolicyError
 from monai_autoaug.policies.classes import policy_index
 from monai_autoaug.policies.policy_file import load
 from monai_autoaug.policies.training import TrainingPolicy
-from monai_autoaug.transforms import execution
+from monai_autoaug.transforms import on_cpu
 
 __all__ = ["LearnedPolicyd"]
 
@@ -135,7 +135,7 @@ class LearnedPolicyd(RandomizableTransform, MapTransform):
             image = torch.cat([plain[key].float() for key in images])[None]
             stack = torch.cat([hot.to(image) for hot, _ in riders.values()])[None] if riders else None
             outside = tuple(v for hot, _ in riders.values() for v in (1.0, *[0.0] * (len(hot) - 1)))
-            moved, soft = execution.apply(
+            moved, soft = on_cpu.apply(
                 image, stack, indices, self.policy.cascades, generator=generator, outside=outside or None
             )
         sizes = [len(plain[key]) for key in images]

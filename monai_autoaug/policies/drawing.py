@@ -16,7 +16,7 @@ from monai_autoaug.policies.augmentation import augment
 from monai_autoaug.policies.classes import class_at_centre, patch_classes
 from monai_autoaug.policies.loss_region import restrict_loss
 from monai_autoaug.policies.training import TrainingPolicy
-from monai_autoaug.transforms.label_values import apply_to_values
+from monai_autoaug.transforms.on_cpu import apply_to_values
 
 __all__ = ["Compared", "Drawing"]
 
@@ -74,7 +74,7 @@ class Drawing:
 
         Args:
             batch: patches with their margin. On a CPU, a label that comes as values goes a faster way
-                (`transforms.label_values`); what it becomes is the same up to rounding.
+                (`transforms.on_cpu`); what it becomes is the same up to rounding.
             generator: random numbers come from it; None: torch's global one.
             step: that is trained on them, counted from 0; None: one in which nothing is compared.
 

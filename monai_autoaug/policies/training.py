@@ -18,7 +18,7 @@ from monai_autoaug.policies.cascades import check_cascades, raised, without_oper
 from monai_autoaug.policies.gumbel import conditional_gumbel, gumbel, straight_through
 from monai_autoaug.policies.laterality import Laterality
 from monai_autoaug.policies.presets import identity_probabilities, training_logits
-from monai_autoaug.transforms import execution
+from monai_autoaug.transforms import on_cpu
 from monai_autoaug.transforms.catalogue import extra_cascades, training_cascades
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.registry import Cascade
@@ -274,7 +274,7 @@ class TrainingPolicy(nn.Module):
         Raises:
             ConfigError: ``indices`` do not fit the batch or the cascades.
         """
-        moved, soft = execution.apply(
+        moved, soft = on_cpu.apply(
             image, label, indices, self.cascades, generator=generator, margin=margin, outside=outside,
             reference=reference, compat=compat,
         )  # fmt: skip

@@ -10,6 +10,7 @@ neighbours differ. The results are those of `geometry.resample`, up to rounding;
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 
@@ -112,13 +113,15 @@ class Separable:
         _ = self._along, self._across
         return self
 
-    def image(self, image: Tensor, *, zero: bool = False) -> Tensor:
-        """An image (C, D, H, W) resampled; outside is each channel's minimum, or with ``zero`` 0."""
+    def image(self, image: Tensor, outside: Sequence[float] | None = None) -> Tensor:
+        """An image (C, D, H, W) resampled; ``outside`` is what each channel is there, None: its minimum."""
         made = torch.empty(len(image), *self.size)
-        filled = not zero and (self._across.beyond or self._along.beyond)
-        for channel, target in zip(image, made, strict=True):
-            base = channel.min() if filled else None
-            self._along(self._across(channel[self._window], base), base, target)
+        beyond = self._across.beyond or self._along.beyond
+        for number, (channel, target) in enumerate(zip(image, made, strict=True)):
+            fill = None
+            if beyond and (outside is None or outside[number]):
+                fill = channel.min() if outside is None else torch.tensor(outside[number])
+            self._along(self._across(channel[self._window], fill), fill, target)
         return made
 
     def inside(self) -> Tensor:
@@ -296,10 +299,13 @@ class Gridded:
             line = (centred[:, None] * scaled[:, axis]).float()
             self.grid = self.grid + line.view(*[-1 if k == axis else 1 for k in range(3)], 3)
 
-    def image(self, image: Tensor) -> Tensor:
-        """An image (C, D, H, W) resampled; outside is each channel's minimum."""
+    def image(self, image: Tensor, outside: Sequence[float] | None = None) -> Tensor:
+        """An image (C, D, H, W) resampled; ``outside`` is what each channel is there, None: its minimum."""
         corners = self.grid[:: max(1, self.size[0] - 1), :: max(1, self.size[1] - 1), :: max(1, self.size[2] - 1)]
-        base = image.amin((1, 2, 3), keepdim=True) if float(corners.abs().max()) > 1 else None
+        base = None
+        if float(corners.abs().max()) > 1 and (outside is None or any(outside)):
+            ends = image.amin((1, 2, 3)) if outside is None else torch.tensor(outside)
+            base = ends.view(-1, 1, 1, 1)
         source = image if base is None else image - base
         made = F.grid_sample(source[None], self.grid[None], padding_mode="zeros", align_corners=True)[0]
         return made if base is None else made.add_(base)

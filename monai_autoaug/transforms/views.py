@@ -187,7 +187,7 @@ def apply_view(
     size = canvas(operation, shape) if enlarge else shape
     way = None if compat else _separable(operation, image, size)
     if way is not None and padding != "border":
-        return torch.stack([way.image(x, zero=padding == "zero") for x in image])
+        return torch.stack([way.image(x, (0.0,) * len(x) if padding == "zero" else None) for x in image])
     grid = _grid(operation, image, size, compat=compat, grids=grids)
     return resample(image, grid, padding="zero" if compat else padding)[0]
 
@@ -220,7 +220,7 @@ def revert_view(
         return output
     way = None if compat else _separable(operation, output, shape, inverted=True)
     if way is not None:
-        return torch.stack([way.image(x, zero=True) for x in output])
+        return torch.stack([way.image(x, (0.0,) * len(x)) for x in output])
     grid = _grid(operation, output, shape, inverted=True, compat=compat, grids=grids)
     return resample(output, grid, padding="zero")[0]
 
