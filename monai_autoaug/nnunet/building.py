@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from nnunetv2.training.loss.deep_supervision import DeepSupervisionWrapper
 from nnunetv2.training.lr_scheduler.polylr import PolyLRScheduler
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -229,7 +230,11 @@ class BuildingMixin(_Host):
 
     def _build_loss(self) -> Any:
         with self._together():
-            return super()._build_loss()
+            loss = super()._build_loss()
+        if isinstance(loss, DeepSupervisionWrapper) and len(loss.weight_factors) == 1:
+            # of a network of two stages: nnU-Net weighs its lowest output by 0, and then by the sum of all weights
+            loss.weight_factors = (1.0,)
+        return loss
 
     def configure_optimizers(self, *args: Any, **kwargs: Any) -> Any:
         """The trainer's own optimiser and schedule, or those that the options name."""

@@ -39,6 +39,7 @@ from nnunetv2.training.nnUNetTrainer.variants.sampling.nnUNetTrainer_probabilist
 )
 
 from monai_autoaug.nnunet import launcher
+from monai_autoaug.nnunet.experiment import small_configuration
 from monai_autoaug.nnunet.trainers import nnUNetTrainerAutoAugAdversarial as Adversarial
 from monai_autoaug.nnunet.trainers import with_autoaug
 
@@ -76,6 +77,23 @@ def test_deep_supervision_trains_every_head_but_the_last(tiny: Any) -> None:
     heads = trainer.network.decoder.seg_layers
     got = [head.weight.grad is not None and bool(head.weight.grad.abs().max() > 0) for head in heads]
     assert got == [False, True]  # the lowest resolution first; nnU-Net gives it weight 0
+
+
+def test_a_network_of_two_stages(make_dataset: Callable[..., Any]) -> None:
+    """It has one output, which nnU-Net weighs by 0 / 0; every loss was NaN and no update was ever made."""
+
+    def edit(plans: dict[str, Any]) -> None:
+        configurations = plans["configurations"]
+        configurations["3d_fullres"] |= small_configuration(
+            configurations["3d_fullres"], features=[4, 8], patch_size=[16, 16, 16], batch_size=2
+        )
+        del configurations["3d_fullres"]["inherits_from"]
+
+    dataset = make_dataset(labels={"background": 0, "shell": 1, "core": 2}, edit=edit)
+    for cls in (Adversarial, with_autoaug(nnUNetTrainer, "none")):
+        trainer = dataset.trainer(cls)
+        assert [o.shape[2] for o in steps(trainer, 2)[0][1]] == [16]
+        assert not trainer.task.precision.skipped
 
 
 def test_without_deep_supervision(tiny: Any) -> None:
