@@ -234,6 +234,19 @@ def test_notes_tell_who_looks_at_validation_cases_and_who_ran_where(tmp_path: Pa
     assert "no arm chooses anything by them" in told(done(tmp_path / "more"))
 
 
+def test_notes_tell_what_trainings_have_warned_of(tmp_path: Path) -> None:
+    own = done(tmp_path, arms=("none", "adversarial"))
+    for cell in own.cells():
+        if cell.seed < 2:
+            file = own.place(cell).result
+            file.write_text(json.dumps(json.loads(file.read_text()) | {"warnings": ["an update was skipped"]}))
+    found = [note for note in summarise(own).notes if "warned" in note]
+    who = "; ".join(f"{c.arm.name} with {c.cases} cases, seed {c.seed}" for c in own.cells() if c.seed < 2)
+    assert len(found) == 1
+    assert sorted(found[0].removeprefix("Training of ").split(" has warned")[0].split("; ")) == sorted(who.split("; "))
+    assert found[0].endswith(" has warned: an update was skipped.")
+
+
 def test_no_path_and_no_case_is_in_a_summary(summary: Summary, tmp_path: Path) -> None:
     text = json.dumps(summary.to_dict())
     assert "case_0" not in text

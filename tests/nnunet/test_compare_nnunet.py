@@ -184,8 +184,9 @@ def test_options_of_the_plans() -> None:
 
 @pytest.mark.parametrize(
     ("options", "told"),
-    [({"patch_size": [8, 8, 8]}, "needs features"), ({"epochs": 0}, "arm 'nnunet': .*epochs must be a positive"),
-     ({"precision": "half"}, "precision must be one of")],
+    [({"patch_size": [8, 8, 8]}, "needs features"),
+     ({"patch_size": [8, 8, 8], "features": [4]}, "at least 2 stages, got"),
+     ({"epochs": 0}, "arm 'nnunet': .*epochs must be a positive"), ({"precision": "half"}, "precision must be one of")],
 )  # fmt: skip
 def test_what_cannot_work_is_refused(data: DataList, tmp_path: Path, options: dict[str, Any], told: str) -> None:
     with pytest.raises(ConfigError, match=told):
@@ -325,4 +326,5 @@ def test_all_of_it(data: DataList, tmp_path: Path) -> None:
         folder: CellFolder = own.place(cell)
         _, result = folder.read()
         assert result["inference"]["cases"] == 2
+        assert result["warnings"] == []
         assert result["peak_memory"]["host_mib"] > 100

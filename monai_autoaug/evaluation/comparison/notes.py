@@ -17,12 +17,14 @@ __all__ = ["counted", "notes", "plain_note", "power_note"]
 _FEW_SEEDS = 5
 
 
-def notes(plan: Plan, results: Sequence[Mapping[str, Any]], rows: Sequence[Row], tests: int) -> Iterator[str]:
+def notes(
+    plan: Plan, results: Mapping[str, Mapping[str, Any]], rows: Sequence[Row], tests: int
+) -> Iterator[str]:  # fmt: skip
     """The sentences.
 
     Args:
         plan: of the comparison.
-        results: of the cells that are done.
+        results: of the cells that are done, by what they are called.
         rows: what is said of the arms.
         tests: comparisons with the reference.
     """
@@ -60,7 +62,8 @@ def notes(plan: Plan, results: Sequence[Mapping[str, Any]], rows: Sequence[Row],
             f"At equal time each arm has as many iterations as fit into the training time of {plan.reference}; the"
             " learning rate falls to its end in them."
         )
-    yield from _machines(results)
+    yield from _machines([*results.values()])
+    yield from _warnings(results)
 
 
 def _cases(plan: Plan) -> Iterator[str]:
@@ -118,6 +121,16 @@ def counted(number: int, what: str) -> str:
     ('1 case', '3 cases')
     """
     return f"{number} {what}" + ("" if number == 1 else "s")
+
+
+def _warnings(results: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """What trainings have warned of, each text once."""
+    who: dict[str, list[str]] = {}
+    for name, result in results.items():
+        for text in result["warnings"]:
+            who.setdefault(text, []).append(name)
+    for text, names in who.items():
+        yield f"Training of {'; '.join(names)} has warned: {text}."
 
 
 def _machines(results: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -44,6 +44,11 @@ class _Cells:
     found: dict[int, tuple[Evaluation, dict[str, Any]]] = field(default_factory=dict)
     missing: list[int] = field(default_factory=list)
 
+    @property
+    def called(self) -> str:
+        """The arm, its number of cases, and what it has in common with the others."""
+        return f"{self.arm.name} with {self.cases} cases" + (" at equal time" if self.equal == "time" else "")
+
     def values(self, metric: str, seeds: Iterable[int]) -> Values:
         """(seeds, cases, structures)."""
         return np.stack([self.found[s][0].values[metric] for s in seeds])
@@ -77,12 +82,13 @@ def summarise(plan: Plan) -> Summary:
         for group in groups
     )  # fmt: skip
     cells = [*plan.cells(), *plan.equal_time_cells()]
-    results = [result for group in groups for _, result in group.found.values()]
+    named = {f"{g.called}, seed {seed}": result for g in groups for seed, (_, result) in g.found.items()}
+    results = [*named.values()]
     structures = next((e.classes for g in groups for e, _ in g.found.values()), tuple(plan.datalist.foreground))
     return Summary(
         host=plan.setting.host, reference=plan.reference, structures=tuple(structures),
         test_cases=len(plan.parts.test), rows=rows, overall=_overall(rows, plan.arms),
-        notes=tuple(notes(plan, results, rows, len(differences))), provenance=_provenance(plan, results),
+        notes=tuple(notes(plan, named, rows, len(differences))), provenance=_provenance(plan, results),
         done=sum(plan.place(cell).done for cell in cells), total=len(cells),
     )  # fmt: skip
 

@@ -254,7 +254,7 @@ def _nnunet(
     training = cell.trained() | ({"cpu_seconds": spent.cpu_seconds} if fresh else {})
     return _told(
         [*peaks, peak_memory(device)], device, training=training, inference=predicting.to_dict() | {"cases": len(test)},
-        learned=cell.learned(_FIGURES), warnings=[],
+        learned=cell.learned(_FIGURES), warnings=cell.warnings(),
     )  # fmt: skip
 
 
