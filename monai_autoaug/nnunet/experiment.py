@@ -297,4 +297,11 @@ def _run(command: Sequence[str], log: Path, stop: threading.Event | None = None)
             end(process)
     if process.returncode != 0:
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
-        raise AutoAugError(f"nnU-Net could not plan and preprocess the data set; {log.name} ends with\n{tail}")
+        why = "could not plan and preprocess the data set"
+        if process.returncode < 0:
+            why = (
+                f"was killed by signal {-process.returncode} while it planned and preprocessed the data set, as a"
+                " machine without memory left does it; the same command begins that anew, with fewer --workers in less"
+                " memory"
+            )
+        raise AutoAugError(f"nnU-Net {why}; {log.name} ends with\n{tail}")

@@ -14,6 +14,7 @@ import nibabel as nib
 import numpy as np
 
 from monai_autoaug.data import Case, DataList
+from monai_autoaug.data.nifti_writing import write_nifti
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.writing import write_text
 
@@ -40,7 +41,7 @@ def write_images(folder: Path, case: Case, channels: int, *, link: bool = True) 
     for channel in range(channels):
         target = folder / f"{case.name}_{channel:04d}.nii.gz"
         if not target.exists():
-            nib.save(nib.Nifti1Image(values[..., channel], whole.affine), target)
+            write_nifti(target, nib.Nifti1Image(values[..., channel], whole.affine))
 
 
 def _put(source: Path, target: Path, link: bool) -> None:

@@ -4,14 +4,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import json
 import os
-import random
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -23,8 +21,6 @@ from fault_helpers import (
     PATIENCE,
     begin,
     chances,
-    children,
-    command,
     complete,
     ended,
     gone,
@@ -36,18 +32,16 @@ from fault_helpers import (
     used_by_all,
     waited,
 )
-from forked_cells import Forked
+from killed_comparisons import TIMES, cells, compare, kill, nothing
 
 from monai_autoaug.data import write_phantom
 from monai_autoaug.engines.folder import Run
 from monai_autoaug.evaluation import Evaluation
-from monai_autoaug.evaluation.comparison import scheduling
 from monai_autoaug.evaluation.comparison.cells import CellFolder
 from monai_autoaug.evaluation.comparison.claims import holder
 from monai_autoaug.reading import read_json
 
 pytestmark = needs_kill
-TIMES = ("training_seconds", "training_ratio", "inference_seconds", "host_mib")
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +54,6 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_phantom(tmp_path_factory.mktemp("kills") / "data", cases=8, size=16)
 
 
-def nothing() -> None:
-    """An undisturbed machine."""
-
-
-def compare(words: list[str], output: Path, disturb: Callable[[], None]) -> None:
-    """The command in this process, whose cells are forked ones."""
-    scheduling.subprocess.Popen = Forked  # type: ignore[misc, assignment]
-    disturb()
-    command(words, output)
-
-
 def start(
     processes: ForkServerContext, data: Path, folder: Path, disturb: Callable[[], None] = nothing, epochs: int = 3
 ) -> BaseProcess:  # fmt: skip
@@ -80,27 +63,6 @@ def start(
              "batch_size=2", "--device", "cpu"]  # fmt: skip
     given = [str(word) for word in words]
     return begin(processes, compare, given, folder.parent / f"{folder.name}.txt", disturb, COLUMNS="400")
-
-
-def kill(process: BaseProcess, moments: random.Random) -> bool:
-    """Kill the command, or the cell that it works on, or both; False: it had ended."""
-    assert process.pid is not None
-    who = moments.choice(("command", "cell", "both"))
-    cells = children(process.pid) if who != "command" and process.exitcode is None else []
-    for pid in cells:
-        with contextlib.suppress(ProcessLookupError):
-            os.kill(pid, signal.SIGKILL)
-    if who != "cell" or not cells:
-        process.kill()
-    process.join()
-    assert gone(process.pid)  # a cell ends with its command
-    assert process.exitcode in (0, 1, -signal.SIGKILL)
-    return process.exitcode != 0
-
-
-def cells(folder: Path) -> Iterator[CellFolder]:
-    for path in sorted(folder.glob("cells/*")):
-        yield CellFolder(path)
 
 
 def values(cell: CellFolder) -> tuple[Any, ...]:

@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import subprocess
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from fault_helpers import alive
 
+from monai_autoaug import writing
 from monai_autoaug.data import Case, DataList, read_datalist, write_phantom
 from monai_autoaug.errors import AutoAugError, ConfigError
 from monai_autoaug.nnunet import experiment
@@ -221,6 +223,27 @@ def test_unlabelled_images_are_kept_apart_by_what_they_are(tmp_path: Path, monke
 def test_why_nnunet_could_not_plan(tmp_path: Path) -> None:
     with pytest.raises(AutoAugError, match="could not plan .* plan.txt ends with\nboom"):
         _run(["bash", "-c", "echo boom; exit 3"], tmp_path / "plan.txt")
+    with pytest.raises(AutoAugError, match=r"killed by signal 9 while it planned.*fewer --workers.*ends with\nboom"):
+        _run(["bash", "-c", "echo boom; kill -9 $$"], tmp_path / "plan.txt")
+
+
+def test_channels_of_one_file_become_whole_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a file would be taken for a whole one by the next command."""
+    data = read_datalist(write_phantom(tmp_path / "data", cases=1, size=16, channels=2))
+
+    def half(file: Path) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(file))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(writing, "_to_disk", half)
+        with pytest.raises(OSError, match="No space left"):
+            write_images(tmp_path / "images", data.training[0], 2)
+    assert list((tmp_path / "images").iterdir()) == []
+    write_images(tmp_path / "images", data.training[0], 2)
+    whole = np.asarray(nib.load(data.training[0].images[0]).dataobj)
+    for channel in (0, 1):
+        file = tmp_path / "images" / f"{data.training[0].name}_{channel:04d}.nii.gz"
+        np.testing.assert_array_equal(np.asarray(nib.load(file).dataobj), whole[..., channel])
 
 
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")

@@ -1,0 +1,66 @@
+# Copyright (c) monai_autoaug contributors
+# Licensed under the Apache License, Version 2.0 (see LICENSE).
+"""What the tests of killed comparisons by either host share."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+from fault_helpers import children, command, gone
+from forked_cells import Forked
+
+from monai_autoaug.evaluation.comparison.cells import CellFolder
+
+TIMES = ("training_seconds", "training_ratio", "inference_seconds", "host_mib")
+
+
+def nothing() -> None:
+    """An undisturbed machine."""
+
+
+def compare(words: list[str], output: Path, disturb: Callable[[], None]) -> None:
+    """The command in this process, whose cells are forked ones."""
+    own = subprocess.Popen
+    child = ["-m", "monai_autoaug.evaluation.comparison.child"]
+
+    def begun(words: list[str], **given: Any) -> Any:
+        return (Forked if words[1:3] == child else own)(words, **given)
+
+    subprocess.Popen = begun  # type: ignore[misc, assignment]
+    disturb()
+    command(words, output)
+
+
+def kill(process: BaseProcess, moments: random.Random, *, codes: tuple[int, ...] = (0, 1)) -> bool:
+    """Kill the command, or what it has begun, or both; False: it had ended.
+
+    Args:
+        process: the command.
+        moments: draws who is killed.
+        codes: that it may end with by itself.
+    """
+    assert process.pid is not None
+    who = moments.choice(("command", "cell", "both"))
+    cells = children(process.pid) if who != "command" and process.exitcode is None else []
+    for pid in cells:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
+    if who != "cell" or not cells:
+        process.kill()
+    process.join()
+    assert gone(process.pid)  # a cell ends with its command
+    assert process.exitcode in (*codes, -signal.SIGKILL)
+    return process.exitcode != 0
+
+
+def cells(folder: Path) -> Iterator[CellFolder]:
+    for path in sorted(folder.glob("cells/*")):
+        yield CellFolder(path)
