@@ -47,7 +47,7 @@ from monai_autoaug.writing import write_text
 RATE = 0.01
 CHANGES = (1e-5, 1e-4, 3e-4, 1e-3, 1e-2)  # of the loss, for differences of losses
 SHARES = (1e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1)  # of the weights' length, for differences of gradients
-DEFAULT_CHANGE, DEFAULT_SHARE = 3e-4, 3e-3  # what the package takes
+DEFAULT_CHANGE, DEFAULT_SHARE = 3e-4, 1e-3  # what the package takes
 Way = Callable[["Case"], Tensor]
 
 
