@@ -9,6 +9,7 @@ Nothing is guessed: each is asked for, and each file that was changed is named w
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import shutil
@@ -32,6 +33,7 @@ from monai_autoaug.data.names import leaves_folder
 from monai_autoaug.data.nifti import Nifti, corner_shift, read_nifti, write_nifti
 from monai_autoaug.data.nifti_writing import write_stream
 from monai_autoaug.errors import ConfigError, DataError
+from monai_autoaug.reading import read_json
 from monai_autoaug.writing import write_whole
 
 __all__ = ["check_repair", "repair"]
@@ -88,7 +90,7 @@ def _lies_in(file: Path, folder: Path) -> bool:
 
 
 def _target(file: Path, folder: Path, output: Path) -> Path:
-    """Where the copy of a file of the data set belongs: where dataset.json, copied as it is, looks for it."""
+    """Where the copy of a file of the data set belongs: where the copy's dataset.json looks for it."""
     if file.is_relative_to(folder):
         return output / file.relative_to(folder)
     return output / Path(os.path.abspath(file)).relative_to(os.path.abspath(folder))
@@ -153,8 +155,27 @@ def repair(
             progress(done, len(files))
     declared = datalist.folder / "dataset.json"
     if declared.is_file() and not leaves_folder(declared, datalist.folder):
-        write_whole(output / declared.name, lambda file: file.write_bytes(declared.read_bytes()))
+        content = _of_the_copy(declared, datalist.folder)
+        write_whole(output / declared.name, lambda file: file.write_bytes(content))
     return changes
+
+
+def _of_the_copy(declared: Path, folder: Path) -> bytes:
+    """What dataset.json says, without paths that would lead from the copy back to the data set."""
+    content = read_json(declared)
+    made = _relative(content, folder)
+    return declared.read_bytes() if made == content else (json.dumps(made, indent=1) + "\n").encode()
+
+
+def _relative(content: Any, folder: Path) -> Any:
+    """JSON with absolute paths of what lies in the folder made relative to it."""
+    if isinstance(content, dict):
+        return {name: _relative(value, folder) for name, value in content.items()}
+    if isinstance(content, list):
+        return [_relative(value, folder) for value in content]
+    if isinstance(content, str) and Path(content).is_absolute() and _lies_in(Path(content), folder):
+        return Path(os.path.relpath(content, folder)).as_posix()
+    return content
 
 
 def _named(datalist: DataList) -> Iterator[tuple[Path, tuple[str, str]]]:

@@ -240,3 +240,21 @@ def test_a_way_round_within_the_data_set_and_a_folder_given_by_a_relative_path(
     changes = repair(read_datalist(Path("data")), Path("copy"))
     assert [c.file for c in changes] == ["imagesTr/a.nii.gz", "labelsTr/a.nii.gz"]
     assert audit(read_datalist(tmp_path / "copy")) == []
+
+
+def test_absolute_paths_in_dataset_json_name_the_copys_files(tmp_path: Path) -> None:
+    """As they are, they would make a copy whose mended files nobody reads."""
+    write_phantom(tmp_path / "data", cases=1, size=16, layout="nnunet")
+    files = [next((tmp_path / "data" / name).iterdir()) for name in ("imagesTr", "labelsTr")]
+    listing(tmp_path / "data", *map(str, files))
+    for file in files:
+        edit_file(file, sheared(0.008))
+    before = [file.read_bytes() for file in files]
+    changes = repair(read_datalist(tmp_path / "data"), tmp_path / "copy")
+    assert len(changes) == 2
+    copied = read_datalist(tmp_path / "copy")
+    (case,) = copied.training
+    assert case.label is not None
+    assert all(file.is_relative_to(tmp_path / "copy") for file in (*case.images, case.label))
+    assert audit(copied) == []
+    assert [file.read_bytes() for file in files] == before
