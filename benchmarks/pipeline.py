@@ -16,8 +16,8 @@ Labels are where pipelines differ most, so it is said which of them a comparison
   more than they do
 
 "ours" is what the trainers do on a CPU, in workers or beside the network: from label values, without a grid where that
-can be. "ours, channels" is what they do there with regions, unknown voxels, a mask or a cascade's channels: every channel
-of the label is resampled, without a grid where that can be.
+can be. "ours, channels" is what they do there with regions, unknown voxels, a mask or a cascade's channels: every
+channel of the label is resampled, without a grid where that can be.
 
 A ratio is the mean of a peer over ours, for the same draws; the interval is a bootstrap over draws, the range is over
 repeats of all draws.

@@ -6,7 +6,9 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
+import signal
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -52,7 +54,8 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def forked_pools() -> None:
-    """nnU-Net's pools fork: a spawned process spends many seconds on imports."""
+    """nnU-Net's pools fork: a spawned process spends many seconds on imports, and has no handler of signals."""
+    os.register_at_fork(after_in_child=lambda: signal.signal(signal.SIGTERM, signal.SIG_DFL))
     original = multiprocessing.get_context
     multiprocessing.get_context = lambda method=None: original("fork")  # type: ignore[assignment]
 
