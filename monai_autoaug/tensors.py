@@ -5,6 +5,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -26,6 +28,38 @@ def one_hot(label: Tensor, classes: int) -> Tensor:
     return made
 
 
+class _Threads:
+    """How many threads torch has outside of all blocks of `one_thread`, which Python's threads may be in together."""
+
+    def __init__(self) -> None:
+        self.count, self.own = 1, threading.local()
+        self.forked()
+
+    def forked(self) -> None:
+        """Nobody else is here: a fork takes along the one thread that forks, and a lock that another one held."""
+        self.lock, self.inside = threading.Lock(), 0
+
+    def enter(self) -> None:
+        with self.lock:
+            if self.inside == 0:  # a thread that asks while another is inside would be told 1
+                self.count = torch.get_num_threads()
+            self.inside += 1
+            torch.set_num_threads(1)
+        self.own.blocks = getattr(self.own, "blocks", 0) + 1
+
+    def leave(self) -> None:
+        self.own.blocks -= 1
+        with self.lock:
+            self.inside = max(0, self.inside - 1)
+            if not self.own.blocks:
+                torch.set_num_threads(self.count)
+
+
+_threads = _Threads()
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_threads.forked)
+
+
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
     """One torch thread within the block, as in a loader's worker: sums over several threads would round differently.
@@ -34,9 +68,8 @@ def one_thread() -> Iterator[None]:
     ...     torch.get_num_threads()
     1
     """
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
+    _threads.enter()
     try:
         yield
     finally:
-        torch.set_num_threads(threads)
+        _threads.leave()

@@ -155,27 +155,27 @@ def repair(
             progress(done, len(files))
     declared = datalist.folder / "dataset.json"
     if declared.is_file() and not leaves_folder(declared, datalist.folder):
-        content = _of_the_copy(declared, datalist.folder)
+        content = _description(declared, datalist.folder)
         write_whole(output / declared.name, lambda file: file.write_bytes(content))
     return changes
 
 
-def _of_the_copy(declared: Path, folder: Path) -> bytes:
-    """What dataset.json says, without paths that would lead from the copy back to the data set."""
+def _description(declared: Path, folder: Path) -> bytes:
+    """What dataset.json says; absolute paths in its table of cases would lead from the copy back to the data set."""
     content = read_json(declared)
-    made = _relative(content, folder)
+    made = content | {"dataset": _relative(content["dataset"], folder)} if "dataset" in content else content
     return declared.read_bytes() if made == content else (json.dumps(made, indent=1) + "\n").encode()
 
 
-def _relative(content: Any, folder: Path) -> Any:
-    """JSON with absolute paths of what lies in the folder made relative to it."""
-    if isinstance(content, dict):
-        return {name: _relative(value, folder) for name, value in content.items()}
-    if isinstance(content, list):
-        return [_relative(value, folder) for value in content]
-    if isinstance(content, str) and Path(content).is_absolute() and _lies_in(Path(content), folder):
-        return Path(os.path.relpath(content, folder)).as_posix()
-    return content
+def _relative(named: Any, folder: Path) -> Any:
+    """The table with absolute paths of what lies in the folder made relative to it."""
+    if isinstance(named, dict):
+        return {name: _relative(value, folder) for name, value in named.items()}
+    if isinstance(named, list):
+        return [_relative(value, folder) for value in named]
+    if isinstance(named, str) and Path(named).is_absolute() and _lies_in(Path(named), folder):
+        return Path(os.path.relpath(named, folder)).as_posix()
+    return named
 
 
 def _named(datalist: DataList) -> Iterator[tuple[Path, tuple[str, str]]]:

@@ -229,10 +229,10 @@ class BuildingMixin(_Host):
                 )
 
     def _build_loss(self) -> Any:
-        with self._together():
+        # of a network of two stages: nnU-Net weighs its lowest output by 0, and then divides by the sum of all weights
+        with self._together(), np.errstate(invalid="ignore"):
             loss = super()._build_loss()
         if isinstance(loss, DeepSupervisionWrapper) and len(loss.weight_factors) == 1:
-            # of a network of two stages: nnU-Net weighs its lowest output by 0, and then by the sum of all weights
             loss.weight_factors = (1.0,)
         return loss
 

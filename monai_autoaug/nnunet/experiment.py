@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -299,9 +300,8 @@ def _run(command: Sequence[str], log: Path, stop: threading.Event | None = None)
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-15:])
         why = "could not plan and preprocess the data set"
         if process.returncode < 0:
-            why = (
-                f"was killed by signal {-process.returncode} while it planned and preprocessed the data set, as a"
-                " machine without memory left does it; the same command begins that anew, with fewer --workers in less"
-                " memory"
-            )
+            why = f"was killed by signal {-process.returncode} while it planned and preprocessed the data set"
+            if process.returncode == -signal.SIGKILL:
+                why += ", as a machine without memory left does it; fewer --workers take less"
+            why += "; the same command begins that anew"
         raise AutoAugError(f"nnU-Net {why}; {log.name} ends with\n{tail}")

@@ -28,7 +28,7 @@ from batchgeneratorsv2.transforms.utils.seg_to_regions import ConvertSegmentatio
 from torch import Tensor
 
 from monai_autoaug.data.batch import Batch, centre_crop
-from monai_autoaug.errors import ConfigError
+from monai_autoaug.errors import ConfigError, DataError
 from monai_autoaug.nnunet.cutting import NOT_FOR_A_CLASS
 from monai_autoaug.nnunet.loading import Recorder, RecordingLoader
 from monai_autoaug.nnunet.worker_policy import unpacked
@@ -217,11 +217,15 @@ class PatchLayout:
             device: where training runs.
             values: leave the label as values (B, 1, ...) if it has nothing but classes and nothing else moves with it,
                 for a `Drawing`.
+
+        Raises:
+            DataError: a label value is none of the classes.
         """
         if "operations" in raw:
             return unpacked(raw, self, device)
         data = raw["data"].to(device, non_blocking=True)
         target = raw["target"]
+        self._check_values(target[0] if isinstance(target, list) else target, raw["keys"])
         target = [t.to(device, non_blocking=True) for t in target] if isinstance(target, list) else target.to(device)
         full = target[0] if isinstance(target, list) else target
         alone = not self.regions and self.ignore_label is None and raw.get("outside") is None
@@ -252,6 +256,20 @@ class PatchLayout:
             target=self._pyramid(centre_crop(full, self.margin)) if any(self.margin) else target,
             heads=heads,
         )
+
+    def _check_values(self, target: Tensor, cases: Sequence[Any]) -> None:
+        """Refuse labels that are none of the classes: as channels they would be nothing at all."""
+        if self.regions:
+            return
+        largest = self.heads - 1 if self.ignore_label is None else max(self.heads - 1, self.ignore_label)
+        low, high = (int(value) for value in target.aminmax())
+        if low < 0 or high > largest:
+            wrong = (one.amax() if high > largest else one.amin() for one in target)
+            case = next(str(c) for c, w in zip(cases, wrong, strict=False) if not 0 <= int(w) <= largest)
+            raise DataError(
+                "holds an undeclared label", file=case, expected=f"0..{largest}", came=high if high > largest else low,
+                remedy="correct the label file or declare the value in dataset.json, and preprocess the data set again",
+            )
 
     def soft_label(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """nnU-Net's target at full resolution as a float label (B, K, ...), and where it is known (B, 1, ...)."""

@@ -31,8 +31,8 @@ def augment(
     """Apply the operations that were drawn to everything in a batch that moves, and cut off its margin.
 
     Further channels, validity and non-zero mask move with the label, and left and right are exchanged in a cascade's
-    channels, too; operations on values touch the image alone, which
-    is 0 again where the mask is. At the edge of what is known the label comes from known voxels alone.
+    channels, too; operations on values touch the image alone, which is 0 again where the mask is. At the edge of what
+    is known the label comes from known voxels alone.
 
     Args:
         policy: what ``indices`` were drawn from.
@@ -41,7 +41,8 @@ def augment(
         generator: random numbers come from it; None: torch's global one.
         regions: the label's channels are regions, not classes.
         reference: intensities of the whole volumes; None: each patch's own.
-        known_outside: what comes in from outside of the enlarged patch counts for the loss, as background.
+        known_outside: what comes in from outside of the enlarged patch counts for the loss, as background; always so in
+            a batch that has no ``valid``.
 
     Raises:
         ConfigError: ``indices`` do not fit, another library's spatial transform meets more than image and label, or
@@ -63,6 +64,7 @@ def augment(
             f" {widths['extra']}{' beside regions' if regions else ''}; their left and right can't be exchanged"
         )
     # outside the volume is background for certain, or unknown
+    known_outside = known_outside or batch.valid is None
     first = {"label": float(known_outside and not regions), "valid": float(known_outside)}
     outside = [v for name, t in stack.items() for v in (first.get(name, 0.0), *[0.0] * (t.shape[1] - 1))]
     channels = torch.cat([t.to(known.dtype) for t in stack.values()], 1) if riders else known

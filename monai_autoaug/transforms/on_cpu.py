@@ -5,7 +5,8 @@
 The draws and the results are those of `execution.apply`, up to rounding: a margin is never touched where nothing moves,
 matrices that leave an axis alone need no grid (see `separable`), operations on values write over their input, and
 labels that are still values are made channels no earlier than they must. Whatever else a policy may draw is left to the
-functions that `execution.apply` itself calls. It takes one thread, so that a worker's results are the main process's.
+functions that `execution.apply` itself calls. It takes one thread, so that a worker's results are the main process's. A
+voxel that is not finite spreads along its line of voxels, not to its neighbours alone.
 """
 
 from __future__ import annotations
@@ -16,15 +17,17 @@ from functools import partial
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from monai_autoaug.errors import ConfigError
+from monai_autoaug.precision import float32_region
 from monai_autoaug.tensors import one_hot, one_thread
 from monai_autoaug.transforms import execution, in_place, spatial
 from monai_autoaug.transforms.execution import _State, _Step
 from monai_autoaug.transforms.geometry import compose, resample
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.label_cells import MOST_CLASSES
-from monai_autoaug.transforms.registry import Cascade, Context
+from monai_autoaug.transforms.registry import Cascade, Context, Operation
 from monai_autoaug.transforms.separable import Gridded, Separable
 
 __all__ = ["apply", "apply_to_channels", "apply_to_values"]
@@ -44,22 +47,26 @@ def apply(
 ) -> tuple[Tensor, Tensor | None]:
     """`execution.apply`, by the way of this module where that can be.
 
+    Image and label go the faster way where both are float32 on a CPU, nobody wants a derivative, each patch is its own
+    ``reference``, and ``compat`` is False.
+
     Args:
-        image: see `execution.apply`; float32 on a CPU goes the faster way.
-        label: see `execution.apply`; float32 goes the faster way.
-        indices: see `execution.apply`.
-        cascades: see `execution.apply`.
-        generator: see `execution.apply`.
-        margin: see `execution.apply`.
-        outside: see `execution.apply`.
-        reference: see `execution.apply`; None goes the faster way.
-        compat: see `execution.apply`; False goes the faster way.
+        image: see `execution.apply` for all of these.
+        label: None goes the other way.
+        indices: operations by sample and cascade.
+        cascades: of the policy.
+        generator: random numbers come from it.
+        margin: voxels that are cut off.
+        outside: of the label's channels.
+        reference: intensities of the whole volumes.
+        compat: as the paper's code does it.
 
     Returns:
-        See `execution.apply`.
+        Image and label (plain tensors) without the margin.
 
     Raises:
-        ConfigError: see `execution.apply`.
+        ConfigError: see `execution.apply`; on the faster way also where image and label differ in size, or ``outside``
+            has not one number a channel.
 
     >>> from monai_autoaug.transforms import training_cascades
     >>> x, chosen = torch.rand(1, 1, 8, 8, 8), torch.zeros(1, 15, dtype=torch.int64)
@@ -67,8 +74,7 @@ def apply(
     True
     """
     if label is not None and reference is None and not compat:
-        differentiable = torch.is_grad_enabled() and (image.requires_grad or label.requires_grad)
-        if not differentiable and all(t.device.type == "cpu" and t.dtype == torch.float32 for t in (image, label)):
+        if all(t.device.type == "cpu" and t.dtype == torch.float32 and not _derived(t) for t in (image, label)):
             return apply_to_channels(
                 image.as_subclass(Tensor), label.as_subclass(Tensor), indices, cascades, generator=generator,
                 margin=margin, outside=outside,
@@ -77,6 +83,11 @@ def apply(
         image, label, indices, cascades, generator=generator, margin=margin, outside=outside, reference=reference,
         compat=compat,
     )  # fmt: skip
+
+
+def _derived(x: Tensor) -> bool:
+    """Whether somebody wants a derivative by ``x``, backwards or forwards."""
+    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(x).tangent is not None
 
 
 def apply_to_values(
@@ -105,7 +116,7 @@ def apply_to_values(
         was given.
 
     Raises:
-        ConfigError: ``indices`` do not fit the batch or the cascades, or the label has no values.
+        ConfigError: ``indices`` do not fit the batch or the cascades, or the label the image, or it has no values.
 
     >>> from monai_autoaug.transforms import training_cascades
     >>> x, chosen = torch.rand(1, 1, 8, 8, 8), torch.zeros(1, 15, dtype=torch.int64)
@@ -144,7 +155,7 @@ def apply_to_channels(
         Image and channels (B, K, D, H, W), both without the margin; neither shares memory with what was given.
 
     Raises:
-        ConfigError: ``indices`` do not fit the batch or the cascades.
+        ConfigError: ``indices`` do not fit the batch or the cascades, or the channels the image, or ``outside`` them.
 
     >>> from monai_autoaug.transforms import training_cascades
     >>> x, chosen = torch.rand(1, 1, 8, 8, 8), torch.zeros(1, 15, dtype=torch.int64)
@@ -152,10 +163,13 @@ def apply_to_channels(
     torch.Size([1, 1, 8, 8, 8])
     """
     fill = (1.0, *[0.0] * (channels.shape[1] - 1)) if outside is None else outside
+    if len(fill) != channels.shape[1]:
+        raise ConfigError(f"outside needs a number a channel, {channels.shape[1]} of them, got {len(fill)}")
     return _apply(image, channels, channels.shape[1], indices, cascades, generator, margin, fill)
 
 
 @torch.no_grad()
+@float32_region("cpu")
 @one_thread()
 def _apply(
     image: Tensor,
@@ -168,6 +182,9 @@ def _apply(
     outside: tuple[float, ...] | None,
 ) -> tuple[Tensor, Tensor]:
     """Of label values, or of channels (B, ``classes``, ...) and what they are ``outside``."""
+    if image.shape[2:] != label.shape[2:] or len(image) != len(label):
+        sizes = f"{tuple(image.shape)} and {tuple(label.shape)}"
+        raise ConfigError(f"expected an image and a label of the same samples and size, got {sizes}")
     steps = execution._plan(image, indices, cascades, generator, None, None, False)
     full = tuple(image.shape[2:])
     margin = margin or (0,) * len(full)
@@ -187,23 +204,32 @@ def _apply(
 
 
 def _joined(steps: list[_Step]) -> list[_Step]:
-    """Permutations sample by sample, since labels of some have channels by then; flips of a sample as one."""
+    """Permutations sample by sample, since labels of some have channels by then; flips in a row become one."""
     made: list[_Step] = []
     for step in steps:
         if step.operation.acts != "permutation":
             made.append(step)
             continue
-        flips = (step.operation.mirrors or ()) if step.operation.name.startswith("flip_") else ()
+        axes = _flipped(step.operation)
         for k, row in enumerate(step.rows):
-            operation = step.operation
-            before = next((s for s in made if flips and s.rows == [row] and s.operation.name == "flips"), None)
-            if flips:
-                axes = flips if before is None else tuple(sorted({*(before.operation.mirrors or ())} ^ {*flips}))
-                operation = replace(operation, name="flips", function=partial(spatial.flip, axes=axes), mirrors=axes)
-            if before is not None:
-                made.remove(before)
-            made.append(_Step(operation, [row], step.magnitude[k : k + 1]))
+            last = next((n for n in reversed(range(len(made))) if row in made[n].rows), None)
+            before = _flipped(made[last].operation) if last is not None else None
+            if axes is None or before is None or last is None:
+                made.append(_Step(step.operation, [row], step.magnitude[k : k + 1]))
+            else:
+                both = tuple(sorted({*before} ^ {*axes}))
+                function = partial(spatial.flip, axes=both)
+                made[last] = _Step(replace(step.operation, function=function), [row], step.magnitude[k : k + 1])
     return made
+
+
+def _flipped(operation: Operation) -> tuple[int, ...] | None:
+    """The axes of one of our flips."""
+    function = operation.function
+    if isinstance(function, partial) and function.func is spatial.flip:
+        axes: tuple[int, ...] = function.keywords["axes"]
+        return axes
+    return None
 
 
 def _soft(label: Tensor, classes: int) -> Tensor:

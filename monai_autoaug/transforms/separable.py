@@ -104,7 +104,10 @@ class Separable:
         """
         m = matrix.tolist()
         for lone in (2, 1, 0):  # the last axis is the cheapest: neighbours in memory stay together
-            if all(abs(m[lone][a]) <= _TOLERANCE and abs(m[a][lone]) <= _TOLERANCE for a in range(3) if a != lone):
+            plane = [axis for axis in range(3) if axis != lone]
+            if any(shape[a] == 1 for a in plane):  # of a single slice, grid_sample reads that one wherever it is asked
+                continue
+            if all(abs(m[lone][a]) <= _TOLERANCE and abs(m[a][lone]) <= _TOLERANCE for a in plane):
                 return Separable(lone, matrix, shape, size)
         return None
 
@@ -119,7 +122,7 @@ class Separable:
         beyond = self._across.beyond or self._along.beyond
         for number, (channel, target) in enumerate(zip(image, made, strict=True)):
             fill = None
-            if beyond and (outside is None or outside[number]):
+            if beyond and (outside is None or outside[number] != 0):
                 fill = channel.min() if outside is None else torch.tensor(outside[number])
             self._along(self._across(channel[self._window], fill), fill, target)
         return made
@@ -197,7 +200,9 @@ class _Line:
     def __init__(self, reading: _Reading, axis: int) -> None:
         index, weight = reading.taps()
         self.axis, self.count = axis, len(index)
-        self.still = not bool(weight[:, 1].any()) and bool((weight[:, 0] == 1).all())  # it is read as it is
+        same = torch.stack([torch.ones(self.count), torch.zeros(self.count)], 1)
+        # it is read as it is: not backwards, as after three quarter turns, and no voxel is left out
+        self.still = bool((weight == same).all() and (index[:, 0] == torch.arange(self.count)).all())
         self.matrix = torch.zeros(self.count, reading.size).scatter_add_(1, index, weight.float())
         outside = 1 - self.matrix.sum(1)
         self.beyond = bool((outside > _LEAST).any())

@@ -87,6 +87,17 @@ def test_a_training_is_nnunets_own_command(data: DataList, tmp_path: Path, monke
     assert "-tr nnUNetTrainerAutoAug " in " ".join(heard.arguments)
 
 
+def test_a_cell_knows_what_its_training_has_warned_of(data: DataList, tmp_path: Path) -> None:
+    """At its end, after what is learned last; nnU-Net's own trainer warns of nothing."""
+    own = made(data, tmp_path / "out", "nnunet", "none")
+    Experiment(own.folder / "nnunet", "compare").preprocessed.mkdir(parents=True)
+    _, work = begun(own, 0)
+    assert work.warnings() == []
+    work.fold.mkdir(parents=True)
+    (work.fold / "autoaug.json").write_text(json.dumps({"version": 1, "warnings": ["2 updates were skipped"]}))
+    assert work.warnings() == ["2 updates were skipped"]
+
+
 @pytest.mark.parametrize("common", [{}, {"batch_size": 4}])
 def test_an_arm_has_a_batch_size_of_its_own(
     data: DataList, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, common: dict[str, int]

@@ -225,6 +225,8 @@ def test_why_nnunet_could_not_plan(tmp_path: Path) -> None:
         _run(["bash", "-c", "echo boom; exit 3"], tmp_path / "plan.txt")
     with pytest.raises(AutoAugError, match=r"killed by signal 9 while it planned.*fewer --workers.*ends with\nboom"):
         _run(["bash", "-c", "echo boom; kill -9 $$"], tmp_path / "plan.txt")
+    with pytest.raises(AutoAugError, match=r"killed by signal 11 while it planned and preprocessed the data set; the"):
+        _run(["bash", "-c", "kill -11 $$"], tmp_path / "plan.txt")
 
 
 def test_channels_of_one_file_become_whole_files_or_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from monai_autoaug.data.batch import Batch
-from monai_autoaug.errors import CheckpointError
+from monai_autoaug.errors import CheckpointError, DataError
 from monai_autoaug.nnunet import worker_policy
 from monai_autoaug.nnunet.patches import PatchLayout
 from monai_autoaug.nnunet.worker_policy import Versions, packed, unpacked
@@ -37,6 +37,19 @@ def test_a_packed_label_is_the_same(regions: bool) -> None:
     torch.testing.assert_close(again.extra, torch.as_tensor(batch.extra).float())
     for name in ("image", "label", "valid", "classes", "operations", "spacing"):
         assert torch.equal(getattr(again, name), getattr(batch, name)), name
+
+
+@pytest.mark.parametrize("values", [False, True])
+@pytest.mark.parametrize(("ignore", "wrong"), [(None, 3), (None, -1), (3, 4), (3, -1)])
+def test_an_undeclared_label_is_refused_and_its_case_named(values: bool, ignore: int | None, wrong: int) -> None:
+    """As one-hot channels it would be nothing at all."""
+    layout = PatchLayout(3, 1, False, ignore, (1.0, 1.0, 1.0), (False,), (0, 0, 0), None)
+    target = torch.full((2, 1, 4, 4, 4), 2 if ignore is None else ignore, dtype=torch.int16)
+    raw = {"data": torch.zeros(2, 1, 4, 4, 4), "target": [target, target[..., ::2]], "keys": ["a", "b"]}
+    assert layout.batch(raw, CPU, values=values).case == ("a", "b")
+    target[1, 0, 0, 0, 0] = wrong
+    with pytest.raises(DataError, match=rf"b: holds an undeclared label.*0\.\.{3 if ignore else 2}.*{wrong}"):
+        layout.batch(raw, CPU, values=values)
 
 
 def test_versions_are_kept_as_long_as_a_batch_may_need_them() -> None:

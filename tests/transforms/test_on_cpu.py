@@ -4,12 +4,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+from itertools import product
 from typing import Any, Literal
 
 import pytest
 import torch
 from monai.data import MetaTensor
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from monai_autoaug.data.batch import Batch
 from monai_autoaug.errors import ConfigError
@@ -17,11 +21,19 @@ from monai_autoaug.policies import TrainingPolicy
 from monai_autoaug.policies.augmentation import augment
 from monai_autoaug.policies.drawing import Compared, Drawing
 from monai_autoaug.tensors import one_hot
-from monai_autoaug.transforms import execution, extra_cascades, in_place, label_cells, on_cpu, training_cascades
+from monai_autoaug.transforms import (
+    execution,
+    extra_cascades,
+    in_place,
+    label_cells,
+    on_cpu,
+    spatial,
+    training_cascades,
+)
 from monai_autoaug.transforms.geometry import compose, resample
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.on_cpu import apply_to_values
-from monai_autoaug.transforms.registry import Context
+from monai_autoaug.transforms.registry import Cascade, Context, Operation
 from monai_autoaug.transforms.separable import Gridded, Separable
 
 SHAPE, MARGIN, INNER = (20, 17, 14), (4, 3, 2), (12, 11, 10)
@@ -64,6 +76,48 @@ def test_a_separable_resampling_is_that_of_a_grid(
     _, channels = resample(image, grid, label=image, outside=outside)
     assert channels is not None
     torch.testing.assert_close(way.image(image[0], outside), channels[0], atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize("signs", list(product((1.0, -1.0), repeat=3)))
+@pytest.mark.parametrize("turned", [False, True])
+def test_axes_may_be_reversed(signs: tuple[float, ...], turned: bool) -> None:
+    """As they are after three quarter turns."""
+    image, label = sample(1, 1, 3)
+    matrix = torch.diag(torch.tensor(signs)) @ (turn((0, 1), 90, 1) if turned else torch.eye(3))
+    grid = compose(torch.cat([matrix, torch.zeros(3, 1)], 1)[None], None, SHAPE, margin=MARGIN, like=image)
+    moved, soft = resample(image, grid, label=one_hot(label, 3))
+    assert soft is not None
+    way = Separable.of(matrix, SHAPE, INNER)
+    assert way is not None
+    torch.testing.assert_close(way.image(image[0]), moved[0], atol=2e-5, rtol=0)
+    torch.testing.assert_close(way.label(label[0, 0].to(torch.uint8), 3), soft[0], atol=2e-5, rtol=0)
+
+
+def test_every_second_voxel_is_not_the_first_ones() -> None:
+    x = torch.rand(1, 9, 9, 9)
+    way = Separable.of(2 * torch.eye(3), (9, 9, 9), (5, 5, 5))
+    assert way is not None
+    torch.testing.assert_close(way.image(x), x[:, ::2, ::2, ::2])
+
+
+@pytest.mark.parametrize("axis", [0, 1, 2])
+def test_a_single_slice_is_read_as_a_grid_reads_it(axis: int) -> None:
+    """Wherever it is asked: a rotation out of its plane, which a policy for volumes may draw, leaves it as it is."""
+    shape = [14, 14, 14]
+    shape[axis] = 1
+    image, label = sample(1, 2, 3, tuple(shape))
+    hot, cascades = one_hot(label, 3), training_cascades()
+    for column in range(4):  # a zoom, and rotations in each plane
+        chosen = torch.zeros(1, 15, dtype=torch.long)
+        chosen[0, column] = 3 if column else 1
+        random = [torch.Generator().manual_seed(column) for _ in range(3)]
+        second, expected = execution.apply(image, hot, chosen, cascades, generator=random[0])
+        for first, soft in (
+            on_cpu.apply(image, hot, chosen, cascades, generator=random[1]),
+            apply_to_values(image, label, 3, chosen, cascades, generator=random[2]),
+        ):
+            torch.testing.assert_close(first, second, atol=2e-5, rtol=0)
+            torch.testing.assert_close(soft, expected, atol=2e-5, rtol=0)
 
 
 @pytest.mark.parametrize("zoom", [0.6, 1.0, 1.5])
@@ -234,7 +288,10 @@ def test_one_hot_labels_are_refused() -> None:
 
 
 @pytest.mark.parametrize("class_of", ["centre", "sampled"])
-def test_a_drawing_takes_values_as_it_takes_channels(class_of: Literal["centre", "sampled"]) -> None:
+def test_a_drawing_takes_values_as_the_faithful_way_takes_channels(
+    class_of: Literal["centre", "sampled"], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = faithful(monkeypatch)
     policy = TrainingPolicy.preset("uniform", laterality=[(1, 2)])
     drawing = Drawing(policy, class_of, compared=Compared(lambda step: True, below=9))
     image, label = sample(2, 1, 3)
@@ -252,6 +309,7 @@ def test_a_drawing_takes_values_as_it_takes_channels(class_of: Literal["centre",
         assert torch.equal(first.plain.label, second.plain.label)
         torch.testing.assert_close(first.label, second.label, atol=2e-5, rtol=0)
         torch.testing.assert_close(first.image, second.image, atol=2e-3, rtol=1e-3)
+    assert len(seen) == 6
 
 
 def test_a_patch_of_one_class_has_no_boundary() -> None:
@@ -285,3 +343,93 @@ def test_a_quarter_turn_of_samples_of_which_some_are_resampled() -> None:
     )
     torch.testing.assert_close(first, second, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(soft, expected, atol=1e-5, rtol=0)
+
+
+def test_three_quarter_turns_of_a_patch_of_unequal_sizes() -> None:
+    """They join the matrix, which then reverses axes."""
+    cascades = training_cascades()
+    image, label = sample(1, 1, 3, (12, 16, 10))
+    chosen = torch.zeros(1, len(cascades), dtype=torch.long)
+    for name in ("rotF", "rotS", "rotL"):
+        chosen[0, [c.name for c in cascades].index(name)] = 4
+    for seed in range(12):
+        random = [torch.Generator().manual_seed(seed) for _ in range(3)]
+        second, expected = execution.apply(image, one_hot(label, 3), chosen, cascades, generator=random[0])
+        for first, soft in (
+            on_cpu.apply(image, one_hot(label, 3), chosen, cascades, generator=random[1]),
+            apply_to_values(image, label, 3, chosen, cascades, generator=random[2]),
+        ):
+            torch.testing.assert_close(first, second, atol=1e-5, rtol=0)
+            torch.testing.assert_close(soft, expected, atol=1e-5, rtol=0)
+
+
+def both_ways(cascades: list[Cascade]) -> tuple[Tensor, Tensor]:
+    """What the faster way and the faithful one make of an image, where each cascade's first operation is drawn."""
+    image, label = sample(1, 1, 2, (12, 12, 12))
+    chosen = torch.ones(1, len(cascades), dtype=torch.long)
+    made = [way(image, one_hot(label, 2), chosen, cascades)[0] for way in (on_cpu.apply, execution.apply)]
+    return made[0], made[1]
+
+
+def own(name: str, order: int, function: Callable[..., Tensor], *mirrors: int) -> Cascade:
+    mine = Operation(name, order=order, acts="permutation", function=function, mirrors=mirrors)
+    return Cascade(name, (Operation("identity"), mine))
+
+
+def test_flips_around_a_quarter_turn_stay_where_they_are() -> None:
+    flips = [own(f"flip_{a}", order, partial(spatial.flip, axes=(a,)), a) for a, order in ((0, 0), (2, 110), (1, 111))]
+    turn = own("turn", 21, lambda x, magnitude: x.transpose(2, 4))
+    first, second = both_ways([*flips, turn])
+    assert torch.equal(first, second)
+
+
+def test_a_users_function_is_taken_whatever_it_is_called() -> None:
+    first, second = both_ways([own("flip_d", 0, lambda x, magnitude: x.roll(1, 3), 0)])
+    assert torch.equal(first, second)
+
+
+def test_autocast_changes_nothing() -> None:
+    policy = TrainingPolicy.preset("uniform", ("all",)).requires_grad_(False)
+    image, label = sample(1, 1, 2)
+    chosen = torch.zeros(1, len(policy.cascades), dtype=torch.long)
+    for column, cascade in enumerate(policy.cascades):
+        indices = chosen.clone()
+        indices[0, column] = len(cascade) - 1
+        made = []
+        for enabled in (False, True):
+            with torch.autocast("cpu", torch.bfloat16, enabled=enabled):
+                random = torch.Generator().manual_seed(0)
+                made += [policy.apply(image, one_hot(label, 2), indices, random, margin=MARGIN)]
+        assert all(torch.equal(a, b) for a, b in zip(*made, strict=True)), cascade.name
+
+
+def test_a_forward_derivative_goes_the_faithful_way() -> None:
+    image, label = sample(1, 1, 2)
+    for column in range(1, 4):  # a rotation in each plane
+        chosen = torch.zeros(1, 15, dtype=torch.long)
+        chosen[0, column] = 1
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(image, torch.ones_like(image))
+            moved, _ = on_cpu.apply(dual, one_hot(label, 2), chosen, training_cascades())
+            assert forward_ad.unpack_dual(moved).tangent is not None
+
+
+def test_what_does_not_fit_is_refused() -> None:
+    image, label = sample(1, 1, 3)
+    nothing, cascades = torch.zeros(1, 15, dtype=torch.long), training_cascades()
+    with pytest.raises(ConfigError, match="same samples and size"):
+        on_cpu.apply(image, one_hot(label, 3)[..., :-1], nothing, cascades)
+    with pytest.raises(ConfigError, match="same samples and size"):
+        apply_to_values(image, label[:, :, 1:], 3, nothing, cascades)
+    for outside in ((0.0,), (0.0, 0.0, 0.0, 1.0)):
+        with pytest.raises(ConfigError, match="a number a channel, 3 of them"):
+            on_cpu.apply(image, one_hot(label, 3), nothing, cascades, outside=outside)
+
+
+def test_without_a_channel_for_what_is_known_the_outside_is_background() -> None:
+    policy = TrainingPolicy.preset("uniform")
+    image, label = sample(1, 1, 3)
+    chosen = torch.zeros(1, 15, dtype=torch.long)
+    chosen[0, 1] = 3
+    made = augment(policy, Batch(image, one_hot(label, 3)), chosen, known_outside=False)
+    torch.testing.assert_close(made.label.sum(1), torch.ones(1, *SHAPE))

@@ -111,10 +111,11 @@ def _rehearse_nnunet(method: str, method_options: object, options: dict[str, obj
     size = options.get("patch_size")
     if size and not options.get("features"):
         raise ConfigError("patch_size makes a small network of its own, which needs features: channels of each stage")
-    if size and len(options["features"]) < 2:  # type: ignore[arg-type]  # a list of numbers
-        raise ConfigError(f"features are the channels of at least 2 stages, got {options['features']}")
-    given = {name: value for name, value in options.items() if name not in PLAN_OPTIONS}
-    rehearsal.rehearse(Options.from_mapping(given | {"method": method, "method_options": method_options}))
+    kept = {name: value for name, value in options.items() if name not in PLAN_OPTIONS}
+    given = Options.from_mapping(kept | {"method": method, "method_options": method_options})
+    if size and given.features is not None and len(given.features) < 2:
+        raise ConfigError(f"features are the channels of at least 2 stages, got {list(given.features)}")
+    rehearsal.rehearse(given)
 
 
 def prepare_nnunet(plan: Plan, place: Place, listener: Listener = unheard) -> None:

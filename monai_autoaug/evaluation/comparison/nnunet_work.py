@@ -144,16 +144,15 @@ class NnunetCell:
 
     def learned(self, names: Sequence[str]) -> dict[str, Any]:
         """What policies have become, in short."""
-        last = self._last()
+        log: Path = self.fold / "autoaug.jsonl"
+        if not log.exists():
+            return {}
+        last = json.loads(log.read_text(encoding="utf-8").splitlines()[-1])
         return {name: last[name] for name in names if name in last}
 
     def warnings(self) -> list[str]:
-        """What the training has warned of."""
-        return [str(text) for text in self._last().get("warnings", ())]
+        """What the training has warned of, with what it learned at its end."""
+        from monai_autoaug.nnunet.showing import FACTS
 
-    def _last(self) -> dict[str, Any]:
-        """The log's last line; nothing of trainers that keep none."""
-        log: Path = self.fold / "autoaug.jsonl"
-        lines = log.read_text(encoding="utf-8").splitlines() if log.exists() else ["{}"]
-        line: dict[str, Any] = json.loads(lines[-1])
-        return line
+        facts: Path = self.fold / FACTS
+        return list(json.loads(facts.read_text(encoding="utf-8"))["warnings"]) if facts.exists() else []

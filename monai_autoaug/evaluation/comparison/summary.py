@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from monai_autoaug.evaluation.comparison.arms import Arm
-from monai_autoaug.evaluation.comparison.notes import notes
+from monai_autoaug.evaluation.comparison.notes import counted, notes
 from monai_autoaug.evaluation.comparison.planning import Plan, training_time
 from monai_autoaug.evaluation.comparison.rows import (
     COLUMNS,
@@ -45,9 +45,10 @@ class _Cells:
     missing: list[int] = field(default_factory=list)
 
     @property
-    def called(self) -> str:
+    def title(self) -> str:
         """The arm, its number of cases, and what it has in common with the others."""
-        return f"{self.arm.name} with {self.cases} cases" + (" at equal time" if self.equal == "time" else "")
+        equal = " at equal time" if self.equal == "time" else ""
+        return f"{self.arm.name} with {counted(self.cases, 'case')}{equal}"
 
     def values(self, metric: str, seeds: Iterable[int]) -> Values:
         """(seeds, cases, structures)."""
@@ -82,7 +83,7 @@ def summarise(plan: Plan) -> Summary:
         for group in groups
     )  # fmt: skip
     cells = [*plan.cells(), *plan.equal_time_cells()]
-    named = {f"{g.called}, seed {seed}": result for g in groups for seed, (_, result) in g.found.items()}
+    named = {f"{g.title}, seed {seed}": result for g in groups for seed, (_, result) in g.found.items()}
     results = [*named.values()]
     structures = next((e.classes for g in groups for e, _ in g.found.values()), tuple(plan.datalist.foreground))
     return Summary(
