@@ -11,8 +11,18 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
-__all__ = ["one_hot", "one_thread"]
+__all__ = ["is_derived", "one_hot", "one_thread"]
+
+
+def is_derived(x: Tensor) -> bool:
+    """Whether somebody wants a derivative by a tensor, backwards or forwards.
+
+    >>> is_derived(torch.ones(1)), is_derived(torch.ones(1, requires_grad=True))
+    (False, True)
+    """
+    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(x).tangent is not None
 
 
 def one_hot(label: Tensor, classes: int) -> Tensor:

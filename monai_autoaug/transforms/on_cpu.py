@@ -17,18 +17,18 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.precision import float32_region
-from monai_autoaug.tensors import one_hot, one_thread
+from monai_autoaug.tensors import is_derived, one_hot, one_thread
 from monai_autoaug.transforms import execution, in_place, spatial
 from monai_autoaug.transforms.execution import _State, _Step
 from monai_autoaug.transforms.geometry import compose, resample
+from monai_autoaug.transforms.gridded import Gridded
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.label_cells import MOST_CLASSES
 from monai_autoaug.transforms.registry import Cascade, Context, Operation
-from monai_autoaug.transforms.separable import Gridded, Separable
+from monai_autoaug.transforms.separable import Separable
 
 __all__ = ["apply", "apply_to_channels", "apply_to_values"]
 
@@ -74,7 +74,7 @@ def apply(
     True
     """
     if label is not None and reference is None and not compat:
-        if all(t.device.type == "cpu" and t.dtype == torch.float32 and not _derived(t) for t in (image, label)):
+        if all(t.device.type == "cpu" and t.dtype == torch.float32 and not is_derived(t) for t in (image, label)):
             return apply_to_channels(
                 image.as_subclass(Tensor), label.as_subclass(Tensor), indices, cascades, generator=generator,
                 margin=margin, outside=outside,
@@ -83,11 +83,6 @@ def apply(
         image, label, indices, cascades, generator=generator, margin=margin, outside=outside, reference=reference,
         compat=compat,
     )  # fmt: skip
-
-
-def _derived(x: Tensor) -> bool:
-    """Whether somebody wants a derivative by ``x``, backwards or forwards."""
-    return (x.requires_grad and torch.is_grad_enabled()) or forward_ad.unpack_dual(x).tangent is not None
 
 
 def apply_to_values(

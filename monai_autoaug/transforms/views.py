@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from monai_autoaug.precision import float32_region
+from monai_autoaug.tensors import is_derived
 from monai_autoaug.transforms.geometry import affine_grid, identity_grid, invert_affine, resample
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.registry import Context, Operation
@@ -134,8 +135,7 @@ def _grid(
 
 def _separable(operation: Operation, image: Tensor, shape: tuple[int, ...], inverted: bool = False) -> Separable | None:
     """What resamples an image to ``shape`` without a grid, on a CPU and without a gradient; None where nothing can."""
-    differentiable = image.requires_grad and torch.is_grad_enabled()
-    if image.device.type != "cpu" or image.ndim != 5 or image.dtype != torch.float32 or differentiable:
+    if image.device.type != "cpu" or image.ndim != 5 or image.dtype != torch.float32 or is_derived(image):
         return None
     return _way(operation, tuple(image.shape[2:]), shape, inverted)
 

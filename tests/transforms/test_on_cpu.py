@@ -31,10 +31,11 @@ from monai_autoaug.transforms import (
     training_cascades,
 )
 from monai_autoaug.transforms.geometry import compose, resample
+from monai_autoaug.transforms.gridded import Gridded
 from monai_autoaug.transforms.intensity import Reference
 from monai_autoaug.transforms.on_cpu import apply_to_values
 from monai_autoaug.transforms.registry import Cascade, Context, Operation
-from monai_autoaug.transforms.separable import Gridded, Separable
+from monai_autoaug.transforms.separable import Separable
 
 SHAPE, MARGIN, INNER = (20, 17, 14), (4, 3, 2), (12, 11, 10)
 

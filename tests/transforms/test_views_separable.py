@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 from monai_autoaug.transforms import apply_view, coverage, operations_at_test_time, revert_view, views
 from monai_autoaug.transforms.registry import Operation
@@ -47,3 +48,25 @@ def test_what_was_prepared_in_inference_mode_serves_outside_of_it() -> None:
     net(again).sum().backward()
     assert torch.equal(first, again)
     assert not again.is_inference()
+
+
+@pytest.mark.parametrize("operation", AFFINE, ids=[o.name for o in AFFINE])
+def test_autocast_and_single_slices(operation: Operation) -> None:
+    image = torch.randn(1, 1, *SHAPE)
+    expected = apply_view(operation, image)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(apply_view(operation, image), expected)
+        assert torch.equal(revert_view(operation, expected, SHAPE), revert_view(operation, expected.clone(), SHAPE))
+    for axis in range(3):
+        shape = [n if a != axis else 1 for a, n in enumerate(SHAPE)]
+        thin = torch.randn(1, 1, *shape)
+        there, exact = (apply_view(operation, x, enlarge=False) for x in (thin, thin.double()))
+        torch.testing.assert_close(there.double(), exact, atol=1e-5, rtol=1e-5)
+
+
+def test_a_forward_derivative_takes_a_grid() -> None:
+    logits = torch.randn(1, 2, *SHAPE)
+    for operation in AFFINE:
+        with forward_ad.dual_level():
+            dual = forward_ad.make_dual(logits, torch.ones_like(logits))
+            assert forward_ad.unpack_dual(revert_view(operation, dual, SHAPE)).tangent is not None
