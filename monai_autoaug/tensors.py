@@ -50,19 +50,25 @@ class _Threads:
         self.lock, self.inside = threading.Lock(), 0
 
     def enter(self) -> None:
+        blocks = getattr(self.own, "blocks", 0)
         with self.lock:
-            if self.inside == 0:  # a thread that asks while another is inside would be told 1
-                self.count = torch.get_num_threads()
-            self.inside += 1
+            # asked in any case: torch gives a new thread the number that any thread has set last, at its first question
+            mine = torch.get_num_threads()
+            if not blocks:
+                if self.inside == 0:
+                    self.count = mine
+                self.inside += 1
+                self.own.count = self.count if mine == 1 else mine  # 1 may be the number of those inside
             torch.set_num_threads(1)
-        self.own.blocks = getattr(self.own, "blocks", 0) + 1
+        self.own.blocks = blocks + 1
 
     def leave(self) -> None:
-        self.own.blocks -= 1
+        self.own.blocks = max(0, getattr(self.own, "blocks", 1) - 1)  # a generator may end in another thread
+        if self.own.blocks:
+            return
         with self.lock:
             self.inside = max(0, self.inside - 1)
-            if not self.own.blocks:
-                torch.set_num_threads(self.count)
+            torch.set_num_threads(getattr(self.own, "count", self.count))
 
 
 _threads = _Threads()

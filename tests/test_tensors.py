@@ -54,6 +54,26 @@ def test_a_thread_that_begins_while_another_is_within() -> None:
     assert torch.get_num_threads() == 2
 
 
+def test_a_block_that_is_left_while_another_thread_is_within() -> None:
+    entered, left, found = threading.Event(), threading.Event(), []
+
+    def work() -> None:
+        with one_thread():
+            entered.set()
+            left.wait()
+            found.append(torch.get_num_threads())
+        found.append(torch.get_num_threads())
+
+    other = threading.Thread(target=work)
+    with one_thread():
+        other.start()
+        entered.wait()
+    left.set()
+    other.join()
+    assert found == [1, 2]
+    assert torch.get_num_threads() == 2
+
+
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_while_another_thread_is_within() -> None:

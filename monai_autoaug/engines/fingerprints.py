@@ -135,7 +135,7 @@ class KnownFiles:
             changed = _changes(self.files, known)
         else:  # which are new is known by their contents; which are gone has no name
             changed = [f"expected {len(known)} files, came {len(self.files)}"]
-            changed += [f"{file}: was not among them" for file in self.files if fingerprint(file) not in known]
+            changed += [phrase for file in self.files if (phrase := _new(file, known))]
         _refuse(changed, path, "start without resume")
         self.known = list(known)
 
@@ -164,6 +164,14 @@ def _change(file: Path, known: Fingerprint) -> str:
         return f"{file}: expected {known['bytes']} bytes, came no file that can be read ({error.strerror or error})"
     same = came == known["blake2b"]
     return "" if same else f"{file}: expected content of hash {known['blake2b']}, came {came}, of the same size"
+
+
+def _new(file: Path, known: Sequence[Fingerprint]) -> str:
+    """That a file was not among the known ones; "" where it was."""
+    try:
+        return "" if fingerprint(file) in known else f"{file}: was not among them"
+    except OSError as error:
+        return f"{file}: can't be read ({error.strerror or error})"
 
 
 def _refuse(changed: Sequence[str], where: Path, otherwise: str) -> None:

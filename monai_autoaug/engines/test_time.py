@@ -137,8 +137,8 @@ class TestTimePolicyInferer(Inferer):
             del output, part, back, covered  # before the next view is made
         assert total is not None  # noqa: S101  # for the type checker: there is at least one view
         assert seen is not None  # noqa: S101
-        if all(o.acts == "matrix" for o in operations) and bool((seen < _UNSEEN).any()):
-            # only enlarging views: what lies outside of all of them is predicted as it is
+        if bool((seen < _UNSEEN).any()):
+            # enlarging views, and others of next to no weight: what lies outside of all of them is predicted as it is
             blind = (seen < _UNSEEN).to(seen)
             total, seen = total + blind * predict(image), seen + blind
         return total.div_(seen)

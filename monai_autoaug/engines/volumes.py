@@ -21,6 +21,7 @@ from torch import Tensor
 import monai_autoaug
 from monai_autoaug.data import Case, DataList, Split
 from monai_autoaug.data.audit import Finding, audit
+from monai_autoaug.data.contents import content_hash
 from monai_autoaug.data.findings import refusal
 from monai_autoaug.data.patches import Items
 from monai_autoaug.data.preprocess import Preprocessing
@@ -167,6 +168,6 @@ def _key(preprocessing: Preprocessing) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _stamp(case: Case) -> list[int]:
-    """Sizes and times of a case's files: a changed file is another volume."""
-    return [n for f in case.files for n in (f.stat().st_size, f.stat().st_mtime_ns)]
+def _stamp(case: Case) -> list[str]:
+    """What a case's files hold: a changed file is another volume, even of the same size and time."""
+    return [content_hash(file) for file in case.files]

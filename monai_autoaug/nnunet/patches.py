@@ -261,15 +261,19 @@ class PatchLayout:
         """Refuse labels that are none of the classes: as channels they would be nothing at all."""
         if self.regions:
             return
-        largest = self.heads - 1 if self.ignore_label is None else max(self.heads - 1, self.ignore_label)
-        low, high = (int(value) for value in target.aminmax())
-        if low < 0 or high > largest:
-            wrong = (one.amax() if high > largest else one.amin() for one in target)
-            case = next(str(c) for c, w in zip(cases, wrong, strict=False) if not 0 <= int(w) <= largest)
-            raise DataError(
-                "holds an undeclared label", file=case, expected=f"0..{largest}", came=high if high > largest else low,
-                remedy="correct the label file or declare the value in dataset.json, and preprocess the data set again",
-            )
+        if not target.is_floating_point():
+            low, high = (int(value) for value in target.aminmax())
+            if low >= 0 and high < self.heads + (self.ignore_label == self.heads):
+                return
+        allowed = {*range(self.heads), *(() if self.ignore_label is None else (self.ignore_label,))}
+        for number, one in enumerate(target):
+            wrong = sorted(set(one.unique().tolist()) - allowed)
+            if wrong:
+                raise DataError(
+                    "holds undeclared label values", file=str(cases[min(number, len(cases) - 1)]),
+                    expected=sorted(allowed), came=wrong[:10],
+                    remedy="correct the label file or declare them in dataset.json, and preprocess the data set again",
+                )
 
     def soft_label(self, target: Tensor) -> tuple[Tensor, Tensor | None]:
         """nnU-Net's target at full resolution as a float label (B, K, ...), and where it is known (B, 1, ...)."""

@@ -81,7 +81,8 @@ class Drawing:
         Raises:
             ConfigError: see `restrict_loss`, `patch_classes` and `augment`.
         """
-        if batch.heads and (batch.image.device.type != "cpu" or self.loss_region < 1):
+        fast = batch.image.device.type == "cpu" and batch.image.dtype == torch.float32 and self.loss_region >= 1
+        if batch.heads and not fast:
             batch = batch.with_channels()
         if batch.heads:
             batch = replace(batch, classes=self._class_of_values(batch))

@@ -293,8 +293,8 @@ class TestTimePolicy(nn.Module):
             for (operation, weight, _), part in zip(group, output.split(len(image)), strict=True):
                 back, covered = self.revert(operation, part, shape)
                 total, seen = total + weight * back, seen + weight * covered
-        if all(o.acts == "matrix" for o in operations) and bool((seen < 1e-3).any()):
-            # only enlarging views: what lies outside of all of them is predicted as it is
+        if bool((seen < 1e-3).any()):
+            # enlarging views, and others of next to no weight: what lies outside of all of them is predicted as it is
             blind = (seen < 1e-3).to(seen)
             total, seen = total + blind * self._predict(network, image), seen + blind
         return total / seen

@@ -37,12 +37,13 @@ def _values(function: Callable[..., Tensor], *wants: str) -> Callable[[Tensor, T
 
     Rows travel to worker processes, so what they hold can be pickled: no function within a function.
     """
-    return partial(_call, function, wants)
+    return partial(with_context, function, wants)
 
 
-def _call(
+def with_context(
     function: Callable[..., Tensor], wants: tuple[str, ...], image: Tensor, magnitude: Tensor, context: Context
 ) -> Tensor:
+    """A function of image and magnitude, and of the parts of the context that it ``wants``."""
     return function(image, magnitude, **{name: getattr(context, name) for name in wants})
 
 

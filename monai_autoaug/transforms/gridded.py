@@ -37,7 +37,7 @@ class Gridded:
         self.shape, self.size = shape, size
         half = torch.tensor([(n - 1) / 2 for n in shape], dtype=torch.float64)
         scaled = (matrix.double() / half.clamp(min=0.5)[:, None]).flip(0)  # straight into what grid_sample wants
-        self.grid = torch.zeros(1, 1, 1, 3)
+        self.grid = torch.zeros(1, 1, 1, 3, dtype=torch.float32)
         for axis, n in enumerate(size):
             centred = torch.arange(n, dtype=torch.float64) - (n - 1) / 2
             line = (centred[:, None] * scaled[:, axis]).float()
@@ -48,7 +48,7 @@ class Gridded:
         corners = self.grid[:: max(1, self.size[0] - 1), :: max(1, self.size[1] - 1), :: max(1, self.size[2] - 1)]
         base = None
         if float(corners.abs().max()) > 1 and (outside is None or any(outside)):
-            ends = image.amin((1, 2, 3)) if outside is None else torch.tensor(outside)
+            ends = image.amin((1, 2, 3)) if outside is None else image.new_tensor(outside)
             base = ends.view(-1, 1, 1, 1)
         source = image if base is None else image - base
         made = F.grid_sample(source[None], self.grid[None], padding_mode="zeros", align_corners=True)[0]

@@ -9,6 +9,7 @@ a filter is a product of matrices along each axis.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 
@@ -16,6 +17,7 @@ import torch
 from torch import Tensor
 
 from monai_autoaug.transforms import intensity, resolution
+from monai_autoaug.transforms.catalogue import with_context
 from monai_autoaug.transforms.registry import Operation
 from monai_autoaug.transforms.separable import along
 
@@ -70,6 +72,8 @@ def _blur(x: Tensor, sigma: float, _: torch.Generator | None) -> None:
 
 
 def _sharpen(x: Tensor, sigma: float, _: torch.Generator | None) -> None:
+    if not math.isfinite(sigma):  # infinity changes nothing
+        return
     bells = _bells(sigma)
     for channel in x[0]:
         low, high = channel.aminmax()
@@ -82,7 +86,7 @@ def _sharpen(x: Tensor, sigma: float, _: torch.Generator | None) -> None:
 
 def _bells(sigma: float) -> list[Tensor]:
     """A Gaussian and its second derivative, from the middle on."""
-    kernels = resolution.kernels(torch.tensor([sigma]), int(4 * sigma + 0.5))
+    kernels = resolution.kernels(torch.tensor([sigma], dtype=torch.float32), int(4 * sigma + 0.5))
     return [kernel[0] for kernel in kernels]
 
 
@@ -91,15 +95,15 @@ def _mirrored(kernel: Tensor, n: int) -> Tensor:
     radius = len(kernel) - 1
     position = (torch.arange(n)[:, None] + torch.arange(-radius, radius + 1)).remainder(2 * n)
     weights = torch.cat([kernel.flip(0), kernel[1:]]).expand(n, -1)
-    return torch.zeros(n, n).scatter_add_(1, torch.minimum(position, 2 * n - 1 - position), weights)
+    return torch.zeros(n, n, dtype=kernel.dtype).scatter_add_(1, torch.minimum(position, 2 * n - 1 - position), weights)
 
 
 def _low_resolution(x: Tensor, zoom: float, _: torch.Generator | None) -> None:
     made = []
     for n in x.shape[2:]:
-        lower, upper, weight = resolution.coarse(n, torch.tensor([zoom]))
-        shares = torch.stack([1 - weight[0], weight[0]], 1)
-        made.append(torch.zeros(n, n).scatter_add_(1, torch.stack([lower[0], upper[0]], 1), shares))
+        lower, upper, weight = resolution.coarse(n, torch.tensor([zoom], dtype=torch.float32))
+        shares = torch.stack([1 - weight[0], weight[0]], 1).float()
+        made.append(torch.zeros(n, n, dtype=shares.dtype).scatter_add_(1, torch.stack([lower[0], upper[0]], 1), shares))
     for channel in x[0]:
         _maps(channel, made)
 
@@ -124,6 +128,17 @@ _WRITES_IN_3D: dict[Callable[..., Tensor], Write] = {
 }
 
 
+def _of_the_catalogue(operation: Operation) -> Callable[..., Tensor] | None:
+    """The function of one of the catalogue's rows of values, with no option but how far filters of batches reach."""
+    row = operation.function
+    if operation.acts != "values" or not isinstance(row, partial) or row.func is not with_context:
+        return None
+    function: Callable[..., Tensor] = row.args[0]
+    if isinstance(function, partial):
+        return None if function.args or set(function.keywords) != {"largest"} else function.func
+    return function
+
+
 def run(
     images: list[Tensor], operation: Operation, rows: list[int], magnitude: Tensor, generator: torch.Generator | None
 ) -> bool:
@@ -136,10 +151,9 @@ def run(
     >>> run([x], add, [0], torch.tensor([0.5]), None), x.unique()
     (True, tensor([0.5000]))
     """
-    given = getattr(operation.function, "args", ())  # of the catalogue's rows: the function and what it wants
-    if operation.acts != "values" or not given:
+    function = _of_the_catalogue(operation)
+    if function is None:
         return False
-    function = getattr(given[0], "func", given[0])  # without the options that only set how far filters of batches reach
     write = _WRITES.get(function) or (_WRITES_IN_3D.get(function) if images[rows[0]].ndim == 5 else None)
     if write is None or (write is _add_noise and len(rows) > 1):
         return False

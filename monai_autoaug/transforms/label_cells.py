@@ -51,7 +51,7 @@ def interpolated(padded: Tensor, sets: Tensor, classes: int, cells: Callable[[Te
     >>> interpolated(padded, torch.tensor([[[3]]]), 2, lambda where: (corner, [half] * 3)).flatten().tolist()
     [0.875, 0.125]
     """
-    soft = torch.empty(classes, *sets.shape)
+    soft = torch.empty(classes, *sets.shape, dtype=torch.float32)
     for number, channel in enumerate(soft):
         torch.eq(sets, 1 << number, out=channel)
     # more than one bit: 0 in all channels. In the padding all neighbours are alike, so none of these is beyond it

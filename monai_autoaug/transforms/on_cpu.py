@@ -6,7 +6,7 @@ The draws and the results are those of `execution.apply`, up to rounding: a marg
 matrices that leave an axis alone need no grid (see `separable`), operations on values write over their input, and
 labels that are still values are made channels no earlier than they must. Whatever else a policy may draw is left to the
 functions that `execution.apply` itself calls. It takes one thread, so that a worker's results are the main process's. A
-voxel that is not finite spreads along its line of voxels, not to its neighbours alone.
+voxel that is not finite may spread to its whole channel, not to its neighbours alone.
 """
 
 from __future__ import annotations
@@ -111,7 +111,8 @@ def apply_to_values(
         was given.
 
     Raises:
-        ConfigError: ``indices`` do not fit the batch or the cascades, or the label the image, or it has no values.
+        ConfigError: ``indices`` do not fit the batch or the cascades, or the label the image; it has no values, or the
+            image is not in float32.
 
     >>> from monai_autoaug.transforms import training_cascades
     >>> x, chosen = torch.rand(1, 1, 8, 8, 8), torch.zeros(1, 15, dtype=torch.int64)
@@ -121,6 +122,8 @@ def apply_to_values(
     form = tuple(label.shape)
     if label.is_floating_point() or form[1] != 1:
         raise ConfigError(f"expected label values (B, 1, ...) of an integer type, got {label.dtype} {form}")
+    if image.dtype != torch.float32:
+        raise ConfigError(f"expected an image in float32, got {image.dtype}")
     small = label.to(torch.uint8) if classes <= 256 else label
     return _apply(image, small, classes, indices, cascades, generator, margin, None)
 

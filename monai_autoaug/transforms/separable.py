@@ -120,12 +120,12 @@ class Separable:
     @float32_region("cpu")
     def image(self, image: Tensor, outside: Sequence[float] | None = None) -> Tensor:
         """An image (C, D, H, W) resampled; ``outside`` is what each channel is there, None: its minimum."""
-        made = torch.empty(len(image), *self.size)
+        made = torch.empty(len(image), *self.size, dtype=image.dtype)
         beyond = self._across.beyond or self._along.beyond
         for number, (channel, target) in enumerate(zip(image, made, strict=True)):
             fill = None
             if beyond and (outside is None or outside[number] != 0):
-                fill = channel.min() if outside is None else torch.tensor(outside[number])
+                fill = channel.min() if outside is None else channel.new_tensor(outside[number])
             self._along(self._across(channel[self._window], fill), fill, target)
         return made
 
@@ -202,10 +202,11 @@ class _Line:
     def __init__(self, reading: _Reading, axis: int) -> None:
         index, weight = reading.taps()
         self.axis, self.count = axis, len(index)
-        same = torch.stack([torch.ones(self.count), torch.zeros(self.count)], 1)
+        same = weight.new_tensor([1, 0])
         # it is read as it is: not backwards, as after three quarter turns, and no voxel is left out
         self.still = bool((weight == same).all() and (index[:, 0] == torch.arange(self.count)).all())
-        self.matrix = torch.zeros(self.count, reading.size).scatter_add_(1, index, weight.float())
+        self.matrix = torch.zeros(self.count, reading.size, dtype=torch.float32)
+        self.matrix.scatter_add_(1, index, weight.float())
         outside = 1 - self.matrix.sum(1)
         self.beyond = bool((outside > _LEAST).any())
         self.outside = outside.view([-1 if k == axis else 1 for k in range(3)])

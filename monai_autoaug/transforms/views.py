@@ -26,6 +26,8 @@ from monai_autoaug.transforms.separable import Separable
 
 __all__ = ["ViewGrids", "apply_view", "canvas", "coverage", "revert_view"]
 
+_WINDOW = 2**13  # voxels of the largest plane of what counts as a window, not as a volume
+
 
 class ViewGrids:
     """Grids of affine views, and what these have seen, kept for the next volume of the same size while they fit.
@@ -64,6 +66,8 @@ class ViewGrids:
             return mine[key]
         made = make()
         need = made.element_size() * made.numel()
+        if need > self.limit:
+            return made
         while self.size + need > self.limit and len(self._kept) > 1:
             _, others = self._kept.popitem(last=False)
             self.size -= sum(x.element_size() * x.numel() for x in others.values())
@@ -137,16 +141,22 @@ def _separable(operation: Operation, image: Tensor, shape: tuple[int, ...], inve
     """What resamples an image to ``shape`` without a grid, on a CPU and without a gradient; None where nothing can."""
     if image.device.type != "cpu" or image.ndim != 5 or image.dtype != torch.float32 or is_derived(image):
         return None
-    return _way(operation, tuple(image.shape[2:]), shape, inverted)
+    linear = operation(_magnitude(operation, "cpu", torch.float64), 3)[0]
+    make = _kept_way if math.prod(sorted(shape)[1:]) <= _WINDOW else _way
+    return make(tuple(linear.flatten().tolist()), tuple(image.shape[2:]), shape, inverted)
 
 
-@lru_cache(maxsize=128)
-def _way(operation: Operation, read: tuple[int, ...], shape: tuple[int, ...], inverted: bool) -> Separable | None:
-    """Kept, since many windows are of one size; there is nothing in it of the size of a volume."""
+def _way(
+    numbers: tuple[float, ...], read: tuple[int, ...], shape: tuple[int, ...], inverted: bool
+) -> Separable | None:  # fmt: skip
+    """The resampling of ``read`` to ``shape`` by a matrix of these numbers, or by its inverse."""
     with torch.inference_mode(False), torch.no_grad():  # what is made in inference mode can't be used outside of it
-        linear = operation(_magnitude(operation, "cpu", torch.float64), 3)[0]
+        linear = torch.tensor(numbers, dtype=torch.float64).view(3, 3)
         way = Separable.of(torch.linalg.inv(linear) if inverted else linear, read, shape)
         return None if way is None else way.prepared()
+
+
+_kept_way = lru_cache(maxsize=64)(_way)  # of all views of windows of one size, which are many: some 30 MiB
 
 
 def apply_view(

@@ -176,3 +176,16 @@ def test_a_checkpoint_that_knows_no_files_is_resumed_and_knows_them_then(tmp_pat
         by_a_handler(tmp_path, 3, resume=True, files=[tmp_path / "a.nii"])
     with pytest.raises(ConfigError, match="'fingerprints' are taken"):
         TrainingCheckpoint(tmp_path / "run.pt", {"fingerprints": network()})
+
+
+def test_a_file_that_is_gone_is_named_also_where_their_number_has_changed(tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("a.nii", "b.nii", "c.nii")]
+    for file in files:
+        file.write_bytes(file.name.encode())
+    known = fingerprints.KnownFiles(files[:2])
+    known.look()
+    files[1].unlink()
+    with pytest.raises(CheckpointError, match=r"expected 2 files, came 3\n.*b.nii: can't be read \(No such") as caught:
+        fingerprints.KnownFiles(files).check(known.state_dict(), tmp_path / "checkpoint.pt")
+    assert f"{files[2]}: was not among them" in str(caught.value)
+    assert str(files[0]) not in str(caught.value)

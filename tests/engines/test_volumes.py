@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ import torch
 
 from monai_autoaug.data import Preprocessing, read_datalist, write_phantom
 from monai_autoaug.engines.volumes import volumes
+from monai_autoaug.errors import DataError
 
 
 def test_the_folder_holds_volumes_and_files_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +50,19 @@ def test_another_version_makes_its_own_volumes(tmp_path: Path, monkeypatch: pyte
     monkeypatch.undo()
     monkeypatch.setattr("monai_autoaug.engines.volumes._FORMAT", 99)
     assert len(folders()) == 3
+
+
+def test_a_file_of_the_same_size_and_time_but_other_content_is_read_again(tmp_path: Path) -> None:
+    datalist = read_datalist(write_phantom(tmp_path / "data", cases=1, size=24))
+    preprocessing = Preprocessing.fit(datalist, datalist.training)
+    (file,) = datalist.training[0].images
+    times, content = file.stat(), bytearray(file.read_bytes())
+    volumes(datalist, datalist.training, preprocessing, cache=tmp_path / "cache")
+    content[-9] ^= 1
+    file.write_bytes(content)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    with pytest.raises(DataError, match=f"{file.name}: is truncated or damaged"):  # as it is now
+        volumes(datalist, datalist.training, preprocessing, cache=tmp_path / "cache")
 
 
 def _forbidden(*args: object, **kwargs: object) -> None:

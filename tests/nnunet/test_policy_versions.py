@@ -40,16 +40,20 @@ def test_a_packed_label_is_the_same(regions: bool) -> None:
 
 
 @pytest.mark.parametrize("values", [False, True])
-@pytest.mark.parametrize(("ignore", "wrong"), [(None, 3), (None, -1), (3, 4), (3, -1)])
-def test_an_undeclared_label_is_refused_and_its_case_named(values: bool, ignore: int | None, wrong: int) -> None:
+@pytest.mark.parametrize("dtype", [torch.int16, torch.float32])
+@pytest.mark.parametrize(("ignore", "wrong"), [(None, 3), (None, -1), (3, 4), (3, -1), (255, 100)])
+def test_an_undeclared_label_is_refused_and_its_case_named(
+    values: bool, dtype: torch.dtype, ignore: int | None, wrong: int
+) -> None:
     """As one-hot channels it would be nothing at all."""
     layout = PatchLayout(3, 1, False, ignore, (1.0, 1.0, 1.0), (False,), (0, 0, 0), None)
-    target = torch.full((2, 1, 4, 4, 4), 2 if ignore is None else ignore, dtype=torch.int16)
+    target = torch.full((2, 1, 4, 4, 4), 2 if ignore is None else ignore, dtype=dtype)
     raw = {"data": torch.zeros(2, 1, 4, 4, 4), "target": [target, target[..., ::2]], "keys": ["a", "b"]}
     assert layout.batch(raw, CPU, values=values).case == ("a", "b")
-    target[1, 0, 0, 0, 0] = wrong
-    with pytest.raises(DataError, match=rf"b: holds an undeclared label.*0\.\.{3 if ignore else 2}.*{wrong}"):
-        layout.batch(raw, CPU, values=values)
+    for value in (wrong, *((0.5, float("nan")) if dtype.is_floating_point else ())):
+        target[1, 0, 0, 0, 0] = value
+        with pytest.raises(DataError, match=rf"b: holds undeclared label values.*\[0, 1, 2.*\[{value}"):
+            layout.batch(raw, CPU, values=values)
 
 
 def test_versions_are_kept_as_long_as_a_batch_may_need_them() -> None:

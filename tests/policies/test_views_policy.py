@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import pytest
 import torch
+from monai.inferers import SimpleInferer
 from torch import Tensor, nn
 
+from monai_autoaug.engines import TestTimePolicyInferer
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.policies import TestTimePolicy
 from monai_autoaug.transforms import Operation, apply_view, operations_at_test_time, revert_view
@@ -195,3 +197,14 @@ def test_views_of_equal_size_may_go_together(level: Literal["patch", "volume"], 
     assert sum(batches) == z
     assert max(batches) == 2
     torch.testing.assert_close(together, policy.apply(net, image, z))
+
+
+@pytest.mark.parametrize("level", ["patch", "volume"])
+def test_a_view_of_no_weight_leaves_no_voxel_without_a_prediction(level: Literal["patch", "volume"]) -> None:
+    """Beside a rotation that has all of it, and has not seen the corners."""
+    logits = torch.full((84,), -1000.0)
+    logits[15], logits[0] = 0, -200
+    policy = TestTimePolicy(operations_at_test_time(), logits, level=level, z=2)
+    image = torch.rand(1, 1, 12, 12, 12)
+    assert bool(policy.apply(lambda view: view, image).isfinite().all())
+    assert bool(TestTimePolicyInferer(SimpleInferer(), policy)(image, lambda view: view).isfinite().all())

@@ -25,6 +25,7 @@ from monai_autoaug.transforms import (
     execution,
     extra_cascades,
     in_place,
+    intensity,
     label_cells,
     on_cpu,
     spatial,
@@ -389,6 +390,24 @@ def test_a_users_function_is_taken_whatever_it_is_called() -> None:
     assert torch.equal(first, second)
 
 
+@pytest.mark.parametrize("bound", [intensity.gamma, partial(intensity.gamma, compat=True), [1, 2]])
+def test_a_users_function_around_one_of_ours_is_called(bound: Any) -> None:
+    def half(function: Any, image: Tensor, magnitude: Tensor, context: Context) -> Tensor:
+        return torch.where(image > 0, function(image, magnitude) if callable(function) else -image, image)
+
+    mine = Operation("mine", "intensity", "values", partial(half, bound), 1.5, 1.5)
+    first, second = both_ways([Cascade("mine", (Operation("identity"), mine))])
+    assert torch.equal(first, second)
+
+
+def test_infinite_sharpening_changes_nothing() -> None:
+    sharpen = next(o for c in training_cascades() for o in c.operations if o.name.startswith("sharpen_"))
+    image = torch.randn(1, 1, 6, 6, 6)
+    given = [image.clone()]
+    assert in_place.run(given, sharpen, [0], torch.tensor([float("inf")]), None)
+    assert torch.equal(given[0], image)
+
+
 def test_autocast_changes_nothing() -> None:
     policy = TrainingPolicy.preset("uniform", ("all",)).requires_grad_(False)
     image, label = sample(1, 1, 2)
@@ -422,6 +441,10 @@ def test_what_does_not_fit_is_refused() -> None:
         on_cpu.apply(image, one_hot(label, 3)[..., :-1], nothing, cascades)
     with pytest.raises(ConfigError, match="same samples and size"):
         apply_to_values(image, label[:, :, 1:], 3, nothing, cascades)
+    with pytest.raises(ConfigError, match="an image in float32, got torch.float16"):
+        apply_to_values(image.half(), label, 3, nothing, cascades)
+    drawing = Drawing(TrainingPolicy.preset("nnunet"))  # which takes the other way
+    assert drawing(Batch(image.double(), label, heads=3)).image.dtype == torch.float64
     for outside in ((0.0,), (0.0, 0.0, 0.0, 1.0)):
         with pytest.raises(ConfigError, match="a number a channel, 3 of them"):
             on_cpu.apply(image, one_hot(label, 3), nothing, cascades, outside=outside)

@@ -4,12 +4,15 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from torch.autograd import forward_ad
 
 from monai_autoaug.transforms import apply_view, coverage, operations_at_test_time, revert_view, views
 from monai_autoaug.transforms.registry import Operation
+from monai_autoaug.transforms.views import ViewGrids
 
 AFFINE = [o for o in operations_at_test_time() if o.acts == "matrix"]
 SHAPE = (12, 15, 10)
@@ -70,3 +73,35 @@ def test_a_forward_derivative_takes_a_grid() -> None:
         with forward_ad.dual_level():
             dual = forward_ad.make_dual(logits, torch.ones_like(logits))
             assert forward_ad.unpack_dual(revert_view(operation, dual, SHAPE)).tangent is not None
+
+
+def test_operations_of_one_name_that_do_otherwise_are_told_apart() -> None:
+    image = torch.rand(1, 1, *SHAPE)
+    made = []
+    for factor in (2.0, 0.5):
+        mine = Operation("mine", "spatial", "matrix", partial(scaled, factor), 1, 1, moves_label=True)
+        made.append(apply_view(mine, image, enlarge=False))
+        exact = apply_view(mine, image.double(), enlarge=False)
+        torch.testing.assert_close(made[-1].double(), exact, atol=1e-5, rtol=0)
+    assert not torch.allclose(*made)
+
+
+def scaled(factor: float, magnitude: torch.Tensor, dims: int) -> torch.Tensor:
+    return factor * torch.eye(dims, dtype=magnitude.dtype, device=magnitude.device)[None]
+
+
+def test_large_planes_are_not_kept() -> None:
+    """A single one takes more than many small ones, and volumes are of many sizes."""
+    views._kept_way.cache_clear()
+    apply_view(AFFINE[0], torch.rand(1, 1, 2, 96, 96), enlarge=False)
+    assert views._kept_way.cache_info().currsize == 0
+    apply_view(AFFINE[0], torch.rand(1, 1, 2, 64, 64), enlarge=False)
+    assert views._kept_way.cache_info().currsize == 1
+
+
+def test_a_grid_that_is_too_large_to_be_kept_drives_none_out() -> None:
+    grids = ViewGrids(1000)
+    grids.get((1,), "a", lambda: torch.zeros(100))
+    assert grids.get((2,), "b", lambda: torch.ones(10_000)).all()
+    assert grids.size == 400
+    assert grids.get((1,), "a", lambda: torch.ones(100)).sum() == 0
