@@ -20,7 +20,8 @@ __all__ = ["PIPELINES", "Pipeline", "read_size"]
 
 TURN = (-math.pi / 6, math.pi / 6)  # nnU-Net's rotations of patches that are no slabs
 SAME = {"keys": ["image", "label"], "allow_missing_keys": False}
-# draw a sample from: number of the draw, image (C, D, H, W) float32, label (1, D, H, W) int16, both of `read_size`
+# draw a sample from: number of the draw, image (C, D, H, W) float32, label (1, D, H, W) int16, as a loader has cut them,
+# of the size ``reads``, or of `read_size` where a pipeline has no such attribute
 Pipeline = Callable[[int, Tensor, Tensor], object]
 
 
@@ -48,15 +49,14 @@ def ours(patch: int, channels: int, classes: int, *, channels_first: bool = Fals
     )  # fmt: skip
     drawing = Drawing(TrainingPolicy.preset("nnunet").requires_grad_(False))
     generator = torch.Generator()
-    off = (read_size(patch) - patch - 2 * margin[0]) // 2  # the same volume, of which ours reads less
 
     def draw(number: int, image: Tensor, label: Tensor) -> object:
         generator.manual_seed(number)
-        size = slice(off, off + patch + 2 * margin[0])
-        raw = {"data": image[None, :, size, size, size], "target": label[None, :, size, size, size], "keys": ["a"]}
+        raw = {"data": image[None], "target": label[None], "keys": ["a"]}
         drawn = drawing(layout.batch(raw, torch.device("cpu"), values=not channels_first), generator)
         return drawn.image, _highest(drawn.label) if linear else drawn.label
 
+    draw.reads = patch + 2 * margin[0]  # type: ignore[attr-defined]  # less than the others of the same volume
     return draw
 
 

@@ -156,9 +156,11 @@ def find(folder: Path, name: object, file: Path, *, anywhere: bool = False) -> P
         raise DataError("names a file wrongly", file=file, expected="a path of a NIfTI file", came=_short(name))
     plain = os.path.normpath(name)
     if not anywhere and (os.path.isabs(plain) or plain.startswith("..")):
+        below = os.path.isabs(plain) and Path(plain).is_relative_to(os.path.abspath(folder))
         raise DataError(
-            "names a file outside its folder", file=file, expected="a path below it", came=name,
-            remedy="copy the file into the data set's folder",
+            "names a file by an absolute path" if below else "names a file outside its folder", file=file,
+            expected="a path relative to this file" if below else "a path below it", came=name,
+            remedy="write all paths relative to dataset.json" if below else "copy the file into the data set's folder",
         )  # fmt: skip
     return folder / name
 

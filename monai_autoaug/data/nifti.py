@@ -124,8 +124,8 @@ def _count(path: Path) -> int:
     """How many (decompressed) bytes can be read before the stream breaks."""
     total = 0
     try:
-        with _open(path) as stream:
-            while chunk := stream.read(_CHUNK):
+        with _open(path) as stream:  # `read` would lose all that it has of a chunk that breaks
+            while chunk := stream.read1(_CHUNK):  # type: ignore[attr-defined]  # of both kinds of streams
                 total += len(chunk)
     except _DAMAGED:
         return total

@@ -262,7 +262,7 @@ class PatchLayout:
         if self.regions:
             return
         if not target.is_floating_point():
-            low, high = (int(value) for value in target.aminmax())
+            low, high = (int(value) for value in target.contiguous().aminmax())
             if low >= 0 and high < self.heads + (self.ignore_label == self.heads):
                 return
         allowed = {*range(self.heads), *(() if self.ignore_label is None else (self.ignore_label,))}

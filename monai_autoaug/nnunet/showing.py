@@ -101,7 +101,9 @@ class ShowingMixin(_Host):
         if not self.method.augmenters() and "training" not in self.method.policies():
             return
         batch = self.layout.batch(dict(raw), torch.device("cpu"))
-        self._samples.orientation = self._orientation(batch.case[0]) if batch.case else ""
+        # which way the axes of a patch run is not known any more where it has been mirrored
+        mirrored = self.autoaug.base_augmentation != "none" or ("operations" in raw and batch.plain is None)
+        self._samples.orientation = self._orientation(batch.case[0]) if batch.case and not mirrored else ""
         self._samples.offer(batch)
 
     def _orientation(self, case: str) -> str:

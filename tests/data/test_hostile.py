@@ -139,6 +139,16 @@ def test_paths_of_a_dataset_json(tmp_path: Path, where: str, place: object) -> N
         read_datalist(folder)
 
 
+def test_absolute_paths_of_a_dataset_json_are_to_be_written_relative_to_it(tmp_path: Path) -> None:
+    """The files are where they belong; copying them is no help."""
+    folder = write_phantom(tmp_path, cases=1, size=16)
+    content = json.loads((folder / "dataset.json").read_text())
+    content["training"][0]["image"] = str((folder / content["training"][0]["image"]).absolute())
+    (folder / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(DataError, match=r"by an absolute path; .* To do: write all paths relative to dataset\.json"):
+        read_datalist(folder)
+
+
 @pytest.mark.parametrize(
     "place",
     ["x" * 300 + "/a.nii.gz", "images/" + "é" * 120 + "/a.nii.gz", "." * 300 + "/a.nii.gz", "-" * 300 + "/a.nii.gz",

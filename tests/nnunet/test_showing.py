@@ -66,8 +66,10 @@ def test_generators_leave_samples_and_plain_training_none(tiny: Any) -> None:
     trainer = tiny.trainer(Adversarial, fold=0, method_options={"warm_up": 0}, **TINY)
     trainer.run_training()
     folder = Path(trainer.output_folder)
-    kinds = {s.kind for s in read_samples(folder / showing.SAMPLES).shots}
-    assert kinds == set(trainer.method.augmenters())
+    samples = read_samples(folder / showing.SAMPLES)
+    assert {s.kind for s in samples.shots} == set(trainer.method.augmenters())
+    # nnU-Net's own augmentation, which it comes on top of, has mirrored the patch or not
+    assert samples.patch.orientation == ""
     assert not (folder / showing.COURSE).exists()
     plain = tiny.trainer(Plain, fold=0, **TINY)
     plain.run_training()
