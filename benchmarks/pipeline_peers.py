@@ -20,8 +20,8 @@ __all__ = ["PIPELINES", "Pipeline", "read_size"]
 
 TURN = (-math.pi / 6, math.pi / 6)  # nnU-Net's rotations of patches that are no slabs
 SAME = {"keys": ["image", "label"], "allow_missing_keys": False}
-# draw a sample from: number of the draw, image (C, D, H, W) float32, label (1, D, H, W) int16, as a loader has cut them,
-# of the size ``reads``, or of `read_size` where a pipeline has no such attribute
+# draw a sample from: number of the draw, image (C, D, H, W) float32, label (1, D, H, W) int16, as a loader has cut
+# them, of the size ``reads``, or of `read_size` where a pipeline has no such attribute
 Pipeline = Callable[[int, Tensor, Tensor], object]
 
 
