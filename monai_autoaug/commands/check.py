@@ -95,7 +95,10 @@ def _summary(datalist: DataList) -> str:
     """What the data set holds, in a line."""
     from monai_autoaug.errors import printable
 
-    names = ", ".join(f"{name} ({value})" for name, value in datalist.labels.items())
+    values = {name: (value,) if isinstance(value, int) else value for name, value in datalist.labels.items()}
+    names = ", ".join(f"{name} ({', '.join(map(str, found))})" for name, found in values.items())
+    if datalist.ignore_label is not None:
+        names += f", unknown ({datalist.ignore_label})"
     unlabelled = f", {len(datalist.unlabelled)} unlabelled" if datalist.unlabelled else ""
     return printable(
         f"{len(datalist.training)} labelled and {len(datalist.test)} other cases{unlabelled} ({datalist.layout});"

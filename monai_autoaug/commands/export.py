@@ -40,6 +40,8 @@ def export(policy: Path, target: str, output: Path | None, overwrite: bool) -> N
     from monai_autoaug.policies.export import export as exported
     from monai_autoaug.writing import write_text
 
+    if policy.is_dir() and not (policy / "policy.json").exists():
+        raise ConfigError(f"{policy}: holds no policy.json, which method joint_policy alone learns; give a run of it")
     if output is not None:
         if output.suffix not in SUFFIXES[target]:
             raise ConfigError(

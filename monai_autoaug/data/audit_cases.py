@@ -34,9 +34,14 @@ def same_shape(case: CaseView) -> Iterator[Fault]:
             yield Fault(message, f"{image.shape[:3]}", f"{other.shape[:3]}", _REMEDY, path=other.path)
 
 
+def _placed(case: CaseView) -> Iterator[tuple[Volume, Volume]]:
+    """The pairs of which both have an affine to be compared; `affine_usable` tells the others."""
+    yield from ((a, b) for a, b in case.pairs if all(np.isfinite(v.affine).all() and v.spacing.all() for v in (a, b)))
+
+
 def same_spacing(case: CaseView) -> Iterator[Fault]:
     """Image, further channels and label have one spacing."""
-    for image, other in case.pairs:
+    for image, other in _placed(case):
         drift = np.abs(image.spacing - other.spacing) * np.array(image.shape[:3])
         if drift.max() > _tolerance(image):
             want, came = (" x ".join(f"{s:.5g}" for s in v.spacing) + " mm" for v in (image, other))
@@ -46,7 +51,7 @@ def same_spacing(case: CaseView) -> Iterator[Fault]:
 
 def same_origin(case: CaseView) -> Iterator[Fault]:
     """Image, further channels and label begin at one place."""
-    for image, other in case.pairs:
+    for image, other in _placed(case):
         shift = float(np.linalg.norm(image.affine[:3, 3] - other.affine[:3, 3]))
         if shift > _tolerance(image):
             want, came = (str([round(float(x), 3) for x in v.affine[:3, 3]]) for v in (image, other))
@@ -56,9 +61,7 @@ def same_origin(case: CaseView) -> Iterator[Fault]:
 
 def same_direction(case: CaseView) -> Iterator[Fault]:
     """Image, further channels and label have axes that point the same way."""
-    for image, other in case.pairs:
-        if not image.spacing.all() or not other.spacing.all():
-            continue  # told by affine_usable
+    for image, other in _placed(case):
         first, second = (v.affine[:3, :3] / v.spacing for v in (image, other))
         distance = float(np.linalg.norm(first - second, axis=0).max()) * _extent(image)
         if distance > _tolerance(image):

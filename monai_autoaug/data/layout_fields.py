@@ -197,7 +197,10 @@ def check_cases(cases: Iterable[Case], file: Path) -> None:
     seen: set[str] = set()
     for case in cases:
         if case.name in seen:
-            raise DataError("lists a case twice", file=file, expected="unique file names", came=case.name)
+            raise DataError(
+                "lists a case twice", file=file, expected="unique file names", came=case.name,
+                remedy="take one of the two out of the list",
+            )  # fmt: skip
         seen.add(case.name)
     if not seen:
         raise DataError("lists no training case", file=file, expected="at least one image with its label", came="none")

@@ -87,6 +87,8 @@ def test_check_finds_what_is_wrong(data: Path, tmp_path: Path) -> None:
     good = call("check", data)
     assert good.exit_code == 0, good.output
     assert "5 labelled and 1 other cases (decathlon)" in good.output
+    regions = call("check", write_phantom(tmp_path / "r", cases=2, size=20, layout="nnunet", regions=True, ignore=True))
+    assert "hook (1, 2), head (1), round (3), unknown (4)" in " ".join(regions.output.split())
     broken = write_phantom(tmp_path / "broken", cases=3, size=20)
     file = broken / "labelsTr" / "phantom_001.nii.gz"
     label = nib.load(file)

@@ -47,6 +47,14 @@ BAD: list[tuple[str, str, str, Callable[[Path], Any], str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.parametrize("content", [bytes(48), float_bytes(np.nan)], ids=["zero", "nan"])
+def test_an_affine_that_says_nothing_is_not_held_against_the_label(data: DataList, content: bytes) -> None:
+    """Whose own is right, and which would be spoiled by what a mismatch is told to need."""
+    header(SROW_X, content)(data.training[1].images[0])
+    found = {(f.check, f.file) for f in audit(data) if f.severity == "refuse"}
+    assert found == {("affine", f"imagesTr/{data.training[1].name}.nii.gz")}
+
+
 @pytest.mark.parametrize(
     ("check", "severity", "which", "spoil", "says"), BAD, ids=[f"{b[0]}-{i}" for i, b in enumerate(BAD)]
 )

@@ -204,3 +204,8 @@ def test_torchio_is_needed_by_tests_alone() -> None:
     root = Path(__file__).parents[2]
     required = (root / "setup.cfg").read_text().split("install_requires")[1].split("[options.packages")[0]
     assert "torchio" not in required
+
+
+def test_a_run_that_has_learned_no_policy(tmp_path: Path) -> None:
+    code, _, told = call("export", tmp_path, "--to", "monai")
+    assert (code, "holds no policy.json, which method joint_policy alone learns" in told) == (2, True)
