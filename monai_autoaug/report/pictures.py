@@ -14,6 +14,7 @@ from torch import Tensor
 
 from monai_autoaug import augmenters, policies
 from monai_autoaug.data import Case, DataList
+from monai_autoaug.data.datalist import LabelValue
 from monai_autoaug.data.nifti import read_nifti
 from monai_autoaug.engines.folder import Run, read_json
 from monai_autoaug.engines.volumes import volumes
@@ -26,7 +27,7 @@ from monai_autoaug.report.predictions import PredictionRow, prediction_figure
 
 __all__ = [
     "augmentation_picture", "canonical", "chosen_cases", "label_names", "picture_files", "policy_picture",
-    "prediction_picture", "run_pictures", "subject",
+    "prediction_picture", "run_pictures", "structures", "subject",
 ]  # fmt: skip
 
 TRAINING, PREDICTIONS, AUGMENTATIONS, POLICY = "training.png", "predictions.png", "augmentations.png", "policy.png"
@@ -157,8 +158,19 @@ def prediction_picture(run: Run, datalist: DataList, evaluation: Evaluation, pat
         reference = None if case.label is None else canonical(case.label)[0].long()[0]
         prediction = canonical(run.validation / f"{name}.nii.gz")[0].long()[0]
         rows.append(PredictionRow(title, image, reference, prediction, spacing, _dice(evaluation, name)))
-    values = datalist.label_values[1:]
-    return prediction_figure(rows, path, classes=dict(zip(label_names(datalist)[1:], values, strict=True)))
+    return prediction_figure(rows, path, classes=structures(datalist))
+
+
+def structures(datalist: DataList) -> dict[str, LabelValue]:
+    """What a network tells apart: each label value but the background by its name, or the regions.
+
+    Args:
+        datalist: a data set.
+    """
+    if datalist.has_regions:
+        return datalist.foreground
+    found: dict[str, LabelValue] = dict(zip(label_names(datalist)[1:], datalist.label_values[1:], strict=True))
+    return found
 
 
 def chosen_cases(evaluation: Evaluation) -> dict[str, str]:

@@ -14,9 +14,9 @@ from monai_autoaug.data import DataList, read_datalist
 from monai_autoaug.errors import AutoAugError, DataError
 from monai_autoaug.evaluation import Evaluation
 from monai_autoaug.methods.montage import COLOURS
-from monai_autoaug.report.pictures import canonical, chosen_cases
+from monai_autoaug.report.pictures import canonical, chosen_cases, structures
 from monai_autoaug.report.planes import planes_of
-from monai_autoaug.report.predictions import PredictionRow, near
+from monai_autoaug.report.predictions import PredictionRow, channels, near
 from monai_autoaug.report.slices import grey_window, slices
 from monai_autoaug.report.source import Source
 from monai_autoaug.report.strips import Layer, Strip, strip
@@ -76,13 +76,12 @@ def _case(source: Source, datalist: DataList, name: str, title: str, names: bool
         what = "has no such case" if case is None else "its prediction is not there"
         told = name if names else None
         raise DataError(f"can't be shown: the data set {what}", file=told, remedy="give another --data")
-    values = [v for v in datalist.label_values[1:]]
+    values = [*structures(datalist).values()]
     image, spacing = canonical(case.images[0])
     reference = None if case.label is None else canonical(case.label)[0].long()[0]
     row = near(PredictionRow("", image, reference, canonical(file)[0].long()[0], spacing), values)
-    drawn, wanted = (None if x is None else np.stack([(x == v).numpy() for v in values])
-                     for x in (row.prediction, row.reference))  # fmt: skip
-    assert drawn is not None  # noqa: S101  # there is a prediction
+    drawn = channels(row.prediction, values)
+    wanted = None if row.reference is None else channels(row.reference, values)
     middle = slices(drawn if wanted is None or not wanted.any() else wanted)
     cut = [row.image[0].double().numpy().take(index, axis) for axis, index in enumerate(middle)]
     layers = [] if wanted is None else [_layer(wanted, middle, 2.0)]

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import wrap
@@ -14,8 +14,10 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
+from numpy.typing import NDArray
 from torch import Tensor
 
+from monai_autoaug.data.datalist import LabelValue
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.report.slices import (
     array,
@@ -46,7 +48,7 @@ from monai_autoaug.report.style import (
     write,
 )
 
-__all__ = ["PredictionRow", "near", "prediction_figure"]
+__all__ = ["PredictionRow", "channels", "near", "prediction_figure"]
 
 _ROW, _NARROW, _LINE = 3.1, 0.7, 0.18  # inches: the highest panel; the least column; a line of the captions
 _AROUND = 10.0  # mm: the least that is shown around the structures
@@ -76,7 +78,9 @@ class PredictionRow:
     caption: str = ""
 
 
-def prediction_figure(rows: Sequence[PredictionRow], path: str | Path, *, classes: dict[str, int]) -> Path:
+def prediction_figure(
+    rows: Sequence[PredictionRow], path: str | Path, *, classes: Mapping[str, LabelValue]
+) -> Path:  # fmt: skip
     """Draw labels (solid lines) and predictions (dashed lines and a thin colour) over their images, in three planes.
 
     Both have the colour of their structure; specks of a prediction have no line. What lies far
@@ -85,7 +89,7 @@ def prediction_figure(rows: Sequence[PredictionRow], path: str | Path, *, classe
     Args:
         rows: the cases; each is drawn to its own scale, the same in its three planes.
         path: a PNG file.
-        classes: structure -> label value.
+        classes: structure -> label value, or the values of a region.
 
     Returns:
         ``path``.
@@ -127,16 +131,25 @@ def prediction_figure(rows: Sequence[PredictionRow], path: str | Path, *, classe
     return save(made, path)
 
 
-def near(row: PredictionRow, values: Sequence[int]) -> PredictionRow:
+def channels(label: Tensor, values: Sequence[LabelValue]) -> NDArray[np.bool_]:
+    """(K, D, H, W): where each structure is in label values (D, H, W).
+
+    >>> channels(torch.tensor([[[0, 1, 2]]]), [(1, 2), 2]).astype(int).tolist()
+    [[[[0, 1, 1]]], [[[0, 0, 1]]]]
+    """
+    return np.stack([torch.isin(label, torch.tensor(value)).cpu().numpy() for value in values])
+
+
+def near(row: PredictionRow, values: Sequence[LabelValue]) -> PredictionRow:
     """The part of a case that holds the structures, drawn and predicted, with a quarter of its size around it.
 
     Args:
         row: the case.
-        values: label values of the structures.
+        values: of the structures: a label value, or those of a region.
     """
-    there = torch.isin(row.prediction, torch.tensor(values))
+    there = torch.as_tensor(channels(row.prediction, values).any(0))
     if row.reference is not None:
-        there |= torch.isin(row.reference, torch.tensor(values))
+        there |= torch.as_tensor(channels(row.reference, values).any(0))
     cut = []
     for axis, (n, mm) in enumerate(zip(there.shape, row.spacing, strict=True)):
         found = there.sum([i for i in range(3) if i != axis]).nonzero()
@@ -148,12 +161,12 @@ def near(row: PredictionRow, values: Sequence[int]) -> PredictionRow:
     return replace(row, image=row.image[:, d, h, w], reference=reference, prediction=row.prediction[d, h, w])
 
 
-def _draw_prediction(boxes: Sequence[Axes], row: PredictionRow, values: Sequence[int]) -> None:
+def _draw_prediction(boxes: Sequence[Axes], row: PredictionRow, values: Sequence[LabelValue]) -> None:
     """The three planes of one case, cut where the reference, or else the prediction, shows most structures."""
     image = array(row.image)[0]
     window = grey_window(image)
-    drawn = np.stack([(row.prediction == v).cpu().numpy() for v in values])
-    wanted = None if row.reference is None else np.stack([(row.reference == v).cpu().numpy() for v in values])
+    drawn = channels(row.prediction, values)
+    wanted = None if row.reference is None else channels(row.reference, values)
     middle = slices(drawn if wanted is None or not wanted.any() else wanted)
     for axes, (axis, _) in zip(boxes, planes(), strict=True):
         cut = axis, middle[axis], row.spacing

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.image import imread
 
 from monai_autoaug.augmenters import AffineAugmenter, AppearanceAugmenter, DeformationAugmenter
+from monai_autoaug.data import read_datalist, write_phantom
 from monai_autoaug.errors import ConfigError
 from monai_autoaug.evaluation import Evaluation
 from monai_autoaug.report import (
@@ -24,8 +25,8 @@ from monai_autoaug.report import (
     augmentation_panels,
     prediction_figure,
 )
-from monai_autoaug.report.pictures import _dice, chosen_cases
-from monai_autoaug.report.predictions import near
+from monai_autoaug.report.pictures import _dice, canonical, chosen_cases, structures
+from monai_autoaug.report.predictions import channels, near
 from monai_autoaug.report.slices import _without_specks, planes, scale_bar, show_slice, sides, slices
 from monai_autoaug.report.style import COLOURS, figure, key, key_height, structure_keys
 
@@ -117,6 +118,21 @@ def test_prediction_figure(tmp_path: Path) -> None:
     assert imread(two).shape[0] > 1.7 * imread(one).shape[0]
     with pytest.raises(ConfigError, match="at least one case"):
         prediction_figure([], tmp_path / "none.png", classes={})
+
+
+def test_regions_are_drawn_whole_and_by_their_names(tmp_path: Path, made: list[Figure]) -> None:
+    data = read_datalist(write_phantom(tmp_path / "data", cases=1, size=20, layout="nnunet", regions=True))
+    classes = structures(data)
+    assert classes == {"hook": (1, 2), "head": 1, "round": 3}
+    image, spacing = canonical(data.training[0].images[0])
+    assert data.training[0].label is not None
+    label = canonical(data.training[0].label)[0].long()[0]
+    drawn = channels(label, [*classes.values()])
+    assert drawn[0].sum() == ((label == 1) | (label == 2)).sum() > drawn[1].sum() > 0
+    prediction_figure([PredictionRow("case", image, label, label, spacing)], tmp_path / "a.png", classes=classes)
+    assert {"hook", "head", "round"} <= set(texts(made[-1]))
+    values = read_datalist(write_phantom(tmp_path / "values", cases=1, size=20, layout="nnunet"))
+    assert structures(values) == values.foreground
 
 
 def test_pictures_are_png_files(tmp_path: Path) -> None:
