@@ -14,10 +14,12 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-from fault_helpers import children, command, gone
+from fault_helpers import children, command, complete, gone, same
 from forked_cells import Forked
 
+from monai_autoaug.evaluation import Evaluation
 from monai_autoaug.evaluation.comparison.cells import CellFolder
+from monai_autoaug.evaluation.comparison.claims import holder
 
 TIMES = ("training_seconds", "training_ratio", "inference_seconds", "host_mib")
 
@@ -64,3 +66,22 @@ def kill(process: BaseProcess, moments: random.Random, *, codes: tuple[int, ...]
 def cells(folder: Path) -> Iterator[CellFolder]:
     for path in sorted(folder.glob("cells/*")):
         yield CellFolder(path)
+
+
+def whole_so_far(
+    folder: Path, whole: dict[str, tuple[Any, ...]], values: Callable[[CellFolder], tuple[Any, ...]]
+) -> None:
+    """After a kill: no half file, no half cell that counts as done, no claim of one that is dead.
+
+    Args:
+        folder: of the comparison.
+        whole: ``values`` of the cells of one that never stopped; the first of them is the evaluation.
+        values: what of a cell must not depend on kills.
+    """
+    complete(folder)
+    for cell in cells(folder):
+        assert holder(cell.path) is None
+        if cell.done:
+            same(values(cell), whole[cell.path.name], cell.path.name)
+        elif cell.evaluation.exists():
+            assert Evaluation.load(cell.evaluation).to_dict() == whole[cell.path.name][0]

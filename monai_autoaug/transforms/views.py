@@ -156,7 +156,7 @@ def _way(
         return None if way is None else way.prepared()
 
 
-_kept_way = lru_cache(maxsize=64)(_way)  # of all views of windows of one size, which are many: some 30 MiB
+_kept_way = lru_cache(maxsize=64)(_way)  # of all views of windows of one size, which are many; at most 45 MiB
 
 
 def apply_view(

@@ -32,13 +32,11 @@ from fault_helpers import (
     used_by_all,
     waited,
 )
-from killed_comparisons import TIMES, cells, compare, kill, nothing
+from killed_comparisons import TIMES, cells, compare, kill, nothing, whole_so_far
 
 from monai_autoaug.data import write_phantom
 from monai_autoaug.engines.folder import Run
-from monai_autoaug.evaluation import Evaluation
 from monai_autoaug.evaluation.comparison.cells import CellFolder
-from monai_autoaug.evaluation.comparison.claims import holder
 from monai_autoaug.reading import read_json
 
 pytestmark = needs_kill
@@ -83,17 +81,6 @@ def summary(folder: Path) -> dict[str, Any]:
     return content
 
 
-def whole_so_far(folder: Path, whole: dict[str, tuple[Any, ...]]) -> None:
-    """After a kill: no half file, no half cell that counts as done, no claim of one that is dead."""
-    complete(folder)
-    for cell in cells(folder):
-        assert holder(cell.path) is None
-        if cell.done:
-            same(values(cell), whole[cell.path.name], cell.path.name)
-        elif cell.evaluation.exists():
-            assert Evaluation.load(cell.evaluation).to_dict() == whole[cell.path.name][0]
-
-
 @pytest.mark.parametrize("kills", [4, pytest.param(100, marks=pytest.mark.long)])
 def test_a_comparison_killed_at_any_moment_ends_as_one_that_never_stopped(
     kills: int, data: Path, tmp_path: Path, processes: ForkServerContext
@@ -115,7 +102,7 @@ def test_a_comparison_killed_at_any_moment_ends_as_one_that_never_stopped(
                 ended(process)
                 finished = True
             if folder.exists():
-                whole_so_far(folder, whole)
+                whole_so_far(folder, whole, values)
         as_whole(folder, tmp_path / "whole")
 
 
